@@ -1,0 +1,1 @@
+"""fastdiff: an inference runtime for diffusion models."""
