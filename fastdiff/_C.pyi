@@ -1,0 +1,26 @@
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+version: str
+
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def scheduler_step(
+    sample: FloatArray,
+    cond: FloatArray,
+    uncond: FloatArray | None,
+    guidance: float,
+    sample_coef: float,
+    output_coef: float,
+    history: Sequence[FloatArray],
+    history_coefs: Sequence[float],
+    noise: FloatArray | None,
+    noise_coef: float,
+    out: FloatArray,
+    guided: FloatArray | None,
+    isa: str | None = None,
+) -> None: ...
