@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from fastdiff.errors import InputError, OutputError
 
-__all__ = ["check_output", "contact_sheet", "read_metadata", "to_images", "write_png"]
+__all__ = ["check_output", "contact_sheet", "numbered", "read_metadata", "to_images", "write_png"]
 
 _KEY = "fastdiff"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -25,8 +25,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def to_images(sample: NDArray[np.float32]) -> list[Image.Image]:
     """The VAE's output [N, 3, H, W], nominally in -1..1, as N pictures of 8 bits per channel.
 
-    The arithmetic is that of diffusers' ``VaeImageProcessor``: to 0..1 in float32, clamped, times 255, rounded
-    half to even. Raises InputError for another shape or for values that are not numbers.
+    The arithmetic is that of diffusers' ``VaeImageProcessor``: to 0..1 in float32, clamped, times 255,
+    rounded half to even. Raises InputError for another shape or for values that are not numbers.
     """
     if sample.ndim != 4 or sample.shape[1] != 3:
         raise InputError(f"pictures have shape {list(sample.shape)}: it must be [N, 3, height, width]")
@@ -38,7 +38,7 @@ def to_images(sample: NDArray[np.float32]) -> list[Image.Image]:
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """``path`` if a PNG can be written there. Raises OutputError with the way out; replacing a file is fine."""
+    """``path`` if a PNG can be written there. Raises OutputError; replacing a file is fine."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         better = path.with_suffix(".png") if path.name else "out.png"
@@ -53,6 +53,17 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: folder {folder} cannot be written; change its permissions or use another")
     return path
+
+
+def numbered(path: str | os.PathLike[str], count: int) -> list[Path]:
+    """File names of ``count`` pictures: ``out.png`` for one, ``out-1.png``, ``out-2.png`` … for several.
+
+    Raises OutputError as ``check_output`` does, before anything is computed.
+    """
+    path = check_output(path)
+    if count == 1:
+        return [path]
+    return [check_output(path.with_stem(f"{path.stem}-{number}")) for number in range(1, count + 1)]
 
 
 def write_png(path: str | os.PathLike[str], image: Image.Image, metadata: Mapping[str, Any]) -> Path:
@@ -89,15 +100,17 @@ def write_png(path: str | os.PathLike[str], image: Image.Image, metadata: Mappin
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What ``write_png`` put into a PNG file: how the picture was made.
 
-    ``pipe(**metadata["settings"]).images[metadata["index"]]`` is the picture again, on the engine whose hash is
-    ``metadata["engine"]``. Raises InputError for a file that is no PNG or that holds no such data.
+    ``pipe(**metadata["settings"]).images[metadata["index"]]`` is the picture again, on the engine whose hash
+    is ``metadata["engine"]``. Raises InputError for a file that is no PNG or that holds no such data.
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # text chunks may follow the pixels
             text = image.info.get(_KEY)
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as PNG ({error}): give a picture that fastdiff wrote") from error
+        raise InputError(
+            f"{path} cannot be read as PNG ({error}): give a picture that fastdiff wrote"
+        ) from error
     try:
         metadata = json.loads(text) if text is not None else None
     except ValueError:

@@ -71,7 +71,7 @@ def check_request(
     prompt: object,
     negative: object,
     steps: object,
-    sampler: str,
+    sampler: object,
     guidance: object,
     seed: object,
     num: object,
@@ -91,6 +91,8 @@ def check_request(
         raise InputError(
             f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for each, or one string"
         )
+    if not isinstance(sampler, str):
+        raise InputError(f"sampler is {_show(sampler)}: it must be a name, such as 'ddim'")
     eta = _number("eta", eta)
     if not 0.0 <= eta <= 1.0:
         raise InputError(f"eta is {eta:g}: it must be from 0 (DDIM) to 1 (DDPM)")
@@ -115,7 +117,9 @@ def check_request(
 def _texts(name: str, value: object) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)):
-        raise InputError(f"{name} is of type {type(value).__name__}: it must be a string or a list of strings")
+        raise InputError(
+            f"{name} is of type {type(value).__name__}: it must be a string or a list of strings"
+        )
     if not texts:
         raise InputError(f"{name} is an empty list: give at least one string")
     for index, text in enumerate(texts):

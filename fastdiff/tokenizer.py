@@ -4,7 +4,7 @@ A prompt becomes token ids in five stages, as in Radford et al. 2021 ("Learning 
 From Natural Language Supervision") and as ``transformers.CLIPTokenizer`` does it:
 
     NFC, white space runs → one space, lower case
-    → words: special tokens, English contractions, letter runs, single digits, symbol runs; white space is dropped
+    → words: special tokens, English contractions, letter runs, single digits, symbol runs; no white space
     → bytes, each written as one printable character
     → merges by rank; the last symbol of a word carries the suffix ``</w>``
     → ``<|startoftext|>`` … ``<|endoftext|>``, cut to the window and filled up with the pad token
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Encoding, Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from fastdiff.errors import EngineDamagedError
@@ -75,7 +75,9 @@ class ClipTokenizer:
             )
         try:
             tokenizer = _build(vocab, merges, specials, _read_added_tokens(folder, config, specials))
-        except Exception as error:  # the tokenizers library raises bare Exception for a vocabulary it cannot use
+        except (
+            Exception
+        ) as error:  # the tokenizers library raises bare Exception for a vocabulary it cannot use
             raise EngineDamagedError(
                 f"tokenizer files in {folder} do not fit together ({error}): rebuild the engine"
             ) from error
@@ -164,7 +166,7 @@ def _added_token(value: Any) -> AddedToken:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """``tokenizer_config.json``; special tokens of the older ``special_tokens_map.json`` win unless listed in it."""
+    """``tokenizer_config.json``; special tokens of an older ``special_tokens_map.json`` win."""
     path = folder / "tokenizer_config.json"
     config: dict[str, Any] = _read_json(path) if path.exists() else {}
     legacy = folder / "special_tokens_map.json"
@@ -176,7 +178,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_added_tokens(
     folder: Path, config: dict[str, Any], specials: dict[str, AddedToken]
 ) -> list[AddedToken]:
-    """Tokens beside the BPE vocabulary in the order of their ids: special ones and those of textual inversion."""
+    """Tokens beside the BPE vocabulary by id: special ones and those of textual inversion."""
     if "added_tokens_decoder" in config:
         listed = {int(index): _added_token(token) for index, token in config["added_tokens_decoder"].items()}
     elif (folder / "tokenizer.json").exists():
@@ -202,17 +204,20 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]
         lines = [line.strip() for line in _read_text(folder / "merges.txt").split("\n")]
         lines = [line for line in lines if line and not line.startswith("#version")]
     if not isinstance(vocab, dict) or not isinstance(lines, list):
-        raise EngineDamagedError(f"tokenizer in {folder} has no BPE vocabulary with merges: rebuild the engine")
+        raise EngineDamagedError(
+            f"tokenizer in {folder} has no BPE vocabulary with merges: rebuild the engine"
+        )
     merges = [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]
     for number, merge in enumerate(merges, 1):  # the library skips merges that it cannot apply, silently
         if len(merge) != 2:
             raise EngineDamagedError(
-                f"tokenizer in {folder}: merge {number} is {' '.join(merge)!r}, wanted two symbols: rebuild the engine"
+                f"tokenizer in {folder}: merge {number} is {' '.join(merge)!r}, wanted two symbols: "
+                f"rebuild the engine"
             )
         if not {*merge, "".join(merge)} <= vocab.keys():
             raise EngineDamagedError(
-                f"tokenizer in {folder}: merge {number}, {' '.join(merge)!r}, is of symbols that are not in the "
-                f"vocabulary of {len(vocab)}: rebuild the engine"
+                f"tokenizer in {folder}: merge {number}, {' '.join(merge)!r}, is of symbols that are not in "
+                f"the vocabulary of {len(vocab)}: rebuild the engine"
             )
     return vocab, [(left, right) for left, right in merges]
 

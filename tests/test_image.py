@@ -19,7 +19,7 @@ METADATA = {
     "fastdiff": "0.1.0",
     "engine": "ab" * 32,
     "index": 1,
-    "prompt": "naïve 東京 🎨 \"quoted\"\nline\x00nul",
+    "prompt": 'naïve 東京 🎨 "quoted"\nline\x00nul',
     "settings": {"seed": 2**64 - 1, "guidance": 7.5, "eta": 0.1},
 }
 
@@ -36,7 +36,9 @@ def test_conversion_equals_diffusers(shape: tuple[int, ...]) -> None:
     from diffusers.image_processor import VaeImageProcessor
 
     sample = np.random.default_rng(1).normal(0, 0.9, shape).astype(np.float32)
-    sample.flat[:8] = [-1, 1, 0, -2, 3, 1e30, -1e30, np.nextafter(np.float32(1), np.float32(0))][: sample.size]
+    sample.flat[:8] = [-1, 1, 0, -2, 3, 1e30, -1e30, np.nextafter(np.float32(1), np.float32(0))][
+        : sample.size
+    ]
     wanted = VaeImageProcessor(vae_scale_factor=8).postprocess(torch.from_numpy(sample), output_type="pil")
     for ours, theirs in zip(to_images(sample), wanted, strict=True):
         assert ours.mode == "RGB"
@@ -165,7 +167,9 @@ def test_metadata_of_other_files_is_refused(tmp_path: Path) -> None:
 
 def test_contact_sheet_places_pictures_and_captions() -> None:
     images = [picture(20, 20, seed) for seed in range(5)]
-    sheet = contact_sheet(images, [f"caption {index} with words" for index in range(5)], columns=3, scale=2, margin=10)
+    sheet = contact_sheet(
+        images, [f"caption {index} with words" for index in range(5)], columns=3, scale=2, margin=10
+    )
     assert sheet.width == 3 * 50 + 10
     np.testing.assert_array_equal(np.asarray(sheet)[10:50:2, 10:50:2], np.asarray(images[0]))
     np.testing.assert_array_equal(np.asarray(sheet)[10:50:2, 60:100:2], np.asarray(images[1]))

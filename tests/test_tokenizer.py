@@ -1,4 +1,4 @@
-"""ClipTokenizer against transformers' CLIPTokenizer, on a vocabulary of thousands of merges and on a tiny one."""
+"""ClipTokenizer against transformers' CLIPTokenizer, on large and tiny vocabularies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROMPTS = [
     "no-break\u00a0space, thin\u2009space, ideographic\u3000space, zero\u200bwidth",
     "don't can't I'm they're we've she'll he'd it's 'sup IT'S",
     "1234 3.14 v2.0 10% $5 #1 50/50 1e-4 ½ ² Ⅷ",
-    "hello!!! what??? (yes) [no] {maybe} <tag> a&b @home ~x^y_z `code` \\ | \"quoted\"",
+    'hello!!! what??? (yes) [no] {maybe} <tag> a&b @home ~x^y_z `code` \\ | "quoted"',
     "!",
     "a ! b!c !! d",
     "crème brûlée naïve façade Ångström ÀÉÎÕÜ",
@@ -70,7 +70,7 @@ def train(folder: Path, vocab_size: int, *, complete: bool, config: dict[str, ob
     trainer = BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
-    # the standard library's own help texts: English prose, code, punctuation and numbers that are always at hand
+    # the standard library's own help texts: English prose, code, punctuation and numbers, always at hand
     text = "\n".join(str(module.__doc__) for module in (argparse, json, textwrap, subprocess, np, sys))
     text += Path(argparse.__file__).read_text(encoding="utf-8")
     tokenizer.train_from_iterator([*text.split("\n"), *PROMPTS[3:5]], trainer)
@@ -97,7 +97,13 @@ def train(folder: Path, vocab_size: int, *, complete: bool, config: dict[str, ob
 
 
 def added(content: str, **flags: bool) -> dict[str, object]:
-    return {"__type": "AddedToken", "content": content, "lstrip": False, "rstrip": False, "single_word": False} | flags
+    return {
+        "__type": "AddedToken",
+        "content": content,
+        "lstrip": False,
+        "rstrip": False,
+        "single_word": False,
+    } | flags
 
 
 FOLDERS = {
@@ -134,7 +140,9 @@ def oracle(folder: Path):
     tokenizer = CLIPTokenizer.from_pretrained(folder)
 
     def encode(prompts: list[str]) -> np.ndarray:
-        batch = tokenizer(prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
+        batch = tokenizer(
+            prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True
+        )
         return np.array(batch["input_ids"])
 
     return encode
@@ -173,7 +181,7 @@ def test_a_folder_that_transformers_saved_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["tokenizer.json", "added_tokens_decoder", "added_tokens.json"])
 def test_tokens_added_after_training(tmp_path: Path, form: str) -> None:
-    """Textual inversion adds words to the vocabulary; three versions of transformers wrote them in three files."""
+    """Textual inversion adds words; versions of transformers wrote them into three different files."""
     from transformers import CLIPTokenizer
 
     first = train(tmp_path / "first", 400, complete=True)
@@ -210,7 +218,10 @@ def test_dropped_text_is_exactly_what_was_cut(large: Path) -> None:
     full = tokenizer.tokenize("1 2 3 4 5 6")
     assert (full.dropped, len(full.ids)) == ("", 8)
     assert tokenizer.tokenize("1 2 3 4 5 6   7").dropped == "7"
-    assert tokenizer.tokenize("1 2 3 4 5 6  Ünïcode  KEEPS its\tspelling! ").dropped == "Ünïcode  KEEPS its\tspelling!"
+    assert (
+        tokenizer.tokenize("1 2 3 4 5 6  Ünïcode  KEEPS its\tspelling! ").dropped
+        == "Ünïcode  KEEPS its\tspelling!"
+    )
     kept = tokenizer.tokenize("1 2 3 4 5 6").ids
     assert tokenizer.tokenize("1 2 3 4 5 6 7 8").ids == kept
     assert tokenizer.tokenize("1 2 3 4 5 6    \n").dropped == "", "white space alone loses nothing"
@@ -232,7 +243,9 @@ def test_window_is_the_smaller_of_encoder_and_config(tmp_path: Path) -> None:
     folder = train(tmp_path / "t", 300, complete=True, config={"model_max_length": 16})
     assert ClipTokenizer(folder, 77).window == 16
     assert ClipTokenizer(folder, 12)(["a"]).shape == (1, 12)
-    huge = train(tmp_path / "h", 300, complete=True, config={"model_max_length": 1000000000000000019884624838656})
+    huge = train(
+        tmp_path / "h", 300, complete=True, config={"model_max_length": 1000000000000000019884624838656}
+    )
     assert ClipTokenizer(huge, 77).window == 77
 
 
