@@ -16,26 +16,17 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff._version import __version__
+from fastdiff.denoise import Denoiser, run_table
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import FastdiffWarning, InputError, NumericError
 from fastdiff.request import Request, check_request
-from fastdiff.samplers import (
-    SAMPLERS,
-    Callback,
-    Generator,
-    NoiseSchedule,
-    StepTable,
-    make_table,
-    sample,
-    sampler_of,
-)
+from fastdiff.result import Result, Timings, picture_metadata
+from fastdiff.samplers import SAMPLERS, Callback, Generator, NoiseSchedule, make_table, sampler_of
 from fastdiff.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -49,45 +40,6 @@ Array = NDArray[np.float32]
 
 _NEEDED = ("text_encoder", "unet", "vae_decoder")
 _CACHED_PROMPTS = 16
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Wall-clock seconds of one call. ``steps`` has one entry per evaluation of the U-Net and its step."""
-
-    text_encoder: float
-    steps: tuple[float, ...]
-    vae: float
-    total: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call returns.
-
-    ``images``: the pictures, all of the first prompt first. ``latents``: float32 [pictures, channels,
-    height / factor, width / factor], before the VAE's scaling. ``metadata``: one JSON object per picture, as
-    ``save`` puts into the PNG; ``pipe(**metadata["settings"]).images[metadata["index"]]`` repeats it.
-    """
-
-    images: list[Image]
-    latents: Array
-    seed: int
-    timings: Timings
-    metadata: list[dict[str, Any]]
-
-    def save(self, path: str | os.PathLike[str]) -> list[str]:
-        """Write the pictures as PNG with their metadata; returns the names.
-
-        One picture is written to ``path``, several to ``out-1.png``, ``out-2.png`` … for ``out.png``.
-        Raises OutputError; every file that exists is complete.
-        """
-        from fastdiff.image import numbered, write_png
-
-        paths = numbered(path, len(self.images))
-        for name, image, metadata in zip(paths, self.images, self.metadata, strict=True):
-            write_png(name, image, metadata)
-        return [os.fspath(name) for name in paths]
 
 
 class Modules(Mapping[str, "Session"]):
@@ -150,9 +102,8 @@ class Pipeline:
         ``sampler`` None is the checkpoint's own; ``seed`` None draws one, which the result holds; ``height``
         and ``width`` are in pixels, None being the engine's default. ``guidance`` up to 1 skips the
         unconditional half. ``eta`` is DDIM's η. ``latents``, float32 [pictures, channels, h, w] of unit
-        variance, replaces the drawn noise. ``callback(step, total, latents)`` is called after every evaluation
-        of the U-Net, ``step`` counting from 1; copy the latents to keep them. ``progress`` shows a bar on a
-        terminal.
+        variance, replaces the drawn noise. ``callback(step, total, latents)`` is called after each evaluation
+        of the U-Net, ``step`` counting from 1; copy the latents to keep them. ``progress`` draws a bar.
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
         """
@@ -178,12 +129,13 @@ class Pipeline:
         embed_begin = time.perf_counter()
         denoise = self._denoiser(request)
         embedded = time.perf_counter()
-        final, seconds = _run(table, denoise, start, request, generator, callback, progress)
+        final, seconds = run_table(table, denoise, start, request, generator, callback, progress)
         decode_begin = time.perf_counter()
         images = self._decode(final)
         end = time.perf_counter()
         timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
-        return Result(images, final, request.seed, timings, self._metadata(request, latents is not None))
+        metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
+        return Result(images, final, request.seed, timings, metadata)
 
     def default_sampler(self) -> str:
         """The sampler that the checkpoint's scheduler config names. Raises InputError when there is none."""
@@ -290,95 +242,6 @@ class Pipeline:
                 "the VAE gave NaN or infinity from finite latents: check the engine with fastdiff verify"
             )
         return to_images(decoded)
-
-    def _metadata(self, request: Request, latents_given: bool) -> list[dict[str, Any]]:
-        common: dict[str, Any] = {"fastdiff": __version__, "engine": self.engine.engine_hash}
-        if latents_given:
-            common["latents"] = "given"  # the settings alone do not repeat the picture
-        common["settings"] = request.settings()
-        return [
-            {
-                **common,
-                "index": index,
-                "prompt": request.prompts[index // request.num],
-                "negative": request.negatives[index // request.num],
-            }
-            for index in range(request.pictures)
-        ]
-
-
-class Denoiser:
-    """The U-Net as the sampler loop calls it, with classifier-free guidance as one batch.
-
-    ``conditional`` and ``unconditional`` are [batch, tokens, hidden]; the latter None without guidance.
-    The batch is [unconditional, conditional], the order of diffusers.
-    """
-
-    def __init__(self, unet: Session, conditional: Array, unconditional: Array | None) -> None:
-        self._unet = unet
-        self._conditional = conditional
-        self._both = None if unconditional is None else np.concatenate([unconditional, conditional])
-
-    def __call__(self, sample: Array, timestep: float, guided: bool) -> tuple[Array, Array | None]:
-        """Outputs (conditional, unconditional) for ``sample`` [batch, channels, h, w], already scaled."""
-        if not guided or self._both is None:
-            return self._predict(sample, timestep, self._conditional), None
-        output = self._predict(np.concatenate([sample, sample]), timestep, self._both)
-        return output[len(sample) :], output[: len(sample)]
-
-    def _predict(self, sample: Array, timestep: float, states: Array) -> Array:
-        step = np.float32(timestep)
-        output: Array = self._unet(sample=sample, timestep=step, encoder_hidden_states=states)["sample"]
-        return output
-
-
-def _run(
-    table: StepTable,
-    denoise: Denoiser,
-    start: Array,
-    request: Request,
-    generator: Generator,
-    callback: Callback | None,
-    progress: bool,
-) -> tuple[Array, tuple[float, ...]]:
-    """Run the sampler loop with progress, checks and timing; returns the latents and seconds per step."""
-    seconds: list[float] = []
-    bar = _progress_bar(table.evaluations) if progress else None
-    last = time.perf_counter()
-
-    def after_step(step: int, total: int, latents: Array) -> None:
-        nonlocal last
-        if not np.isfinite(latents).all():
-            raise NumericError(
-                f"NaN or infinity in the latents after step {step} of {total}: use a guidance lower than "
-                f"{request.guidance:g}, or check the engine with fastdiff verify"
-            )
-        seconds.append(time.perf_counter() - last)
-        if bar is not None:
-            bar.update()
-        if callback is not None:
-            callback(step, total, latents)
-        last = time.perf_counter()
-
-    try:
-        latents = sample(
-            table,
-            denoise,
-            start,
-            guidance=request.guidance if request.guided else 1.0,
-            noise=generator,
-            callback=after_step,
-        )
-    finally:
-        if bar is not None:
-            bar.close()
-    return latents, tuple(seconds)
-
-
-def _progress_bar(total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="step", dynamic_ncols=True, leave=True, desc="sampling")
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Pipeline:
