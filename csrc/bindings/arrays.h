@@ -35,6 +35,7 @@ void refuse_overlap(const float* out, const char* out_name, const float* other, 
 // The instruction set of one call: the named one, else the process's.
 Isa choose_isa(const std::optional<std::string>& name);
 
+void bind_randn(py::module_& module);
 void bind_scheduler_step(py::module_& module);
 
 }  // namespace fastdiff::bindings
