@@ -9,6 +9,17 @@ version: str
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
+def group_norm_silu(
+    x: FloatArray,
+    weight: FloatArray | None,
+    bias: FloatArray | None,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    layout: str,
+    out: FloatArray,
+    isa: str | None = None,
+) -> None: ...
 def scheduler_step(
     sample: FloatArray,
     cond: FloatArray,
@@ -21,7 +32,7 @@ def scheduler_step(
     noise: FloatArray | None,
     noise_coef: float,
     out: FloatArray,
-    guided: FloatArray | None,
+    guided: FloatArray,
     isa: str | None = None,
 ) -> None: ...
 

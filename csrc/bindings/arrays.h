@@ -15,26 +15,29 @@ namespace py = pybind11;
 
 using Shape = std::vector<py::ssize_t>;
 
-Shape shape_of(const py::array& array);
+// Shape of an object that has passed input().
+Shape shape_of(const py::object& array);
+std::size_t size_of(const Shape& shape);
 std::string to_string(const Shape& shape);
 
-// The array's elements, after checking that it is float32, C-contiguous and, when `shape` is given, of that
-// shape. Throws InputError; `name` is the argument's.
-const float* input(const py::array& array, const char* name, const Shape* shape = nullptr);
+// The array's elements, after checking that it is a float32 NumPy array, C-contiguous and, when `shape` is
+// given, of that shape. Throws InputError; `name` is the argument's.
+const float* input(const py::object& array, const std::string& name, const Shape* shape = nullptr);
 
 // As input, and writeable.
-float* output(py::array& array, const char* name, const Shape& shape);
+float* output(const py::object& array, const std::string& name, const Shape& shape);
 
-// Throws InputError when `size` floats at `out` overlap `size` floats at `in` without being the same floats.
-void refuse_partial_overlap(const float* out, const char* out_name, const float* in, const char* in_name,
-                            std::size_t size);
-// Throws InputError when they overlap at all.
-void refuse_overlap(const float* out, const char* out_name, const float* other, const char* other_name,
-                    std::size_t out_size, std::size_t other_size);
+// Throws InputError when the two overlap.
+void refuse_overlap(const float* out, const std::string& out_name, const float* other,
+                    const std::string& other_name, std::size_t out_size, std::size_t other_size);
+// Throws InputError when two arrays of `size` overlap without being the same array.
+void refuse_partial_overlap(const float* out, const std::string& out_name, const float* in,
+                            const std::string& in_name, std::size_t size);
 
 // The instruction set of one call: the named one, else the process's.
 Isa choose_isa(const std::optional<std::string>& name);
 
+void bind_group_norm_silu(py::module_& module);
 void bind_randn(py::module_& module);
 void bind_scheduler_step(py::module_& module);
 

@@ -3,15 +3,19 @@
 
 #include "cpu/isa.h"
 #include "cpu/isa_tags.h"
+#include "kernels/group_norm_silu.h"
 #include "kernels/scheduler_step.h"
 
 namespace fastdiff {
 
 // Defined in cpu/<op>.cpp, instantiated there for the tag of the instruction set the file is compiled for.
 template <class I>
+void group_norm_silu(const GroupNormSiluArgs& args);
+template <class I>
 void scheduler_step(const SchedulerStepArgs& args);
 
 struct Kernels {
+    void (*group_norm_silu)(const GroupNormSiluArgs& args);
     void (*scheduler_step)(const SchedulerStepArgs& args);
 };
 

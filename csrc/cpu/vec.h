@@ -64,9 +64,8 @@ FASTDIFF_INLINE Vec<float, I> exp(Vec<float, I> x) {
 template <class I>
 FASTDIFF_INLINE Vec<float, I> silu(Vec<float, I> x) {
     using V = Vec<float, I>;
-    // Below -80 the result is smaller than 1e-32 either way, and the denominator stays far from overflow.
-    const V denominator = V::broadcast(1.0f) + exp(min(V::broadcast(80.0f), V::zero() - x));
-    return x * reciprocal(denominator);
+    x = max(V::broadcast(-80.0f), x);  // below, the result is under 1e-32 either way and the denominator overflows
+    return x * reciprocal(V::broadcast(1.0f) + exp(V::zero() - x));
 }
 
 }  // namespace fastdiff

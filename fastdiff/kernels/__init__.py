@@ -7,6 +7,7 @@ and are therefore imported only by name.
 
 from __future__ import annotations
 
+from fastdiff.kernels.group_norm_silu import group_norm_silu
 from fastdiff.kernels.scheduler_step import scheduler_step
 
-__all__ = ["scheduler_step"]
+__all__ = ["group_norm_silu", "scheduler_step"]

@@ -50,9 +50,9 @@ def scheduler_step(
     differs from that of the arrays, or noise that is missing while its coefficient is not zero.
     """
     if out is None:
-        out = np.empty(sample.shape, np.float32)
+        out = np.empty(np.shape(sample), np.float32)
     if guided is None:
-        guided = np.empty(sample.shape, np.float32)
+        guided = np.empty(np.shape(sample), np.float32)
     _C.scheduler_step(
         sample,
         cond,
