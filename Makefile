@@ -1,0 +1,59 @@
+# make test   set up, lint, all tests       make demo    set up, build an engine, generate pictures
+# make smoke  half a minute of tests        make lint    ruff, mypy, clang-format    make format  apply them
+# Needs python3 (3.11 or newer, with its headers), a C++ compiler and make; everything else is installed in .venv.
+
+PYTHON ?= python3
+# 1 turns compiler warnings into errors; continuous integration sets it.
+FASTDIFF_WERROR ?= 0
+export FASTDIFF_WERROR
+VENV := .venv
+BIN := $(VENV)/bin
+
+NATIVE := $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.c')
+
+.PHONY: test lint format smoke demo venv clean
+.DELETE_ON_ERROR:
+
+test: venv lint
+	$(BIN)/python -m pytest
+
+smoke: venv
+	$(BIN)/python -m pytest -m smoke
+
+demo: venv
+	$(BIN)/python -m fastdiff.zoo.demo
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+venv: $(VENV)/.installed
+
+# Three stamps, so that editing a kernel compiles it and installs nothing.
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastdiff needs Python 3.11 or newer, found " + sys.version)'
+	rm -rf $(VENV)
+	@echo 'creating $(VENV) with pinned versions; this takes a few minutes once'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.requirements: $(VENV)/.created requirements-pinned.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-pinned.txt
+	touch $@
+
+# --no-deps: the pinned set is complete, and nothing may be resolved past it.
+$(VENV)/.installed: $(VENV)/.requirements pyproject.toml setup.py CMakeLists.txt fastdiff/_version.py $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f fastdiff/_C*.so

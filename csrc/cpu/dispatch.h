@@ -1,0 +1,25 @@
+// The kernels of one instruction set, as a table of function pointers: chosen once, outside of all loops.
+#pragma once
+
+#include "cpu/isa.h"
+#include "cpu/isa_tags.h"
+#include "kernels/group_norm_silu.h"
+#include "kernels/scheduler_step.h"
+
+namespace fastdiff {
+
+// Defined in cpu/<op>.cpp, instantiated there for the tag of the instruction set the file is compiled for.
+template <class I>
+void group_norm_silu(const GroupNormSiluArgs& args);
+template <class I>
+void scheduler_step(const SchedulerStepArgs& args);
+
+struct Kernels {
+    void (*group_norm_silu)(const GroupNormSiluArgs& args);
+    void (*scheduler_step)(const SchedulerStepArgs& args);
+};
+
+// The table of an instruction set for which isa_available is true.
+const Kernels& kernels(Isa isa);
+
+}  // namespace fastdiff

@@ -1,0 +1,79 @@
+// Vec<T, I>: one register of T on the instruction set I. A kernel file is written once against it and
+// compiled once per instruction set.
+//
+//   using V = Vec<float, I>;               V::width floats
+//   V::load(p), V::load(p, n)              unaligned; with n < width the rest is zero and is not read
+//   v.store(p), v.store(p, n)              likewise: nothing beyond n is written
+//   V::broadcast(s), V::zero()
+//   + - * /, fmadd(a, b, c) = a*b + c, fnmadd(a, b, c) = c - a*b, min, max, reduce_add
+//   round, scale_by_power_of_two(v, n), reciprocal, exp
+//   Vec<double, I>                         half as wide, for accumulating: load_floats widens while loading
+//
+// Every file sees the specialisation of its own instruction set only, all functions are inlined into their
+// caller, and kernels hold no function that is not a template on I or local to the file. Otherwise the linker
+// could pick an AVX-512 copy of an inline function for everyone. For the same reason this header includes no
+// C++ standard header with inline functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/isa_tags.h"
+
+#define FASTDIFF_INLINE [[gnu::always_inline]] inline
+
+namespace fastdiff {
+
+template <class T, class I>
+struct Vec;
+
+}  // namespace fastdiff
+
+#if FASTDIFF_ISA_AVX512
+#include "cpu/vec_avx512.h"
+#elif FASTDIFF_ISA_AVX2
+#include "cpu/vec_avx2.h"
+#else
+#include "cpu/vec_portable.h"
+#endif
+
+namespace fastdiff {
+
+// exp(x) to about 2 ulp for x in [-86, 88]; undefined outside. NaN stays NaN or becomes a finite number:
+// callers that must keep it combine the result with x. Cody and Waite (1980): x = n ln2 + r with |r| <= ln2 /
+// 2, exp(x) = 2^n exp(r); the polynomial is Cephes' expf.
+template <class I>
+FASTDIFF_INLINE Vec<float, I> exp_in_range(Vec<float, I> x) {
+    using V = Vec<float, I>;
+    const V n = round(x * V::broadcast(1.44269504088896341f));
+    V r = fnmadd(n, V::broadcast(0.693359375f),
+                 x);  // ln2 in two parts; the first has few bits, so n * it is exact
+    r = fnmadd(n, V::broadcast(-2.12194440e-4f), r);
+    V p = V::broadcast(1.9875691500e-4f);
+    p = fmadd(p, r, V::broadcast(1.3981999507e-3f));
+    p = fmadd(p, r, V::broadcast(8.3334519073e-3f));
+    p = fmadd(p, r, V::broadcast(4.1665795894e-2f));
+    p = fmadd(p, r, V::broadcast(1.6666665459e-1f));
+    p = fmadd(p, r, V::broadcast(5.0000001201e-1f));
+    p = fmadd(p * r, r, r + V::broadcast(1.0f));
+    return scale_by_power_of_two(p, n);
+}
+
+// exp(x); outside [-86, 88], x counts as the nearer end.
+template <class I>
+FASTDIFF_INLINE Vec<float, I> exp(Vec<float, I> x) {
+    using V = Vec<float, I>;
+    return exp_in_range(max(V::broadcast(-86.0f), min(V::broadcast(88.0f), x)));
+}
+
+// x * sigmoid(x) (Hendrycks and Gimpel 2016; Ramachandran et al. 2017). NaN stays NaN.
+template <class I>
+FASTDIFF_INLINE Vec<float, I> silu(Vec<float, I> x) {
+    using V = Vec<float, I>;
+    x = max(V::broadcast(-80.0f),
+            x);  // below, the result is under 1e-32 either way and the denominator overflows
+    const V e = exp_in_range(V::zero() - min(V::broadcast(86.0f), x));
+    return x * reciprocal(V::broadcast(1.0f) + e);
+}
+
+}  // namespace fastdiff

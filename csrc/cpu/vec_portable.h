@@ -1,0 +1,89 @@
+// Vec from GCC's and Clang's vector extensions: 16 bytes, which every x86-64 (SSE2) and every 64-bit Arm
+// (NEON) has. Included by vec.h only. __builtin_memcpy of a register is an unaligned load or store.
+#pragma once
+
+namespace fastdiff {
+
+template <>
+struct Vec<float, isa::Portable> {
+    static constexpr std::size_t width = 4;
+    typedef float Register __attribute__((vector_size(16)));
+    typedef std::int32_t Bits __attribute__((vector_size(16)));
+    Register v;
+
+    FASTDIFF_INLINE static Vec zero() { return {Register{}}; }
+    FASTDIFF_INLINE static Vec broadcast(float s) { return {Register{s, s, s, s}}; }
+    FASTDIFF_INLINE static Vec load(const float* p) {
+        Vec r;
+        __builtin_memcpy(&r.v, p, sizeof(r.v));
+        return r;
+    }
+    FASTDIFF_INLINE static Vec load(const float* p, std::size_t n) {
+        float lanes[width] = {};
+        for (std::size_t i = 0; i < n && i < width; ++i) lanes[i] = p[i];
+        return load(lanes);
+    }
+    FASTDIFF_INLINE void store(float* p) const { __builtin_memcpy(p, &v, sizeof(v)); }
+    FASTDIFF_INLINE void store(float* p, std::size_t n) const {
+        float lanes[width];
+        store(lanes);
+        for (std::size_t i = 0; i < n && i < width; ++i) p[i] = lanes[i];
+    }
+};
+
+template <>
+struct Vec<double, isa::Portable> {
+    static constexpr std::size_t width = 2;
+    typedef double Register __attribute__((vector_size(16)));
+    Register v;
+
+    FASTDIFF_INLINE static Vec zero() { return {Register{}}; }
+    FASTDIFF_INLINE static Vec load(const double* p) {
+        Vec r;
+        __builtin_memcpy(&r.v, p, sizeof(r.v));
+        return r;
+    }
+    FASTDIFF_INLINE static Vec load_floats(const float* p) { return {Register{p[0], p[1]}}; }
+    FASTDIFF_INLINE static Vec load_floats(const float* p, std::size_t n) {
+        return {Register{n > 0 ? p[0] : 0.0, n > 1 ? p[1] : 0.0}};
+    }
+    FASTDIFF_INLINE void store(double* p) const { __builtin_memcpy(p, &v, sizeof(v)); }
+};
+
+using FloatPortable = Vec<float, isa::Portable>;
+using DoublePortable = Vec<double, isa::Portable>;
+
+FASTDIFF_INLINE FloatPortable operator+(FloatPortable a, FloatPortable b) { return {a.v + b.v}; }
+FASTDIFF_INLINE FloatPortable operator-(FloatPortable a, FloatPortable b) { return {a.v - b.v}; }
+FASTDIFF_INLINE FloatPortable operator*(FloatPortable a, FloatPortable b) { return {a.v * b.v}; }
+FASTDIFF_INLINE FloatPortable operator/(FloatPortable a, FloatPortable b) { return {a.v / b.v}; }
+// With NaN in b, min and max return b.
+FASTDIFF_INLINE FloatPortable min(FloatPortable a, FloatPortable b) { return {a.v < b.v ? a.v : b.v}; }
+FASTDIFF_INLINE FloatPortable max(FloatPortable a, FloatPortable b) { return {a.v > b.v ? a.v : b.v}; }
+// Two roundings where the others have one: SSE2 has no fused multiply-add.
+FASTDIFF_INLINE FloatPortable fmadd(FloatPortable a, FloatPortable b, FloatPortable c) {
+    return {a.v * b.v + c.v};
+}
+FASTDIFF_INLINE FloatPortable fnmadd(FloatPortable a, FloatPortable b, FloatPortable c) {
+    return {c.v - a.v * b.v};
+}
+// Adding 1.5 * 2^23 leaves no bits for a fraction; valid below 2^22.
+FASTDIFF_INLINE FloatPortable round(FloatPortable a) {
+    const FloatPortable magic = FloatPortable::broadcast(12582912.0f);
+    return (a + magic) - magic;
+}
+// n is a whole number and the result a normal float: n is added to the exponent's bits.
+FASTDIFF_INLINE FloatPortable scale_by_power_of_two(FloatPortable a, FloatPortable n) {
+    using Bits = FloatPortable::Bits;
+    const Bits exponent = __builtin_convertvector(n.v, Bits) << 23;
+    return {reinterpret_cast<FloatPortable::Register>(reinterpret_cast<Bits>(a.v) + exponent)};
+}
+FASTDIFF_INLINE FloatPortable reciprocal(FloatPortable a) { return FloatPortable::broadcast(1.0f) / a; }
+
+FASTDIFF_INLINE DoublePortable operator+(DoublePortable a, DoublePortable b) { return {a.v + b.v}; }
+FASTDIFF_INLINE DoublePortable fmadd(DoublePortable a, DoublePortable b, DoublePortable c) {
+    return {a.v * b.v + c.v};
+}
+FASTDIFF_INLINE double reduce_add(DoublePortable a) { return a.v[0] + a.v[1]; }
+
+}  // namespace fastdiff

@@ -1,0 +1,37 @@
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+version: str
+
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def group_norm_silu(
+    x: FloatArray,
+    weight: FloatArray | None,
+    bias: FloatArray | None,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    layout: str,
+    out: FloatArray,
+    isa: str | None = None,
+) -> None: ...
+def scheduler_step(
+    sample: FloatArray,
+    cond: FloatArray,
+    uncond: FloatArray | None,
+    guidance: float,
+    sample_coef: float,
+    output_coef: float,
+    history: Sequence[FloatArray],
+    history_coefs: Sequence[float],
+    noise: FloatArray | None,
+    noise_coef: float,
+    out: FloatArray,
+    guided: FloatArray,
+    isa: str | None = None,
+) -> None: ...

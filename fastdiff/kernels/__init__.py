@@ -1,0 +1,13 @@
+"""Kernels: one stem per op.
+
+``<op>.py`` holds the public function on NumPy arrays, run by the compiled ``fastdiff._C``. ``reference.py``,
+the specification in plain PyTorch, and ``library.py``, which registers the ops with ``torch.library``, import
+torch and are therefore imported only by name.
+"""
+
+from __future__ import annotations
+
+from fastdiff.kernels.group_norm_silu import group_norm_silu
+from fastdiff.kernels.scheduler_step import scheduler_step
+
+__all__ = ["group_norm_silu", "scheduler_step"]

@@ -1,0 +1,71 @@
+"""The specification of every ``fastdiff::`` op, in plain PyTorch.
+
+Each function is the op's CPU implementation inside PyTorch, what every kernel test compares with, and what
+every benchmark verifies against before it prints a number. They compute in the dtype of their inputs: called
+with float32 they are the op, called with float64 they are the yardstick for its rounding. No function returns
+memory of its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["group_norm_silu", "scheduler_step"]
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float = 1e-5,
+    silu: bool = True,
+    layout: str = "NHWC",
+) -> Tensor:
+    """Group normalisation (Wu and He 2018), then SiLU if asked for.
+
+    ``x``: (N, …, C) in layout "NHWC", (N, C, …) in layout "NCHW"; ``weight``, ``bias``: (C,) or None for ones
+    and zeros. The variance is biased and taken around the mean, not from a difference of squares.
+    """
+    x = x.movedim(-1, 1) if layout == "NHWC" else x  # (N, C, …)
+    grouped = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups * math.prod(x.shape[2:]))
+    centred = grouped - grouped.mean(dim=2, keepdim=True)
+    variance = centred.square().mean(dim=2, keepdim=True)
+    y = (centred * torch.rsqrt(variance + eps)).reshape(x.shape)
+    per_channel = (-1, *(1,) * (x.ndim - 2))  # (C, 1, …)
+    if weight is not None:
+        y = y * weight.reshape(per_channel)
+    if bias is not None:
+        y = y + bias.reshape(per_channel)
+    if silu:
+        y = y * torch.sigmoid(y)
+    return (y.movedim(1, -1) if layout == "NHWC" else y).contiguous()
+
+
+def scheduler_step(
+    sample: Tensor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    sample_coef: float,
+    output_coef: float,
+    history: Sequence[Tensor] = (),
+    history_coefs: Sequence[float] = (),
+    noise: Tensor | None = None,
+    noise_coef: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return (out, guided) of one solver step with classifier-free guidance (Ho and Salimans 2022).
+
+    All tensors have one shape. ``guided`` is the model output after guidance, which multistep solvers keep.
+    """
+    guided = cond.clone() if uncond is None else uncond + guidance * (cond - uncond)
+    out = sample_coef * sample + output_coef * guided
+    for coef, array in zip(history_coefs, history, strict=True):
+        out = out + coef * array
+    if noise is not None:
+        out = out + noise_coef * noise
+    return out, guided
