@@ -1,7 +1,7 @@
 """Tiny random checkpoints in the shape and folder layout of Stable Diffusion 1.x, for the tests.
 
-The weights are random but the parts are real: ``StableDiffusionPipeline.from_pretrained`` loads the folder, and
-its tokenizer knows a few words as one token each and everything else byte by byte.
+The weights are random but the parts are real: ``StableDiffusionPipeline.from_pretrained`` loads the folder,
+and its tokenizer knows a few words as one token each and everything else byte by byte.
 """
 
 from __future__ import annotations
@@ -65,11 +65,13 @@ def write_tokenizer(folder: Path, max_tokens: int = MAX_TOKENS) -> None:
     write_json(folder / "tokenizer_config.json", {**options, **special, "add_prefix_space": False})
 
 
-def make_checkpoint(folder: Path, *, fp16: bool = False, seed: int = 0, unet: dict[str, Any] | None = None) -> Path:
+def make_checkpoint(
+    folder: Path, *, fp16: bool = False, seed: int = 0, unet: dict[str, Any] | None = None
+) -> Path:
     """Write a tiny checkpoint into ``folder`` (which must not exist) and return it.
 
-    Text: 2 layers of width 32. U-Net: two levels of 32 and 64 channels, cross-attention in the first, latents of
-    4 x 8 x 8. VAE: factor 4, so the default picture is 32 x 32. ``unet`` overrides U-Net options.
+    Text: 2 layers of width 32. U-Net: two levels of 32 and 64 channels, cross-attention in the first,
+    latents of 4 x 8 x 8. VAE: factor 4, so the default picture is 32 x 32. ``unet`` overrides U-Net options.
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel

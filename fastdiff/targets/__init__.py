@@ -27,6 +27,7 @@ __all__ = [
     "Session",
     "Target",
     "get_target",
+    "require_target",
     "resolve_target",
 ]
 
@@ -42,7 +43,8 @@ PLANNED = ("native", "cuda", "tensorrt")
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a target can run here; ``reason`` says what is there or what is missing, ``fix`` how to get it."""
+    """Whether a target can run here; ``reason`` says what is there or what is missing, ``fix`` how to get
+    it."""
 
     ok: bool
     reason: str
@@ -59,7 +61,9 @@ class Compiled:
 
 
 class Target(Protocol):
-    """What a target's module offers."""
+    """What a target's module offers. ``NEEDS_GRAPH`` says whether it compiles the captured graph."""
+
+    NEEDS_GRAPH: bool
 
     def availability(self) -> Availability:
         """Whether the target can run on this machine; quick, imports no vendor library."""
