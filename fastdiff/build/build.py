@@ -1,5 +1,4 @@
-"""Build an engine: load, capture, rewrite, compile, verify, one module at a time, then write it
-atomically."""
+"""Build an engine: load, capture, rewrite, compile and verify each module, then put the folder in place."""
 
 from __future__ import annotations
 
@@ -18,7 +17,8 @@ from fastdiff.build.passes import run_passes
 from fastdiff.build.provenance import provenance
 from fastdiff.build.verify import ModuleError, measure
 from fastdiff.config import MODULES, ModelSpec, Precision, parse_precision
-from fastdiff.engine_dir import TOKENIZER_FOLDER, EngineWriter
+from fastdiff.engine_dir import TOKENIZER_FOLDER
+from fastdiff.engine_writer import EngineWriter
 from fastdiff.errors import InputError
 from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry
 from fastdiff.targets import require_target, resolve_target
@@ -28,8 +28,7 @@ __all__ = ["BuildSummary", "ModuleSummary", "Progress", "Stage", "build_engine"]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a build is doing: ``stage`` is load, capture, compile or verify; ``index`` counts the stages
-    from 0."""
+    """What a build is doing: load, capture, compile or verify, as stage ``index`` of ``total``, from 0."""
 
     module: str
     stage: str
@@ -40,7 +39,8 @@ class Stage:
 class Progress(Protocol):
     """Called at the start of every stage."""
 
-    def __call__(self, stage: Stage) -> None: ...
+    def __call__(self, stage: Stage) -> None:
+        """Tell the user that ``stage`` begins."""
 
 
 @dataclass(frozen=True)

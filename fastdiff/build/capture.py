@@ -42,9 +42,11 @@ class CapturedModule:
 
     @property
     def name(self) -> str:
+        """The module's name in the engine."""
         return self.spec.name
 
     def with_program(self, program: ExportedProgram) -> CapturedModule:
+        """The same module with another graph."""
         return replace(self, program=program)
 
 

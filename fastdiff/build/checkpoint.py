@@ -16,7 +16,7 @@ from typing import Any
 from fastdiff.build.weights import load_part, weight_files
 from fastdiff.config import ModelSpec
 from fastdiff.engine_dir import file_sha256
-from fastdiff.errors import CheckpointError, InputError
+from fastdiff.errors import CheckpointError
 
 __all__ = ["TOKENIZER_FILES", "Checkpoint", "load_checkpoint"]
 
@@ -87,6 +87,7 @@ class Checkpoint:
 
     @property
     def vocab_size(self) -> int:
+        """Number of token embeddings of the text encoder."""
         return int(self.configs["text_encoder"]["vocab_size"])
 
     def load(self, part: str) -> Any:
@@ -227,13 +228,11 @@ def _model_spec(path: Path, configs: dict[str, dict[str, Any]]) -> ModelSpec:
             hidden_size=int(text["hidden_size"]),
         )
     except (TypeError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
         raise CheckpointError(f"{path}: a config value has the wrong type ({error})") from error
     if not unet["in_channels"] == unet["out_channels"] == spec.latent_channels:
         raise CheckpointError(
-            f"{path}: the U-Net takes {unet['in_channels']} and gives {unet['out_channels']} channels, the VAE"
-            f" has {spec.latent_channels}: only plain text-to-image U-Nets can be built"
+            f"{path}: the U-Net takes {unet['in_channels']} and gives {unet['out_channels']} channels, the"
+            f" VAE has {spec.latent_channels}: only plain text-to-image U-Nets can be built"
         )
     if unet["cross_attention_dim"] != spec.hidden_size:
         raise CheckpointError(
@@ -255,8 +254,7 @@ def _window(path: Path, positions: int) -> int:
 
 
 def _from_tokenizer_json(folder: Path) -> dict[str, bytes]:
-    """Vocabulary and merges out of a ``tokenizer.json``, which newer libraries write instead of the two
-    files."""
+    """Vocabulary and merges out of ``tokenizer.json``, which newer libraries write instead of two files."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(

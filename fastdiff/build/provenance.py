@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from fastdiff._version import __version__
+
 __all__ = ["provenance"]
 
 _LIBRARIES = (
@@ -31,7 +33,7 @@ def provenance(name: str, shipped: bool, sha256: str) -> dict[str, Any]:
     return {
         "checkpoint": {"name": name, "shipped": shipped, "sha256": sha256},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "fastdiff": {"version": _version("fastdiff"), "commit": _commit()},
+        "fastdiff": {"version": __version__, "commit": _commit()},
         "libraries": {library: found for library in _LIBRARIES if (found := _version(library))},
         "machine": {
             "architecture": platform.machine(),

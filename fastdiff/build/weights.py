@@ -44,8 +44,8 @@ def _find_weights(folder: Path, part: str) -> tuple[list[Path], str | None]:
     )
     if pickles:
         raise CheckpointError(
-            f"{folder} has only pickled weights ({pickles[0]}), which can run code when they are loaded: if you"
-            " trust them, convert with diffusers' StableDiffusionPipeline.from_pretrained(FOLDER,"
+            f"{folder} has only pickled weights ({pickles[0]}), which can run code when they are loaded: if"
+            " you trust them, convert with diffusers' StableDiffusionPipeline.from_pretrained(FOLDER,"
             " use_safetensors=False).save_pretrained(NEW_FOLDER)"
         )
     raise CheckpointError(f"{folder / (stem + '.safetensors')} is missing: give a complete diffusers folder")

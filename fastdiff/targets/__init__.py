@@ -43,8 +43,7 @@ PLANNED = ("native", "cuda", "tensorrt")
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a target can run here; ``reason`` says what is there or what is missing, ``fix`` how to get
-    it."""
+    """Whether a target can run here: ``reason`` says what is there or missing, ``fix`` how to get it."""
 
     ok: bool
     reason: str

@@ -39,6 +39,7 @@ class Session(ABC):
         self.shapes = shapes
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
+        """Run on one array per input; one array per output. Raises InputError."""
         return self._run(self.check(arrays))
 
     @abstractmethod
