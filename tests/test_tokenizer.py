@@ -260,6 +260,9 @@ def test_window_is_the_smaller_of_encoder_and_config(tmp_path: Path) -> None:
         ("merges.txt", "#version: 0.2\na b c\n", "merge 1 is 'a b c'"),
         ("merges.txt", "q zzzz\n", "rebuild"),
         ("tokenizer_config.json", "{", "not JSON"),
+        ("tokenizer_config.json", "[]", "do not fit together"),
+        ("tokenizer_config.json", '{"bos_token": 5}', "do not fit together"),
+        ("tokenizer_config.json", '{"model_max_length": 2}', "window is 2"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, name: str, content: str | None, says: str) -> None:
