@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -205,6 +207,13 @@ def test_tokens_added_after_training(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(tokenizer(prompts), oracle(tmp_path / "again")(prompts))
     assert other.convert_tokens_to_ids("<cat-toy>") in tokenizer(["a <cat-toy>"])
     assert tokenizer.vocab_size == len(other)
+
+
+def test_builds_copy_every_file_that_is_read() -> None:
+    from fastdiff.build.checkpoint import TOKENIZER_FILES
+
+    source = Path(inspect.getfile(ClipTokenizer)).read_text(encoding="utf-8")
+    assert set(re.findall(r'/ "([a-z_]+\.(?:json|txt))"', source)) == set(TOKENIZER_FILES)
 
 
 @pytest.fixture(scope="module")

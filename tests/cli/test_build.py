@@ -103,7 +103,7 @@ BAD_CHECKPOINTS = [
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"), BAD_CHECKPOINTS, ids=lambda value: getattr(value, "__name__", value[0])
+    ("damage", "says"), BAD_CHECKPOINTS, ids=lambda value: value[0] if isinstance(value, tuple) else ""
 )
 def test_bad_checkpoints(
     capfd: Capture, checkpoint: Path, damage: Callable[[Path], None], says: tuple[str, ...]
