@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ class Oracle:
         from diffusers import StableDiffusionPipeline
 
         torch.set_num_threads(1)
-        self.pipe = StableDiffusionPipeline.from_pretrained(
-            checkpoint, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # names of arguments change from version to version
+            self.pipe = StableDiffusionPipeline.from_pretrained(
+                checkpoint, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+            )
         self.pipe.set_progress_bar_config(disable=True)
         self.config = self.pipe.scheduler.config
 

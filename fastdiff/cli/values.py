@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 
-__all__ = ["byte_size", "number", "on_terminal", "whole"]
+from fastdiff.errors import TargetError
+
+__all__ = ["byte_size", "number", "on_terminal", "require_build_extra", "whole"]
+
+_BUILD_EXTRA = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
 def whole(text: str) -> int:
@@ -36,3 +41,12 @@ def byte_size(count: float) -> str:
 def on_terminal() -> bool:
     """Whether progress is shown."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def require_build_extra(purpose: str) -> None:
+    """Raises TargetError when a library that only building needs is not installed."""
+    missing = [name for name in _BUILD_EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TargetError(
+            f"{purpose} needs {', '.join(missing)}, not installed here: pip install 'fastdiff[build]'"
+        )

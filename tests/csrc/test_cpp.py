@@ -44,7 +44,7 @@ def test_program(build, program):
 
 
 def test_no_function_is_shared_between_instruction_sets(build):
-    """An inline function that two kernel objects define would be linked from either: AVX-512 code for everyone."""
+    """The linker keeps one copy of an inline function that two objects define: AVX-512 for everyone."""
     if shutil.which("nm") is None:
         pytest.skip("nm is not installed")
     objects = sorted(build.glob("CMakeFiles/fastdiff_kernels_*.dir/**/*.o"))

@@ -1,0 +1,41 @@
+"""Put the trained parts together as a diffusers checkpoint folder with fp16 safetensors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+__all__ = ["assemble", "pipeline_of"]
+
+
+def pipeline_of(run: Path) -> StableDiffusionPipeline:
+    """The run's parts as a diffusers pipeline."""
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(run / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(run / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(run / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(run / "unet"),
+        scheduler=PNDMScheduler.from_pretrained(run / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def assemble(run: Path, output: Path) -> int:
+    """Write the checkpoint to ``output``, in place of what is there but its README, and return its bytes."""
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline_of(run).to(torch.float16).save_pretrained(temporary, safe_serialization=True)
+    for kept in output.glob("*.md"), output.glob("*.png"), output.glob("*.json"):
+        for file in kept:
+            if not (temporary / file.name).exists():
+                shutil.copy2(file, temporary / file.name)
+    shutil.rmtree(output, ignore_errors=True)
+    os.replace(temporary, output)
+    return sum(f.stat().st_size for f in output.rglob("*") if f.is_file())

@@ -1,0 +1,113 @@
+"""Measure the checkpoint: pictures of held-out captions read by the detector, and the autoencoder's PSNR."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+
+from fastdiff.zoo.training.captions import caption
+from fastdiff.zoo.training.detector import Reading, read
+from fastdiff.zoo.training.drawing import draw
+from fastdiff.zoo.training.scene import Scene, random_scene
+from fastdiff.zoo.training.vae import SIZE, to_tensor
+
+__all__ = ["Figures", "evaluate", "held_out_scenes", "vae_psnr"]
+
+SEED = 9001
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Shares in 0..1. ``objects``: every object of the caption has its colour and shape and none is added.
+    ``relation``: among captions with one, all hold. The ``_n`` entries split ``objects`` by how many a caption names."""
+
+    captions: int
+    steps: int
+    guidance: float
+    sampler: str
+    objects: float
+    relation: float
+    objects_1: float
+    objects_2: float
+    objects_3: float
+    vae_psnr: float
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """For JSON."""
+        return asdict(self)
+
+
+def held_out_scenes(count: int, seed: int = SEED) -> tuple[list[Scene], list[str]]:
+    """``count`` scenes of combinations never trained on, with a caption each."""
+    rng = np.random.default_rng(seed)
+    scenes = [random_scene(rng, held_out=True) for _ in range(count)]
+    return scenes, [caption(s, rng) for s in scenes]
+
+
+def vae_psnr(pipe: StableDiffusionPipeline, count: int = 200, seed: int = SEED + 1) -> float:
+    """Mean PSNR in dB of reconstructed held-out scenes, on uint8 pictures."""
+    rng = np.random.default_rng(seed)
+    pictures = np.stack([draw(random_scene(rng, held_out=True), SIZE) for _ in range(count)])
+    values = []
+    with torch.no_grad():
+        for i in range(0, count, 50):
+            part = pictures[i : i + 50]
+            y = pipe.vae.decode(pipe.vae.encode(to_tensor(part)).latent_dist.mean).sample
+            again = ((y.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
+            error = ((again - part.astype(np.float32)) ** 2).mean((1, 2, 3))
+            values.append(10 * np.log10(255**2 / np.maximum(error, 1e-9)))
+    return float(np.concatenate(values).mean())
+
+
+def evaluate(
+    pipe: StableDiffusionPipeline, count: int = 200, steps: int = 25, guidance: float = 5.0, batch: int = 50
+) -> tuple[Figures, list[tuple[NDArray[np.uint8], str, Reading]]]:
+    """The figures, and each picture with its caption and what was read from it."""
+    scenes, captions = held_out_scenes(count)
+    pipe.set_progress_bar_config(disable=True)
+    rows: list[tuple[NDArray[np.uint8], str, Reading]] = []
+    for i in range(0, count, batch):
+        generator = torch.Generator().manual_seed(SEED + i)
+        pictures = pipe(
+            captions[i : i + batch],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            output_type="np",
+        ).images
+        for scene, text, picture in zip(scenes[i:], captions[i:], (pictures * 255).round().astype(np.uint8)):  # noqa: B905
+            rows.append((picture, text, read(picture, scene)))
+    return _figures(pipe, scenes, [r for _, _, r in rows], steps, guidance), rows
+
+
+def _figures(
+    pipe: StableDiffusionPipeline, scenes: list[Scene], readings: list[Reading], steps: int, guidance: float
+) -> Figures:
+    def share(flags: list[bool]) -> float:
+        return float(np.mean(flags)) if flags else float("nan")
+
+    by_count = {
+        n: share([r.objects for s, r in zip(scenes, readings, strict=True) if len(s.objects) == n]) for n in (1, 2, 3)
+    }
+    return Figures(
+        captions=len(scenes),
+        steps=steps,
+        guidance=guidance,
+        sampler=type(pipe.scheduler).__name__,
+        objects=share([r.objects for r in readings]),
+        relation=share([r.relation for r in readings if r.relation is not None]),
+        objects_1=by_count[1],
+        objects_2=by_count[2],
+        objects_3=by_count[3],
+        vae_psnr=vae_psnr(pipe),
+    )
+
+
+def load(folder: Path) -> StableDiffusionPipeline:
+    """A checkpoint folder as a float32 diffusers pipeline."""
+    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)

@@ -1,0 +1,122 @@
+"""Stage 3: the U-Net. ε-prediction over 1,000 steps of scaled-linear betas, 10 % empty captions, Min-SNR weighting.
+
+Pictures are encoded once (mean and standard deviation per pool entry), captions are phrased anew several times.
+The text encoder stays as stage 2 left it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from fastdiff.zoo.training.captions import caption
+from fastdiff.zoo.training.dataset import scenes_and_pictures
+from fastdiff.zoo.training.text_encoder import HIDDEN, encode
+from fastdiff.zoo.training.trainer import Settings, train
+from fastdiff.zoo.training.vae import FACTOR, LATENT_CHANNELS, SIZE, to_tensor
+
+__all__ = ["SCHEDULE", "encode_pool", "train_unet", "unet"]
+
+POOL = 60_000
+PHRASINGS = 4
+EMPTY = 0.1
+SNR_GAMMA = 5.0
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+}
+
+
+def unet() -> UNet2DConditionModel:
+    """The untrained model: two levels, cross-attention in both."""
+    return UNet2DConditionModel(
+        sample_size=SIZE // FACTOR,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(160, 192),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=HIDDEN,
+        attention_head_dim=4,
+        norm_num_groups=32,
+    )
+
+
+def encode_pool(run: Path, vae: AutoencoderKL, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every picture's latents, already scaled, half precision, cached in ``run``."""
+    file = run / "unet-latents.pt"
+    if file.exists():
+        stored = torch.load(file, weights_only=True)
+        return stored["mean"], stored["std"]
+    means, stds = [], []
+    vae = vae.to(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for i in range(0, len(pictures), 100):
+            moments = vae.encode(to_tensor(pictures[i : i + 100])).latent_dist
+            means.append((moments.mean.float() * vae.config.scaling_factor).half())
+            stds.append((moments.std.float() * vae.config.scaling_factor).half())
+    mean, std = torch.cat(means), torch.cat(stds)
+    torch.save({"mean": mean, "std": std}, file)
+    return mean, std
+
+
+def encode_captions(text: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Hidden states, half precision ``[N, WINDOW, HIDDEN]``."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ids = encode(tokenizer, captions)
+        return torch.cat([text(part).last_hidden_state.half() for part in ids.split(200)])
+
+
+def train_unet(run: Path, settings: Settings) -> UNet2DConditionModel:
+    """Train on the pool's latents; returns the EMA model, in ``run/unet`` and ``run/scheduler`` as well."""
+    torch.manual_seed(settings.seed)
+    vae = AutoencoderKL.from_pretrained(run / "vae")
+    tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
+    text = CLIPTextModel.from_pretrained(run / "text_encoder").eval()
+    scenes, pictures = scenes_and_pictures(run, "unet-pool", POOL, seed=303 + settings.seed, size=SIZE)
+    mean, std = encode_pool(run, vae, pictures)
+    rng = np.random.default_rng(404 + settings.seed)
+    phrased = [encode(tokenizer, [caption(s, rng) for s in scenes]) for _ in range(PHRASINGS)]
+    empty = encode(tokenizer, [""])
+    model = unet().to(memory_format=torch.channels_last)
+    model.set_attn_processor(AttnProcessor())  # plain matrix products: their backward is faster on these short sequences
+    scheduler = DDPMScheduler(**SCHEDULE)
+    alpha_bar = scheduler.alphas_cumprod
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = torch.clamp(snr, max=SNR_GAMMA) / snr
+
+    def loss(x: Tensor, noise: Tensor, timestep: Tensor, hidden: Tensor) -> Tensor:
+        a = alpha_bar[timestep].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = model(noisy, timestep, hidden).sample
+        error = (predicted.float() - noise).square().mean((1, 2, 3))
+        return (error * weight[timestep]).mean()
+
+    def drawn(generator: torch.Generator) -> Tensor:
+        n = settings.batch
+        index = torch.randint(len(mean), (n,), generator=generator)
+        x = mean[index].float() + std[index].float() * torch.randn(n, *mean.shape[1:], generator=generator)
+        which = int(torch.randint(PHRASINGS, (), generator=generator))
+        ids = torch.where(torch.rand(n, 1, generator=generator) < EMPTY, empty, phrased[which][index])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            hidden = text(ids).last_hidden_state.float()
+        timestep = torch.randint(0, 1000, (n,), generator=generator)
+        return loss(x, torch.randn(x.shape, generator=generator), timestep, hidden)
+
+    train("unet", run, nn.ModuleDict({"unet": model}), drawn, settings)
+    model.save_pretrained(run / "unet")
+    PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1).save_pretrained(
+        run / "scheduler"
+    )
+    return model
