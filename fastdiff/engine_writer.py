@@ -86,8 +86,10 @@ class EngineWriter:
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, flush everything to disk and move the folder to its destination."""
         (self.folder / MANIFEST_NAME).write_bytes(dump_manifest(manifest).encode("utf-8"))
+        mode = (self.folder / MANIFEST_NAME).stat().st_mode & 0o777
         for parent, _, names in os.walk(self.folder):
             for name in names:
+                Path(parent, name).chmod(mode)  # some libraries write files that only their owner may read
                 _flush(Path(parent, name))
             _flush(parent)
         self._check_destination()

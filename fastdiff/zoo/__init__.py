@@ -18,6 +18,7 @@ def resolve(name: str) -> Path:
 
     Raises:
         CheckpointError: no checkpoint of that name ships, or the installation lacks its files.
+
     """
     if name not in SHIPPED:
         near = get_close_matches(name, SHIPPED, 1)

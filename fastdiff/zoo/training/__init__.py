@@ -1,1 +1,3 @@
-"""How the shipped ``scenes`` checkpoint was made: drawing, captions, training stages, detector, evaluation."""
+"""How the shipped ``scenes`` checkpoint was made: drawing, captions, training stages, detector,
+evaluation.
+"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -37,5 +36,5 @@ def assemble(run: Path, output: Path) -> int:
             if not (temporary / file.name).exists():
                 shutil.copy2(file, temporary / file.name)
     shutil.rmtree(output, ignore_errors=True)
-    os.replace(temporary, output)
+    temporary.replace(output)
     return sum(f.stat().st_size for f in output.rglob("*") if f.is_file())

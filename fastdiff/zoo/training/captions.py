@@ -43,7 +43,7 @@ def _name(o: Object, sized: bool, rng: np.random.Generator) -> str:
 def _ground(b: Background, rng: np.random.Generator) -> str:
     link = str(rng.choice([" on", ", on"]))
     if b.kind == "plain":
-        return f"{link} a {str(rng.choice(['', 'plain ']))}{b.first} background"
+        return f"{link} a {rng.choice(['', 'plain '])!s}{b.first} background"
     if b.kind == "gradient":
         return f"{link} a {b.first} to {b.second} gradient"
     pattern = {"striped": ("striped", "stripes"), "checkered": ("checkered", "checks")}[b.kind]

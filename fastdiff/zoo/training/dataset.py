@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle  # noqa: S403  (a cache of this program's own, in the run folder, never shipped)
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ def scenes_and_pictures(
     scenes_file, pictures_file = run / f"{name}.scenes", run / f"{name}.npy"
     if scenes_file.exists() and pictures_file.exists():
         with scenes_file.open("rb") as f:
-            scenes: list[Scene] = pickle.load(f)  # noqa: S301
+            scenes: list[Scene] = pickle.load(f)
         return scenes, np.load(pictures_file, mmap_mode="r")
     rng = np.random.default_rng(seed)
     scenes = [random_scene(rng, held_out) for _ in range(count)]

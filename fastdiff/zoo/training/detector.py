@@ -1,7 +1,9 @@
 """Read shapes, colours and places from a picture of a scene, by classical means.
 
-Each pixel is given the palette colour that it is nearest to; connected regions of an object colour are matched with
-drawn masks of every shape at the region's place, size and a few sub-pixel offsets; the best overlap names the shape.
+Each pixel is given the palette colour that it is nearest to; connected regions of an object colour are
+matched with
+drawn masks of every shape at the region's place, size and a few sub-pixel offsets; the best overlap names
+the shape.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def detect(picture: NDArray[np.uint8]) -> list[Detection]:
     labels = _colour_labels(picture)
     regions = _regions(labels)
     # What shows through the hole of a ring that lies on its container has the container's colour.
-    through = [r for r in regions if any(r[0] == o[0] and r[2] != o[2] and _within(r[2], o[2]) for o in regions)]
+    through = [
+        r for r in regions if any(r[0] == o[0] and r[2] != o[2] and _within(r[2], o[2]) for o in regions)
+    ]
     solid = [r for r in regions if not any(r is t for t in through)]
     found = []
     for colour, region, box in solid:
@@ -68,7 +72,8 @@ Box = tuple[int, int, int, int]
 
 def _regions(labels: NDArray[np.int64]) -> list[tuple[str, NDArray[np.bool_], Box]]:
     """Connected regions of each object colour that are large enough to be an object, with their boxes
-    (top, bottom, left, right)."""
+    (top, bottom, left, right).
+    """
     area = MIN_AREA * labels.size
     result = []
     for index, colour in enumerate(COLOURS):
@@ -92,7 +97,7 @@ def _colour_labels(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
     rgb = picture.astype(np.float32)
     palette = np.array([*COLOURS.values(), *NEUTRALS.values()], np.float32)
     distance = ((rgb[:, :, None] - palette) ** 2).sum(-1)
-    label = distance.argmin(-1)
+    label: NDArray[np.int64] = distance.argmin(-1)
     label[label >= len(COLOURS)] = -1
     label[rgb.max(-1) - rgb.min(-1) < NEUTRAL_SPREAD] = -1
     return label
@@ -134,8 +139,10 @@ def _from_box(shape: str, left: float, top: float, right: float, bottom: float) 
 
 
 def read(picture: NDArray[np.uint8], scene: Scene) -> Reading:
-    """Compare ``picture`` with the caption's objects and relations. Strict: every object must be there with its
-    colour and shape, no other object may be, and every relation named in the caption must hold."""
+    """Compare ``picture`` with the caption's objects and relations. Strict: every object must be there with
+    its
+    colour and shape, no other object may be, and every relation named in the caption must hold.
+    """
     left = detect(picture)
     places: list[Detection] = []
     for o in scene.objects:
@@ -155,8 +162,10 @@ def read(picture: NDArray[np.uint8], scene: Scene) -> Reading:
 
 
 def _holds(a: Detection, relation: str, b: Detection, loose: bool = False) -> bool:
-    """Whether ``a`` is ``relation`` ``b``: the offset of the centres points that way, and (unless ``loose``) more
-    that way than across."""
+    """Whether ``a`` is ``relation`` ``b``: the offset of the centres points that way, and (unless
+    ``loose``) more
+    that way than across.
+    """
     dx, dy = b.x - a.x, b.y - a.y
     if relation == "inside":
         return max(abs(dx), abs(dy)) + 0.6 * a.radius < b.radius

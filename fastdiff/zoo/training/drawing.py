@@ -60,7 +60,9 @@ def _fill(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float) ->
     elif shape == "star":
         radii = (1.08 * r, 0.45 * r)
         angles = [math.pi * k / 5 for k in range(10)]
-        corners = [(x + radii[k % 2] * math.sin(t), y - radii[k % 2] * math.cos(t)) for k, t in enumerate(angles)]
+        corners = [
+            (x + radii[k % 2] * math.sin(t), y - radii[k % 2] * math.cos(t)) for k, t in enumerate(angles)
+        ]
         pen.polygon(corners, fill=255)
     else:
         raise ValueError(f"unknown shape {shape!r}")

@@ -24,7 +24,9 @@ SEED = 9001
 @dataclass(frozen=True)
 class Figures:
     """Shares in 0..1. ``objects``: every object of the caption has its colour and shape and none is added.
-    ``relation``: among captions with one, all hold. The ``_n`` entries split ``objects`` by how many a caption names."""
+    ``relation``: among captions with one, all hold. The ``_n`` entries split ``objects`` by how many a
+    caption names.
+    """
 
     captions: int
     steps: int
@@ -92,7 +94,8 @@ def _figures(
         return float(np.mean(flags)) if flags else float("nan")
 
     by_count = {
-        n: share([r.objects for s, r in zip(scenes, readings, strict=True) if len(s.objects) == n]) for n in (1, 2, 3)
+        n: share([r.objects for s, r in zip(scenes, readings, strict=True) if len(s.objects) == n])
+        for n in (1, 2, 3)
     }
     return Figures(
         captions=len(scenes),

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BACKGROUNDS", "COLOURS", "NEUTRALS", "RELATIONS", "SHAPES", "Background", "Object", "Scene", "random_scene"]
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "NEUTRALS",
+    "RELATIONS",
+    "SHAPES",
+    "Background",
+    "Object",
+    "Scene",
+    "random_scene",
+]
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -45,7 +55,9 @@ HELD_OUT_SHARE = 8
 
 @dataclass(frozen=True)
 class Object:
-    """A shape with its colour, size word, centre ``(x, y)`` and radius, the latter three as fractions of the side."""
+    """A shape with its colour, size word, centre ``(x, y)`` and radius, the latter three as fractions of
+    the side.
+    """
 
     shape: str
     colour: str
@@ -57,7 +69,9 @@ class Object:
 
 @dataclass(frozen=True)
 class Background:
-    """``kind`` from BACKGROUNDS; ``second`` is unused when plain; ``vertical`` turns gradients and stripes."""
+    """``kind`` from BACKGROUNDS; ``second`` is unused when plain; ``vertical`` turns gradients and
+    stripes.
+    """
 
     kind: str
     first: str
@@ -69,8 +83,10 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three objects in drawing order of the caption: ``relation`` holds between the first and the second
-    (``None``: unrelated), ``third_relation`` between the third and both others."""
+    """One to three objects in drawing order of the caption: ``relation`` holds between the first and the
+    second
+    (``None``: unrelated), ``third_relation`` between the third and both others.
+    """
 
     objects: tuple[Object, ...]
     background: Background
@@ -78,8 +94,10 @@ class Scene:
     third_relation: str | None = None
 
     def combination(self) -> str:
-        """What must be unseen for a scene to count as held out: all shapes and colours with their relations, and
-        for a single object its size and background as well."""
+        """What must be unseen for a scene to count as held out: all shapes and colours with their
+        relations, and
+        for a single object its size and background as well.
+        """
         parts = [f"{o.colour} {o.shape}" for o in self.objects]
         parts += [str(self.relation), str(self.third_relation)]
         if len(self.objects) == 1:
@@ -93,7 +111,11 @@ class Scene:
 
     def drawing_order(self) -> tuple[Object, ...]:
         """Objects back to front: what contains another is drawn before it."""
-        return tuple(sorted(self.objects, key=lambda o: -o.radius)) if self.relation == "inside" else self.objects
+        return (
+            tuple(sorted(self.objects, key=lambda o: -o.radius))
+            if self.relation == "inside"
+            else self.objects
+        )
 
 
 def random_scene(rng: np.random.Generator, held_out: bool = False, objects: int | None = None) -> Scene:
@@ -113,7 +135,9 @@ def _draw(rng: np.random.Generator, objects: int | None) -> Scene:
         relation = str(rng.choice(RELATIONS)) if rng.random() < 0.85 else None
         return Scene(_place_pair(rng, relation), background, relation)
     relation = str(rng.choice(RELATIONS[:4]))
-    side = str(rng.choice(("above", "below") if relation in ("left of", "right of") else ("left of", "right of")))
+    side = str(
+        rng.choice(("above", "below") if relation in ("left of", "right of") else ("left of", "right of"))
+    )
     return Scene(_place_triple(rng, relation, side), background, relation, side)
 
 
@@ -129,7 +153,9 @@ def _random_background(rng: np.random.Generator) -> Background:
     )
 
 
-def _random_object(rng: np.random.Generator, avoid: tuple[str, ...] = (), shapes: tuple[str, ...] = SHAPES) -> Object:
+def _random_object(
+    rng: np.random.Generator, avoid: tuple[str, ...] = (), shapes: tuple[str, ...] = SHAPES
+) -> Object:
     colours = [c for c in COLOURS if c not in avoid]
     size = str(rng.choice(["small", "large"]))
     radius = (SMALL_RADIUS if size == "small" else LARGE_RADIUS) * float(rng.uniform(0.94, 1.06))
@@ -164,7 +190,10 @@ def _place_pair(rng: np.random.Generator, relation: str | None) -> tuple[Object,
     near, far = (a, b) if direction in ("left of", "above") else (b, a)
     u, v = _inset(rng, near.radius, 0.0, 0.5), _inset(rng, far.radius, 0.5, 1.0)
     middle = float(rng.uniform(0.26, 0.74))
-    across = [float(np.clip(middle + rng.uniform(-0.06, 0.06), 0.03 + o.radius, 0.97 - o.radius)) for o in (near, far)]
+    across = [
+        float(np.clip(middle + rng.uniform(-0.06, 0.06), 0.03 + o.radius, 0.97 - o.radius))
+        for o in (near, far)
+    ]
     if direction in ("left of", "right of"):
         near, far = _at(near, u, across[0]), _at(far, v, across[1])
     else:

@@ -1,6 +1,7 @@
 """Stage 2: the text encoder, pre-trained to say where a caption's objects will be.
 
-The role that image-text pairs have for CLIP is played here by the scenes themselves: from the encoder's hidden
+The role that image-text pairs have for CLIP is played here by the scenes themselves: from the encoder's
+hidden
 states a small cross-attending head, thrown away afterwards, predicts for each cell of a coarse grid the
 probability of every colour and shape there, and for each object of the caption its colour, shape, size and
 centre. So the hidden states bind attributes to objects and objects to places before the U-Net reads them.
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fastdiff.zoo.training.captions import caption
@@ -50,7 +51,9 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Token ids, int64 ``[B, WINDOW]``, padded as the pipeline pads."""
-    ids = tokenizer(captions, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        captions, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt"
+    ).input_ids
     return torch.as_tensor(ids)
 
 
@@ -73,16 +76,16 @@ class LayoutHead(nn.Module):
         x = self.decoder(self.queries.expand(len(hidden), -1, -1), hidden)
         cells, slots, ground = x[:, : GRID * GRID], x[:, GRID * GRID : -1], x[:, -1]
         colour, shape = self.cell(cells).split([len(COLOURS) + 1, len(SHAPES) + 1], -1)
-        loss = F.cross_entropy(colour.flatten(0, 1), target["cell_colour"].flatten())
-        loss = loss + F.cross_entropy(shape.flatten(0, 1), target["cell_shape"].flatten())
+        loss = functional.cross_entropy(colour.flatten(0, 1), target["cell_colour"].flatten())
+        loss = loss + functional.cross_entropy(shape.flatten(0, 1), target["cell_shape"].flatten())
         colour, shape, size, centre = self.slot(slots).split([len(COLOURS), len(SHAPES), 2, 2], -1)
         present = target["slot_colour"] >= 0
         for logits, label in ((colour, "slot_colour"), (shape, "slot_shape"), (size, "slot_size")):
-            loss = loss + 0.5 * F.cross_entropy(logits[present], target[label][present])
-        loss = loss + 5 * F.mse_loss(centre[present], target["slot_centre"][present])
+            loss = loss + 0.5 * functional.cross_entropy(logits[present], target[label][present])
+        loss = loss + 5 * functional.mse_loss(centre[present], target["slot_centre"][present])
         kind, first, second = self.ground(ground).split([len(BACKGROUNDS), len(NEUTRALS), len(NEUTRALS)], -1)
         for logits, label in ((kind, "kind"), (first, "first"), (second, "second")):
-            loss = loss + 0.3 * F.cross_entropy(logits, target[label])
+            loss = loss + 0.3 * functional.cross_entropy(logits, target[label])
         return loss
 
 
@@ -119,7 +122,9 @@ def train_text_encoder(run: Path, settings: Settings) -> CLIPTextModel:
     tokenizer = train_tokenizer(run / "tokenizer")
     rng = np.random.default_rng(202 + settings.seed)
     scenes = [random_scene(rng) for _ in range(POOL)]
-    ids = torch.cat([encode(tokenizer, [caption(s, rng) for s in scenes[i : i + 5000]]) for i in range(0, POOL, 5000)])
+    ids = torch.cat(
+        [encode(tokenizer, [caption(s, rng) for s in scenes[i : i + 5000]]) for i in range(0, POOL, 5000)]
+    )
     targets = _targets(scenes)
     model, head = text_encoder(tokenizer), LayoutHead()
 

@@ -22,7 +22,9 @@ EXTRA = "the and of with photo picture drawing image two three dark light big li
 
 
 def train_tokenizer(folder: Path, captions: int = 20_000, seed: int = 7) -> CLIPTokenizer:
-    """Learn the vocabulary, write ``vocab.json`` and ``merges.txt`` to ``folder``, and return the tokenizer."""
+    """Learn the vocabulary, write ``vocab.json`` and ``merges.txt`` to ``folder``, and return the
+    tokenizer.
+    """
     rng = np.random.default_rng(seed)
     lines = [caption(random_scene(rng), rng) for _ in range(captions)] + [EXTRA] * 10
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -31,7 +33,11 @@ def train_tokenizer(folder: Path, captions: int = 20_000, seed: int = 7) -> CLIP
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=2_000, min_frequency=2, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+        vocab_size=2_000,
+        min_frequency=2,
+        end_of_word_suffix="</w>",
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     bpe.train_from_iterator(lines, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]

@@ -1,6 +1,8 @@
-"""Stage 3: the U-Net. ε-prediction over 1,000 steps of scaled-linear betas, 10 % empty captions, Min-SNR weighting.
+"""Stage 3: the U-Net. ε-prediction over 1,000 steps of scaled-linear betas, 10 % empty captions, Min-SNR
+weighting.
 
-Pictures are encoded once (mean and standard deviation per pool entry), captions are phrased anew several times.
+Pictures are encoded once (mean and standard deviation per pool entry), captions are phrased anew several
+times.
 The text encoder stays as stage 2 left it.
 """
 
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
@@ -17,11 +20,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from fastdiff.zoo.training.captions import caption
 from fastdiff.zoo.training.dataset import scenes_and_pictures
+from fastdiff.zoo.training.scene import Scene
 from fastdiff.zoo.training.text_encoder import HIDDEN, encode
 from fastdiff.zoo.training.trainer import Settings, train
 from fastdiff.zoo.training.vae import FACTOR, LATENT_CHANNELS, SIZE, to_tensor
 
-__all__ = ["SCHEDULE", "encode_pool", "train_unet", "unet"]
+__all__ = ["SCHEDULE", "encode_pool", "prepare_unet", "save_unet", "train_unet", "unet"]
 
 POOL = 60_000
 PHRASINGS = 4
@@ -53,7 +57,9 @@ def unet() -> UNet2DConditionModel:
 
 
 def encode_pool(run: Path, vae: AutoencoderKL, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every picture's latents, already scaled, half precision, cached in ``run``."""
+    """Mean and standard deviation of every picture's latents, already scaled, half precision, cached in
+    ``run``.
+    """
     file = run / "unet-latents.pt"
     if file.exists():
         stored = torch.load(file, weights_only=True)
@@ -70,26 +76,37 @@ def encode_pool(run: Path, vae: AutoencoderKL, pictures: np.ndarray) -> tuple[Te
     return mean, std
 
 
-def encode_captions(text: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Hidden states, half precision ``[N, WINDOW, HIDDEN]``."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        ids = encode(tokenizer, captions)
-        return torch.cat([text(part).last_hidden_state.half() for part in ids.split(200)])
+def encode_captions(run: Path, tokenizer: CLIPTokenizer, scenes: list[Scene], seed: int) -> Tensor:
+    """Token ids of PHRASINGS captions of every scene, int64 ``[PHRASINGS, N, WINDOW]``, cached in ``run``."""
+    file = run / "unet-captions.pt"
+    if not file.exists():
+        rng = np.random.default_rng(seed)
+        ids = torch.stack([encode(tokenizer, [caption(s, rng) for s in scenes]) for _ in range(PHRASINGS)])
+        torch.save(ids, file)
+    return torch.as_tensor(torch.load(file, weights_only=True))
+
+
+def prepare_unet(run: Path, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw and encode the pool and its captions: latents' mean and standard deviation, token ids; all
+    cached.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
+    scenes, pictures = scenes_and_pictures(run, "unet-pool", POOL, seed=303 + seed, size=SIZE)
+    mean, std = encode_pool(run, AutoencoderKL.from_pretrained(run / "vae"), pictures)
+    return mean, std, encode_captions(run, tokenizer, scenes, 404 + seed)
 
 
 def train_unet(run: Path, settings: Settings) -> UNet2DConditionModel:
-    """Train on the pool's latents; returns the EMA model, in ``run/unet`` and ``run/scheduler`` as well."""
+    """Train on the prepared pool; returns the EMA model, in ``run/unet`` and ``run/scheduler`` as well."""
     torch.manual_seed(settings.seed)
-    vae = AutoencoderKL.from_pretrained(run / "vae")
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
     text = CLIPTextModel.from_pretrained(run / "text_encoder").eval()
-    scenes, pictures = scenes_and_pictures(run, "unet-pool", POOL, seed=303 + settings.seed, size=SIZE)
-    mean, std = encode_pool(run, vae, pictures)
-    rng = np.random.default_rng(404 + settings.seed)
-    phrased = [encode(tokenizer, [caption(s, rng) for s in scenes]) for _ in range(PHRASINGS)]
+    mean, std, phrased = prepare_unet(run, settings.seed)
     empty = encode(tokenizer, [""])
     model = unet().to(memory_format=torch.channels_last)
-    model.set_attn_processor(AttnProcessor())  # plain matrix products: their backward is faster on these short sequences
+    model.set_attn_processor(
+        AttnProcessor()
+    )  # plain matrix products: their backward is faster on these short sequences
     scheduler = DDPMScheduler(**SCHEDULE)
     alpha_bar = scheduler.alphas_cumprod
     snr = alpha_bar / (1 - alpha_bar)
@@ -101,7 +118,7 @@ def train_unet(run: Path, settings: Settings) -> UNet2DConditionModel:
         with torch.autocast("cpu", torch.bfloat16):
             predicted = model(noisy, timestep, hidden).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
-        return (error * weight[timestep]).mean()
+        return torch.mean(error * weight[timestep])
 
     def drawn(generator: torch.Generator) -> Tensor:
         n = settings.batch
@@ -115,8 +132,14 @@ def train_unet(run: Path, settings: Settings) -> UNet2DConditionModel:
         return loss(x, torch.randn(x.shape, generator=generator), timestep, hidden)
 
     train("unet", run, nn.ModuleDict({"unet": model}), drawn, settings)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        save_unet(run, model)
+    return model
+
+
+def save_unet(run: Path, model: UNet2DConditionModel) -> None:
+    """Write the model and the scheduler that it was trained for."""
     model.save_pretrained(run / "unet")
     PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1).save_pretrained(
         run / "scheduler"
     )
-    return model
