@@ -50,7 +50,7 @@ class BuildWithCMake(build_ext):
 
         cmake = find_tool("cmake", "CMAKE_BIN_DIR")
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        # One build tree per interpreter; never inside a temporary folder, so that a second build is incremental.
+        # One build tree per interpreter, kept, so that a second build compiles only what changed.
         build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         cache = build / "CMakeCache.txt"
         if cache.is_file():

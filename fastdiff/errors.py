@@ -1,8 +1,8 @@
 """Every error that fastdiff raises on purpose.
 
     FastdiffError
-    ├── InputError          an argument of the caller: size, step count, sampler name, prompt (also a ValueError)
-    ├── CheckpointError     a checkpoint folder that is missing, incomplete, damaged or of a kind that is not read
+    ├── InputError          an argument of the caller: size, steps, sampler name, prompt (also a ValueError)
+    ├── CheckpointError     a checkpoint folder that is missing, incomplete, damaged or of an unknown kind
     ├── CaptureError        a module that could not be captured or lowered to a graph
     ├── TargetError         a target that cannot run here; names what is missing and how to install it
     ├── VerificationError   a compiled module whose error against PyTorch is over its tolerance

@@ -26,12 +26,17 @@ def relative_l2(found: Any, wanted: Any) -> float:
 
 
 def assert_close(
-    found: Any, wanted: Any, *, rel_l2: float | None = None, max_abs: float | None = None, label: str = "array"
+    found: Any,
+    wanted: Any,
+    *,
+    rel_l2: float | None = None,
+    max_abs: float | None = None,
+    label: str = "array",
 ) -> None:
     """Fail unless shapes are equal, NaN and infinities are in the same places, and errors are within bounds.
 
-    ``rel_l2`` bounds the relative L2 error over the finite elements; ``max_abs`` the largest difference of one
-    element; give at least one. The message names the worst element, so that a failing tail or channel shows itself.
+    ``rel_l2`` bounds the relative L2 error over the finite elements; ``max_abs`` the largest difference
+    of one element; give at least one. The message names the worst element: a failing tail or channel shows.
     """
     if rel_l2 is None and max_abs is None:
         raise ValueError("assert_close without a bound checks nothing: give rel_l2 or max_abs")
@@ -41,8 +46,10 @@ def assert_close(
     finite = np.isfinite(w64)
     odd = ~finite | ~np.isfinite(f64)
     same = np.array_equal(f64[odd], w64[odd], equal_nan=True)
-    where = "" if same else f" first at {tuple(int(i) for i in np.argwhere(odd)[0])}"
-    assert same, f"{label}: NaN or infinity in other places: found {f64[odd][:4]}, wanted {w64[odd][:4]},{where}"
+    where = "" if same else f", first at {tuple(int(i) for i in np.argwhere(odd)[0])}"
+    assert same, (
+        f"{label}: NaN or infinity in other places: found {f64[odd][:4]}, wanted {w64[odd][:4]}{where}"
+    )
     if not finite.any():
         return
     difference = np.abs(np.where(finite, f64 - np.where(finite, w64, 0.0), 0.0))

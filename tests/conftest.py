@@ -9,7 +9,7 @@ import pytest
 
 from fastdiff import _C
 
-# Before torch or onnxruntime are imported: neither may reach for the network, nor tell tests apart by core count.
+# Before transformers or diffusers are imported: no test may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 

@@ -1,8 +1,8 @@
 """Kernels: one stem per op.
 
-``<op>.py`` holds the public function on NumPy arrays, run by the compiled ``fastdiff._C``. ``reference.py``, the
-specification in plain PyTorch, and ``library.py``, which registers the ops with ``torch.library``, import torch
-and are therefore imported only by name.
+``<op>.py`` holds the public function on NumPy arrays, run by the compiled ``fastdiff._C``. ``reference.py``,
+the specification in plain PyTorch, and ``library.py``, which registers the ops with ``torch.library``, import
+torch and are therefore imported only by name.
 """
 
 from __future__ import annotations

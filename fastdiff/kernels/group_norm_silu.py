@@ -28,18 +28,18 @@ def group_norm_silu(
 ) -> FloatArray:
     """Return ``silu((x - mean) / sqrt(var + eps) * weight + bias)`` (Wu and He 2018).
 
-    ``mean`` and the biased ``var`` run over the channels of a group and all positions of one sample. Sums are taken
-    in double precision: a mean that is large beside the standard deviation costs no accuracy.
+    ``mean`` and the biased ``var`` run over the channels of a group and all positions of one sample. Sums are
+    taken in double precision: a mean of 1e4 standard deviations costs no digit of the result.
 
-    ``x``: float32, C-contiguous, (N, …, C) in layout "NHWC" or (N, C, …) in layout "NCHW", any number of spatial
-    dimensions. ``weight`` and ``bias``: (C,) float32, None for ones and zeros. ``num_groups`` divides C. Without
-    ``silu`` the activation is left out.
+    ``x``: float32, C-contiguous, (N, …, C) in layout "NHWC" or (N, C, …) in layout "NCHW", any number of
+    spatial dimensions. ``weight`` and ``bias``: (C,) float32, None for ones and zeros. ``num_groups`` divides
+    C. Without ``silu`` the activation is left out.
 
-    ``out`` is allocated when None, and returned; it may be ``x`` itself, a partial overlap is refused. ``isa`` runs
-    this call with another instruction set than the process's; tests and benchmarks use it.
+    ``out`` is allocated when None, and returned; it may be ``x`` itself, a partial overlap is refused.
+    ``isa`` runs this call with another instruction set than the process's; tests and benchmarks use it.
 
-    Raises :class:`fastdiff.errors.InputError` for another dtype, shape or layout, a group count that does not divide
-    C, or a negative ``eps``.
+    Raises :class:`fastdiff.errors.InputError` for another dtype, shape or layout, a group count that does not
+    divide C, or a negative ``eps``.
     """
     if out is None:
         out = np.empty(np.shape(x), np.float32)

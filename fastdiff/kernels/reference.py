@@ -1,9 +1,9 @@
 """The specification of every ``fastdiff::`` op, in plain PyTorch.
 
-Each function is the op's CPU implementation inside PyTorch, what every kernel test compares with, and what every
-benchmark verifies against before it prints a number. They compute in the dtype of their inputs: called with
-float32 they are the op, called with float64 they are the yardstick for its rounding. Written to be read; no
-function returns memory of its arguments.
+Each function is the op's CPU implementation inside PyTorch, what every kernel test compares with, and what
+every benchmark verifies against before it prints a number. They compute in the dtype of their inputs: called
+with float32 they are the op, called with float64 they are the yardstick for its rounding. No function returns
+memory of its arguments.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def group_norm_silu(
 ) -> Tensor:
     """Group normalisation (Wu and He 2018), then SiLU if asked for.
 
-    ``x``: (N, …, C) in layout "NHWC", (N, C, …) in layout "NCHW"; ``weight``, ``bias``: (C,) or None for ones and
-    zeros. The variance is biased and taken around the mean, not from a difference of squares.
+    ``x``: (N, …, C) in layout "NHWC", (N, C, …) in layout "NCHW"; ``weight``, ``bias``: (C,) or None for ones
+    and zeros. The variance is biased and taken around the mean, not from a difference of squares.
     """
     x = x.movedim(-1, 1) if layout == "NHWC" else x  # (N, C, …)
     grouped = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups * math.prod(x.shape[2:]))

@@ -39,15 +39,15 @@ def scheduler_step(
         out = sample_coef * sample + output_coef * m + Σₖ history_coefs[k] * history[k] + noise_coef * noise
         guided = m
 
-    All arrays are float32, C-contiguous and of one shape, which may be any. Coefficients are Python floats and
-    are rounded to float32 once. At most 8 history arrays.
+    All arrays are float32, C-contiguous and of one shape, which may be any. Coefficients are Python floats,
+    rounded to float32 once. At most 8 history arrays.
 
-    ``out`` and ``guided`` are allocated when None, and returned. Each may be one of the inputs itself, ``out`` most
-    often ``sample`` and ``guided`` ``cond``; a partial overlap is refused. ``isa`` runs this call with another
-    instruction set than the process's; tests and benchmarks use it.
+    ``out`` and ``guided`` are allocated when None, and returned. Each may be one of the inputs itself,
+    ``out`` most often ``sample`` and ``guided`` ``cond``; a partial overlap is refused. ``isa`` runs this
+    call with another instruction set than the process's; tests and benchmarks use it.
 
-    Raises :class:`fastdiff.errors.InputError` for another dtype, shape or layout, a count of coefficients that
-    differs from that of the arrays, or noise that is missing while its coefficient is not zero.
+    Raises :class:`fastdiff.errors.InputError` for another dtype, shape or layout, a count of coefficients
+    that differs from that of the arrays, or noise that is missing while its coefficient is not zero.
     """
     if out is None:
         out = np.empty(np.shape(sample), np.float32)

@@ -185,7 +185,9 @@ def test_torch_op():
     x = torch.randn(2, 3, 3, 8, generator=torch.Generator().manual_seed(0))
     weight = torch.arange(8.0)
     torch.library.opcheck(library.group_norm_silu, (x, weight, None, 2))
-    torch.library.opcheck(library.group_norm_silu, (x.permute(0, 3, 1, 2), weight, weight, 4, 1e-6, False, "NCHW"))
+    torch.library.opcheck(
+        library.group_norm_silu, (x.permute(0, 3, 1, 2), weight, weight, 4, 1e-6, False, "NCHW")
+    )
     found = torch.ops.fastdiff.group_norm_silu(x, weight, None, 2)
     assert torch.equal(found, reference.group_norm_silu(x, weight, None, 2))
     with pytest.raises(InputError, match="num_groups: found 3"):

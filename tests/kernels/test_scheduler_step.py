@@ -41,9 +41,11 @@ def expected(*arguments):
     return reference.scheduler_step(*to_double(list(arguments)))
 
 
-def sum_of_sizes(sample, cond, uncond, guidance, sample_coef, output_coef, history, history_coefs, noise, noise_coef):
+def sum_of_sizes(*arguments):
     """What (out, guided) would be if no term cancelled another: rounding errors are relative to this."""
-    sample, cond, uncond, history, noise = to_double([sample, cond, uncond, history, noise], np.abs)
+    sample, cond, uncond, guidance, sample_coef, output_coef, history, history_coefs, noise, noise_coef = (
+        to_double(list(arguments), np.abs)
+    )
     guided = cond if uncond is None else uncond + abs(guidance) * (cond + uncond)
     out = abs(sample_coef) * sample + abs(output_coef) * guided
     for coef, array in zip(history_coefs, history, strict=True):
@@ -53,9 +55,15 @@ def sum_of_sizes(sample, cond, uncond, guidance, sample_coef, output_coef, histo
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("history_count", [0, 1, 3, 8])
-@pytest.mark.parametrize("with_uncond", [False, True])
-@pytest.mark.parametrize("with_noise", [False, True])
+@pytest.mark.parametrize(
+    ("history_count", "with_uncond", "with_noise"),
+    [
+        pytest.param(0, False, False, id="Euler without guidance"),
+        pytest.param(0, True, True, id="DDIM with noise"),
+        pytest.param(3, True, False, id="PNDM"),
+        pytest.param(8, False, True, id="the longest history"),
+    ],
+)
 def test_matches_reference(rng, isa, shape, history_count, with_uncond, with_noise):
     sample, cond = random(rng, shape), random(rng, shape)
     uncond = random(rng, shape) if with_uncond else None
@@ -82,8 +90,14 @@ def test_guided_is_exactly_cond_without_guidance(rng, isa):
 @pytest.mark.parametrize("size", [5, 64, 111], ids=["tail", "block", "block and tail"])
 @pytest.mark.parametrize(
     ("out_is", "guided_is"),
-    [("sample", "cond"), ("sample", "uncond"), ("cond", "sample"), ("uncond", "history"), ("history", "cond")]
-    + [("noise", "history"), ("noise", "cond")],
+    [
+        ("sample", "cond"),
+        ("sample", "uncond"),
+        ("cond", "sample"),
+        ("uncond", "history"),
+        ("history", "cond"),
+        ("noise", "history"),
+    ],
 )
 def test_outputs_may_be_inputs(rng, isa, size, out_is, guided_is):
     arrays = {name: random(rng, (size,)) for name in ("sample", "cond", "uncond", "history", "noise")}
@@ -171,7 +185,14 @@ LINE = np.zeros(20, np.float32)
     ],
 )
 def test_refuses_bad_arguments(change, message):
-    arguments = {"sample": A, "cond": A, "uncond": None, "guidance": 1.0, "sample_coef": 1.0, "output_coef": 1.0}
+    arguments = {
+        "sample": A,
+        "cond": A,
+        "uncond": None,
+        "guidance": 1.0,
+        "sample_coef": 1.0,
+        "output_coef": 1.0,
+    }
     with pytest.raises(InputError, match=message):
         scheduler_step(**{**arguments, **change})
 

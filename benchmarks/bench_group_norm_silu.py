@@ -1,0 +1,102 @@
+"""group_norm_silu beside PyTorch eager, one thread each, at the shapes of Stable Diffusion's U-Net and VAE.
+
+``python benchmarks/bench_group_norm_silu.py [--layout NHWC|NCHW] [--rounds N]``
+
+Each row is verified against the reference in float64 first. GB/s counts x read once and y written once, the
+least that any implementation moves; "of copy" is its share of a plain copy of the same arrays, from the same
+turns. Times are the thread's CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from machine import alternate, copier, describe
+
+from fastdiff import _C
+from fastdiff.kernels import group_norm_silu, reference
+
+# (N, H, W, C), groups
+SHAPES = [
+    ((2, 64, 64, 320), 32),
+    ((2, 32, 32, 640), 32),
+    ((2, 16, 16, 1280), 32),
+    ((2, 8, 8, 1280), 32),
+    ((1, 256, 256, 128), 32),
+    ((2, 16, 16, 96), 32),
+]
+# Relative L2 against float64: the tests' bound, and one for the baseline, whose statistics are in float32.
+TOLERANCE = 5e-7
+BASELINE_TOLERANCE = 1e-4
+
+
+def verify(found: np.ndarray, wanted: torch.Tensor, tolerance: float, label: str) -> None:
+    error = float((torch.from_numpy(found).double() - wanted).norm() / wanted.norm())
+    if not error <= tolerance:
+        raise SystemExit(f"{label}: relative L2 {error:.2e}, allowed {tolerance:.0e}; no figures")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layout", choices=["NHWC", "NCHW"], default="NHWC")
+    parser.add_argument("--rounds", type=int, default=31)
+    arguments = parser.parse_args()
+    layout = arguments.layout
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    rng = np.random.default_rng(0)
+
+    print(describe(threads=1))
+    memory_format = "channels_last" if layout == "NHWC" else "contiguous"
+    print(f"layout {layout}; PyTorch eager: silu(group_norm(x)) on a {memory_format} tensor")
+    print(f"{'N, H, W, C':>20} {'what':>9} {'ms':>8} {'GB/s':>7} {'of copy':>8} {'PyTorch /':>10}")
+    for (n, h, w, c), groups in SHAPES:
+        shape = (n, h, w, c) if layout == "NHWC" else (n, c, h, w)
+        x = rng.standard_normal(shape).astype(np.float32)
+        weight, bias = (rng.standard_normal(c).astype(np.float32) for _ in range(2))
+        out = np.empty_like(x)
+        tx, tweight, tbias = map(torch.from_numpy, (x, weight, bias))
+        # The same memory, as PyTorch sees it: NHWC is a channels_last tensor.
+        eager_x = tx.permute(0, 3, 1, 2) if layout == "NHWC" else tx
+        wanted = reference.group_norm_silu(
+            tx.double(), tweight.double(), tbias.double(), groups, layout=layout
+        )
+
+        def run(isa, x=x, weight=weight, bias=bias, groups=groups, out=out):
+            return lambda: group_norm_silu(x, weight, bias, groups, layout=layout, out=out, isa=isa)
+
+        functions = {}
+        for isa in _C.available_isas():
+            functions[isa] = run(isa)
+            out.fill(np.nan)
+            functions[isa]()
+            verify(out, wanted, TOLERANCE, f"{shape} on {isa}")
+
+        def eager(x=eager_x, weight=tweight, bias=tbias, groups=groups):
+            return torch.nn.functional.silu(
+                torch.nn.functional.group_norm(x, groups, weight, bias, 1e-5), inplace=True
+            )
+
+        eager_out = eager().permute(0, 2, 3, 1) if layout == "NHWC" else eager()
+        verify(eager_out.numpy(), wanted, BASELINE_TOLERANCE, "PyTorch")
+
+        moved = 2 * x.nbytes
+        seconds = alternate(
+            {**functions, "PyTorch": eager, "copy": copier(moved)},
+            rounds=arguments.rounds,
+            clock=time.thread_time,
+        )
+        for name, value in seconds.items():
+            print(
+                f"{f'{n}, {h}, {w}, {c}':>20} {name:>9} {value * 1e3:8.3f} {moved / value / 1e9:7.1f} "
+                f"{seconds['copy'] / value:8.0%} {seconds['PyTorch'] / value:9.2f}x"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+#include <cmath>
+
+#include "check.h"
+#include "cpu/dispatch.h"
+#include "kernels/scheduler_step.h"
+
+namespace fastdiff::tests {
+namespace {
+
+void check(Isa isa, std::size_t size, std::size_t history_count, bool with_uncond, bool with_noise,
+           bool keep_guided) {
+    Random random(size);
+    std::vector<float> sample = random.array(size);
+    const std::vector<float> cond = random.array(size), uncond = random.array(size),
+                             noise = random.array(size);
+    std::vector<std::vector<float>> history;
+    std::vector<float> guided(size);
+    SchedulerStepArgs args{};
+    args.size = size;
+    args.sample = args.out = sample.data();
+    args.cond = cond.data();
+    if (with_uncond) args.uncond = uncond.data();
+    args.guidance = 2.5f;
+    args.sample_coef = 0.875f;
+    args.output_coef = -0.25f;
+    args.history_count = history_count;
+    for (std::size_t k = 0; k < history_count; ++k) {
+        history.push_back(random.array(size));
+        args.history[k] = history[k].data();
+        args.history_coefs[k] = 0.5f - static_cast<float>(k);
+    }
+    if (with_noise) args.noise = noise.data();
+    args.noise_coef = 0.125f;
+    if (keep_guided) args.guided = guided.data();
+
+    std::vector<double> wanted(size), wanted_guided(size);
+    for (std::size_t i = 0; i < size; ++i) {
+        const double c = cond[i], u = uncond[i];
+        wanted_guided[i] = with_uncond ? u + 2.5 * (c - u) : c;
+        wanted[i] = 0.875 * sample[i] - 0.25 * wanted_guided[i];
+        for (std::size_t k = 0; k < history_count; ++k) {
+            wanted[i] += (0.5 - static_cast<double>(k)) * history[k][i];
+        }
+        if (with_noise) wanted[i] += 0.125 * noise[i];
+    }
+    kernels(isa).scheduler_step(args);
+    double worst = 0.0;
+    for (std::size_t i = 0; i < size; ++i) {
+        worst = std::fmax(worst, std::fabs(sample[i] - wanted[i]));
+        if (keep_guided) worst = std::fmax(worst, std::fabs(guided[i] - wanted_guided[i]));
+    }
+    if (!(worst < 2e-5)) {
+        fail(__FILE__, __LINE__,
+             "scheduler_step on " + std::string(isa_name(isa)) + ", size " + std::to_string(size) +
+                 ": largest difference " + std::to_string(worst));
+    }
+}
+
+}  // namespace
+
+void test_scheduler_step() {
+    for (Isa isa : available_isas()) {
+        for (std::size_t size = 0; size <= 140;
+             ++size) {  // two unrolled blocks of the widest register and a tail
+            check(isa, size, size % 9, size % 2 == 0, size % 3 == 0, size % 5 != 0);
+        }
+        check(isa, 989, 0, false, false, false);
+        check(isa, 989, SchedulerStepArgs::max_history, true, true, true);
+    }
+}
+
+}  // namespace fastdiff::tests

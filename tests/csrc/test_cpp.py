@@ -1,0 +1,74 @@
+"""Builds csrc/ as a C++ project, without Python, and runs its own tests."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tool(name: str, attribute: str) -> str:
+    """The program of the PyPI wheel ``name``, which need not be on PATH."""
+    folder = getattr(importlib.import_module(name), attribute)
+    found = shutil.which(name, path=folder)
+    assert found is not None, f"{name} is not in {folder}"
+    return found
+
+
+def run(*command: str | Path) -> str:
+    """Output of a command that must succeed; its own words are the failure's message."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command[0]} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cpp")
+    cmake = tool("cmake", "CMAKE_BIN_DIR")
+    ninja = tool("ninja", "BIN_DIR")
+    options = ["-DFASTDIFF_BUILD_PYTHON=OFF", "-DFASTDIFF_BUILD_TESTS=ON", "-DFASTDIFF_WERROR=ON"]
+    run(cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options)
+    run(cmake, "--build", folder)
+    return folder
+
+
+@pytest.mark.parametrize("program", ["test_kernels", "test_c_abi"])
+def test_program(build, program):
+    assert run(build / "tests" / "cpp" / program) == "all passed\n"
+
+
+def test_no_function_is_shared_between_instruction_sets(build):
+    """The linker keeps one copy of an inline function that two objects define: AVX-512 for everyone."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    objects = sorted(build.glob("CMakeFiles/fastdiff_kernels_*.dir/**/*.o"))
+    assert objects
+    tags = {"portable": "Portable", "avx2": "Avx2", "avx512": "Avx512"}
+    for path in objects:
+        isa = path.relative_to(build).parts[1].removeprefix("fastdiff_kernels_").removesuffix(".dir")
+        listing = run("nm", "--defined-only", "--extern-only", "--demangle", path)
+        for line in listing.splitlines():
+            symbol = line.split(maxsplit=2)[2]
+            own = f"fastdiff::isa::{tags[isa]}" in symbol
+            baseline = isa == "portable" and symbol.startswith("fastdiff::")
+            assert own or baseline, f"{path.name} for {isa} defines {symbol}"
+
+
+def test_shared_library_exports_only_the_c_interface(build):
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    listing = run("nm", "--dynamic", "--defined-only", build / "libfastdiff.so")
+    exported = {line.split()[-1] for line in listing.splitlines()}
+    header = (ROOT / "csrc" / "include" / "fastdiff.h").read_text()
+    declared = {
+        line.split("(")[0].split()[-1] for line in header.splitlines() if line.startswith("FASTDIFF_API ")
+    }
+    assert declared <= exported
+    # The rest may be only weak template instances of the C++ standard library.
+    assert not {name for name in exported - declared if "fastdiff" in name}
