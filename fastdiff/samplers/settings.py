@@ -1,0 +1,82 @@
+"""Reading a diffusers ``scheduler_config.json`` key by key, with errors that name key, value and way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+from fastdiff.errors import InputError
+
+__all__ = ["Settings"]
+
+
+class Settings:
+    """The entries of a scheduler config as one sampler understands them.
+
+    A key that is absent takes the default of the diffusers scheduler that the sampler corresponds to.
+    Defaults differ: ``timestep_spacing`` is "leading" for DDIM and "linspace" for Euler. This is what
+    ``SchedulerClass.from_config(config)`` does when a checkpoint is used with another scheduler than its own.
+
+    Every method raises `InputError` for a value of the wrong type or one that is not supported.
+    """
+
+    def __init__(self, config: Mapping[str, object], reader: str) -> None:
+        self._config = config
+        self._reader = reader
+
+    def integer(self, key: str, default: int, *, minimum: int) -> int:
+        """An integer of ``minimum`` or more."""
+        value = self._config.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise self._error(key, value, f"an integer of {minimum} or more")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """Any number but NaN."""
+        value = self._config.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise self._error(key, value, "a number")
+        return float(value)
+
+    def positive(self, key: str, default: float) -> float:
+        """A finite number above 0."""
+        value = self.number(key, default)
+        if not 0 < value < math.inf:
+            raise self._error(key, value, "a number above 0")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean; null counts as false, as it does in diffusers."""
+        value = self._config.get(key, default)
+        if value is not None and not isinstance(value, bool):
+            raise self._error(key, value, "true or false")
+        return bool(value)
+
+    def choice(self, key: str, default: str, allowed: Collection[str]) -> str:
+        """One of the strings in ``allowed``."""
+        value = self._config.get(key, default)
+        if not isinstance(value, str) or value not in allowed:
+            raise self._error(key, value, "one of " + ", ".join(repr(name) for name in allowed))
+        return value
+
+    def is_set(self, key: str) -> bool:
+        """Whether the config has the key with another value than null."""
+        return self._config.get(key) is not None
+
+    def refuse(self, key: str, neutral: object, way_out: str) -> None:
+        """Raise unless the key is absent, null or ``neutral``: any other value would change the result."""
+        value = self._config.get(key, neutral)
+        if value is not None and value is not neutral and value != neutral:
+            raise InputError(
+                f"{self._reader} does not support {key}={_short(value)} of the scheduler config; {way_out}"
+            )
+
+    def _error(self, key: str, value: object, wanted: str) -> InputError:
+        return InputError(
+            f"scheduler config has {key}={_short(value)}, {self._reader} wants {wanted}; correct the config"
+        )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
