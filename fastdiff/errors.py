@@ -10,8 +10,10 @@
     │   ├── EngineDamagedError    a file is missing, truncated or its hash differs
     │   ├── EngineVersionError    written in a format that this version does not read
     │   └── EngineMismatchError   built for something that this machine is not
+    ├── NumericError        NaN or infinity came out of the computation in place of a picture
     └── OutputError         the result could not be written: folder exists, disk full, no permission
 
+What goes on all the same is a ``FastdiffWarning``: a prompt that was cut, an argument that has no effect.
 Each message is one line: the value found, the value wanted, the way out. The command line prints it
 without a traceback and exits with status 2.
 """
@@ -26,7 +28,9 @@ __all__ = [
     "EngineMismatchError",
     "EngineVersionError",
     "FastdiffError",
+    "FastdiffWarning",
     "InputError",
+    "NumericError",
     "OutputError",
     "TargetError",
     "VerificationError",
@@ -35,6 +39,10 @@ __all__ = [
 
 class FastdiffError(Exception):
     """Base of all errors that fastdiff raises on purpose."""
+
+
+class FastdiffWarning(UserWarning):
+    """Something that the caller should know and that does not stop the call."""
 
 
 class InputError(FastdiffError, ValueError):
@@ -71,6 +79,10 @@ class EngineVersionError(EngineError):
 
 class EngineMismatchError(EngineError):
     """The engine was built for something that this machine is not."""
+
+
+class NumericError(FastdiffError):
+    """The computation gave NaN or infinity where a picture should be."""
 
 
 class OutputError(FastdiffError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,3 +25,36 @@ def isa(request: pytest.FixtureRequest) -> str:
 def rng() -> np.random.Generator:
     """Seeded per test: a test's data does not depend on which tests ran before."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny random checkpoint of tests/checkpoints.py. Tests copy it before they change it."""
+    from tests.checkpoints import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_checkpoint: Path) -> Path:
+    """An engine of it for ONNX Runtime, built once for all tests. Tests copy it before they change it."""
+    from fastdiff.build.build import build_engine
+
+    return build_engine(tiny_checkpoint, tiny_checkpoint.with_name("tiny.fd"), target="onnxruntime").path
+
+
+@pytest.fixture(scope="session")
+def scenes_checkpoint() -> Path:
+    """The checkpoint that ships with the package."""
+    folder = Path(__file__).parent.parent / "fastdiff" / "zoo" / "scenes"
+    if not (folder / "model_index.json").exists():
+        pytest.skip("the scenes checkpoint is not in this tree")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes_engine(scenes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of ``scenes`` for ONNX Runtime, built once for all tests."""
+    from fastdiff.build.build import build_engine
+
+    return build_engine("scenes", tmp_path_factory.mktemp("scenes") / "scenes.fd", target="onnxruntime").path

@@ -1,0 +1,1 @@
+"""The offline half: checkpoint, capture, passes, ONNX, build and verification. Imports PyTorch."""

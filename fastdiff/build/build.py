@@ -1,0 +1,212 @@
+"""Build an engine: load, capture, rewrite, compile and verify each module, then put the folder in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastdiff.build.capture import CapturedModule, capture
+from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
+from fastdiff.build.modules import module_spec
+from fastdiff.build.passes import run_passes
+from fastdiff.build.provenance import provenance
+from fastdiff.build.verify import ModuleError, measure
+from fastdiff.config import MODULES, ModelSpec, Precision, parse_precision
+from fastdiff.engine_dir import TOKENIZER_FOLDER
+from fastdiff.engine_writer import EngineWriter
+from fastdiff.errors import InputError
+from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry
+from fastdiff.targets import require_target, resolve_target
+
+__all__ = ["BuildSummary", "ModuleSummary", "Progress", "Stage", "build_engine"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a build is doing: load, capture, compile or verify, as stage ``index`` of ``total``, from 0."""
+
+    module: str
+    stage: str
+    index: int
+    total: int
+
+
+class Progress(Protocol):
+    """Called at the start of every stage."""
+
+    def __call__(self, stage: Stage) -> None:
+        """Tell the user that ``stage`` begins."""
+
+
+@dataclass(frozen=True)
+class ModuleSummary:
+    """One line of the summary: seconds cover all stages of the module, bytes its files."""
+
+    name: str
+    target: str
+    bytes: int
+    relative_l2: float
+    max_abs: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What a build produced; seconds cover all of it."""
+
+    path: Path
+    target: str
+    precision: Precision
+    engine_hash: str
+    modules: tuple[ModuleSummary, ...]
+    seconds: float
+
+
+_STAGES = ("load", "capture", "compile", "verify")
+
+
+def build_engine(
+    checkpoint: str | Path,
+    output: str | os.PathLike[str],
+    *,
+    target: str = "auto",
+    precision: str | Precision = Precision.FP32,
+    height: int | None = None,
+    width: int | None = None,
+    batch: int = 1,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> BuildSummary:
+    """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
+
+    ``height`` and ``width`` (picture pixels) and ``batch`` are the defaults that the engine records and is
+    verified at; other sizes run as well. Errors: InputError, CheckpointError, CaptureError, TargetError,
+    OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
+    of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
+    """
+    started = time.perf_counter()
+    target = resolve_target(target)
+    precision = parse_precision(precision)
+    require_target(target)
+    with EngineWriter(output, force) as writer:
+        source = load_checkpoint(checkpoint)
+        model = _with_defaults(source.spec, height, width, batch)
+        builder = _Builder(source, model, target, precision, writer, progress)
+        modules = {name: builder.build(name) for name in MODULES}
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            model=model,
+            scheduler=source.scheduler,
+            modules=modules,
+            tokenizer_files=_copy_tokenizer(source, writer),
+            provenance=provenance(source.name, source.shipped, source.sha256()),
+        )
+        writer.finish(manifest)
+    return BuildSummary(
+        path=Path(output),
+        target=target,
+        precision=precision,
+        engine_hash=manifest.digest,
+        modules=tuple(_summary(name, entry) for name, entry in modules.items()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass
+class _Builder:
+    checkpoint: Checkpoint
+    model: ModelSpec
+    target: str
+    precision: Precision
+    writer: EngineWriter
+    progress: Progress | None
+
+    def build(self, name: str) -> ModuleEntry:
+        """Take one module through all stages; what it occupied in memory is free afterwards."""
+        started = time.perf_counter()
+        target, spec = require_target(self.target), module_spec(name, self.model)
+        self._announce(name, "load")
+        part = self.checkpoint.load(spec.part)
+        module = CapturedModule(spec, spec.wrap(part), part)
+        self._announce(name, "capture")
+        if target.NEEDS_GRAPH:
+            module = capture(module)
+            assert module.program is not None
+            module = module.with_program(run_passes(module.program))
+        self._announce(name, "compile")
+        compiled = target.compile(module, self.writer.folder)
+        files, size = self.writer.hash_files(compiled.files)
+        entry = ModuleEntry(
+            target=self.target,
+            precision=self.precision,
+            inputs=spec.inputs,
+            outputs=spec.outputs,
+            shapes=spec.shapes,
+            files=files,
+            bytes=size,
+            error={},
+            seconds=0.0,
+            tactics=compiled.tactics,
+            requires=compiled.requires,
+        )
+        self._announce(name, "verify")
+        module = dataclasses.replace(module, program=None)
+        with target.open(self.writer.folder, name, entry, None) as session:
+            error = measure(module, session, self.model, self.checkpoint.vocab_size)
+        error.check(name, self.precision)
+        del part, module, session
+        gc.collect()
+        return dataclasses.replace(entry, error=_error_entry(error), seconds=time.perf_counter() - started)
+
+    def _announce(self, module: str, stage: str) -> None:
+        if self.progress is not None:
+            index = MODULES.index(module) * len(_STAGES) + _STAGES.index(stage)
+            self.progress(Stage(module, stage, index, len(MODULES) * len(_STAGES)))
+
+
+def _error_entry(error: ModuleError) -> dict[str, float]:
+    return {"relative_l2": error.relative_l2, "max_abs": error.max_abs}
+
+
+def _summary(name: str, entry: ModuleEntry) -> ModuleSummary:
+    return ModuleSummary(
+        name=name,
+        target=entry.target,
+        bytes=entry.bytes,
+        relative_l2=entry.error["relative_l2"],
+        max_abs=entry.error["max_abs"],
+        seconds=entry.seconds,
+    )
+
+
+def _with_defaults(model: ModelSpec, height: int | None, width: int | None, batch: int) -> ModelSpec:
+    """The model with the requested default sizes. Raises InputError for sizes that it cannot have."""
+    least = 2 * model.size_multiple
+    chosen: dict[str, Any] = {}
+    for name, value in (("height", height), ("width", width)):
+        if value is None:
+            value = max(least, getattr(model, f"default_{name}"))
+        if value < least or value % model.size_multiple:
+            below = max(least, value // model.size_multiple * model.size_multiple)
+            raise InputError(
+                f"{name} is {value}: it must be a multiple of {model.size_multiple}"
+                f" and at least {least}; try {below}"
+            )
+        chosen[f"default_{name}"] = value
+    if batch < 1:
+        raise InputError(f"batch is {batch}: give 1 or more")
+    return dataclasses.replace(model, default_batch=batch, **chosen)
+
+
+def _copy_tokenizer(checkpoint: Checkpoint, writer: EngineWriter) -> dict[str, str]:
+    """Write the tokenizer's files into the engine; their SHA-256 sums by name."""
+    names = []
+    for name, contents in checkpoint.tokenizer_files().items():
+        names.append(f"{TOKENIZER_FOLDER}/{name}")
+        (writer.folder / TOKENIZER_FOLDER / name).write_bytes(contents)
+    return writer.hash_files(names)[0]

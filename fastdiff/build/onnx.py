@@ -1,0 +1,84 @@
+"""ExportedProgram to ONNX: standard operators only, symbolic sizes kept, checked.
+
+ONNX names must be unique in a graph, so an output that is called like an input (``sample`` of the U-Net) is
+called ``out_sample`` in the file; sessions go by position.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdiff.build.capture import CapturedModule
+from fastdiff.build.weights import quiet
+from fastdiff.errors import CaptureError
+
+__all__ = ["EXTERNAL_DATA_LIMIT", "OPSET", "export_onnx", "needs_external_data", "onnx_output_names"]
+
+OPSET = 20
+"""Newest operator set that torch.onnx exports to without a version conversion and both consumers know."""
+
+EXTERNAL_DATA_LIMIT = 2**31 - 2**24
+"""Bytes of weights from which they go into a file of their own: a protobuf message ends at 2 GB. 16 MB are
+left for the graph."""
+
+
+def onnx_output_names(module: CapturedModule) -> list[str]:
+    """Names of the outputs in the file."""
+    inputs = {tensor.name for tensor in module.spec.inputs}
+    return [f"out_{out.name}" if out.name in inputs else out.name for out in module.spec.outputs]
+
+
+def needs_external_data(weight_bytes: int) -> bool:
+    """Whether weights of this size do not fit into the ONNX file itself."""
+    return weight_bytes >= EXTERNAL_DATA_LIMIT
+
+
+def weight_bytes(module: CapturedModule) -> int:
+    """Size of a module's parameters and buffers in bytes."""
+    tensors = (*module.eager.parameters(), *module.eager.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def export_onnx(module: CapturedModule, path: Path) -> tuple[Path, ...]:
+    """Write a captured module as ONNX to ``path``; returns the files written, the model first.
+
+    Raises CaptureError when an operator has no ONNX form or the result does not pass onnx's checker.
+    """
+    import onnx
+
+    if module.program is None:
+        raise CaptureError(f"{module.name} has not been captured")
+    external = needs_external_data(weight_bytes(module))
+    try:
+        with quiet(), torch.no_grad():
+            program: Any = torch.onnx.export(
+                module.program,
+                dynamo=True,
+                input_names=[tensor.name for tensor in module.spec.inputs],
+                output_names=onnx_output_names(module),
+                opset_version=OPSET,
+                optimize=True,
+                external_data=external,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many types of its own
+        reason = " ".join(str(error).split())[:300]
+        raise CaptureError(f"{module.name} cannot be written as ONNX: {reason}") from error
+    program.save(str(path), external_data=external)
+    data = path.with_name(path.name + ".data")
+    files = (path, data) if data.is_file() else (path,)
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise CaptureError(
+            f"{module.name} is not valid ONNX: {' '.join(str(error).split())[:300]}"
+        ) from error
+    model = onnx.load(str(path), load_external_data=False)
+    if foreign := sorted({node.domain for node in model.graph.node if node.domain not in ("", "ai.onnx")}):
+        raise CaptureError(
+            f"{module.name} needs ONNX operators of {', '.join(foreign)}: only standard ones are used"
+        )
+    return files

@@ -1,0 +1,83 @@
+"""``fastdiff build``: an engine from a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from fastdiff.cli.values import byte_size, on_terminal, require_build_extra, whole
+
+if TYPE_CHECKING:
+    from fastdiff.build.build import Stage
+
+SUMMARY = "build an engine from a checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder in the diffusers layout, or a shipped model: scenes"
+    )
+    parser.add_argument("-o", "--output", metavar="ENGINE", required=True, help="engine folder to write")
+    parser.add_argument(
+        "--target", metavar="NAME", default="auto", help="auto, onnxruntime or torch (default: auto)"
+    )
+    parser.add_argument("--precision", metavar="TYPE", default="fp32", help="fp32 (default: fp32)")
+    parser.add_argument("--height", metavar="H", type=whole, help="default pixels (default: the model's)")
+    parser.add_argument("--width", metavar="W", type=whole, help="default pixels (default: the model's)")
+    parser.add_argument("--batch", metavar="N", type=whole, default=1, help="default batch (default: 1)")
+    parser.add_argument("--force", action="store_true", help="replace an engine that exists")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Build with progress on a terminal, then print a line per module. Raises FastdiffError."""
+    require_build_extra("building")
+    from fastdiff.build.build import build_engine
+
+    progress = _Progress() if on_terminal() else None
+    try:
+        summary = build_engine(
+            arguments.checkpoint,
+            arguments.output,
+            target=arguments.target,
+            precision=arguments.precision,
+            height=arguments.height,
+            width=arguments.width,
+            batch=arguments.batch,
+            force=arguments.force,
+            progress=progress,
+        )
+    finally:
+        if progress is not None:
+            progress.close()
+    chosen = f"auto chose {summary.target}" if arguments.target == "auto" else summary.target
+    print(f"{summary.path}: target {chosen}, {summary.precision.value}, hash {summary.engine_hash[:16]}")
+    print(f"{'module':<14} {'target':<12} {'size':>9} {'error':>9} {'seconds':>8}")
+    for module in summary.modules:
+        print(
+            f"{module.name:<14} {module.target:<12} {byte_size(module.bytes):>9} {module.relative_l2:>9.1e} "
+            f"{module.seconds:>8.1f}"
+        )
+    total = sum(module.bytes for module in summary.modules)
+    print(f"{'total':<14} {'':<12} {byte_size(total):>9} {'':>9} {summary.seconds:>8.1f}")
+
+
+class _Progress:
+    """A bar with the stage that is running."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, stage: Stage) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=stage.total, unit="stage", dynamic_ncols=True, leave=False)
+        self._bar.set_description(f"{stage.module}: {stage.stage}", refresh=False)
+        self._bar.update(stage.index - self._bar.n)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()

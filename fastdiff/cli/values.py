@@ -1,0 +1,52 @@
+"""Argument types with messages that name the value and what is wanted, and helpers of several commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+
+from fastdiff.errors import TargetError
+
+__all__ = ["byte_size", "number", "on_terminal", "require_build_extra", "whole"]
+
+_BUILD_EXTRA = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+
+
+def whole(text: str) -> int:
+    """A whole number, for argparse."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    """A number, for argparse; what it may be is checked where it is used."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def byte_size(count: float) -> str:
+    """Bytes in the unit that leaves up to four digits: ``812 B``, ``3.4 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def on_terminal() -> bool:
+    """Whether progress is shown."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def require_build_extra(purpose: str) -> None:
+    """Raises TargetError when a library that only building needs is not installed."""
+    missing = [name for name in _BUILD_EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TargetError(
+            f"{purpose} needs {', '.join(missing)}, not installed here: pip install 'fastdiff[build]'"
+        )

@@ -1,0 +1,48 @@
+"""``fastdiff verify``: whether an engine is what was built, and computes what PyTorch computes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from fastdiff.cli.values import on_terminal, require_build_extra
+
+SUMMARY = "check an engine's files, and its modules against PyTorch"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("engine", metavar="ENGINE", help="engine folder")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        help="what the engine was built from; needed unless that is a shipped model",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check hashes and measure errors. Raises EngineError or VerificationError."""
+    from fastdiff.config import TOLERANCES
+    from fastdiff.engine_dir import open_engine
+
+    engine = open_engine(arguments.engine)
+    files = len(engine.manifest.all_files())
+    print(f"{engine.path}: {files} files match their hashes")
+    shipped = engine.manifest.provenance.get("checkpoint", {}).get("shipped", False)
+    if arguments.checkpoint is None and not shipped:
+        print("the modules were not compared with PyTorch: give the checkpoint it was built from")
+        return
+    require_build_extra("comparing with PyTorch")
+    from fastdiff.build.verify import verify_engine
+
+    if on_terminal():
+        print("comparing with PyTorch ...", file=sys.stderr)
+    errors = verify_engine(engine, arguments.checkpoint)
+    print(f"{'module':<14} {'target':<12} {'error':>9} {'allowed':>9} {'at build':>9}")
+    for name, error in errors.items():
+        entry = engine.entry(name)
+        print(
+            f"{name:<14} {entry.target:<12} {error.relative_l2:>9.1e} {TOLERANCES[entry.precision]:>9.1e} "
+            f"{entry.error['relative_l2']:>9.1e}"
+        )

@@ -1,0 +1,122 @@
+"""What the parts of fastdiff agree on: precisions, module names, tensor and model descriptions.
+
+Sizes that change from call to call are symbols: ``batch``, ``tokens`` and, always counted in *latent*
+pixels, ``height`` and ``width``. A picture-sized dimension is a multiple of a latent one and is written
+``"8*height"``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fastdiff.errors import InputError
+
+__all__ = ["MODULES", "TOLERANCES", "ModelSpec", "Precision", "SizeRange", "TensorSpec", "parse_precision"]
+
+MODULES = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+"""Modules of an engine, in the order in which they are built."""
+
+_SYMBOL = re.compile(r"(?:([1-9][0-9]{0,8})\*)?([a-z][a-z0-9_]*)", re.ASCII)
+
+
+class Precision(StrEnum):
+    """Number format that a module computes in. Its inputs and outputs stay float32."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+TOLERANCES = {Precision.FP32: 1e-4}
+"""Largest relative L2 error of a module against PyTorch in fp32; its keys are what can be built."""
+
+
+def parse_precision(text: str | Precision) -> Precision:
+    """The precision called ``text``. Raises InputError for one that is unknown or cannot be built."""
+    buildable = ", ".join(precision.value for precision in TOLERANCES)
+    try:
+        precision = Precision(text)
+    except ValueError:
+        known = ", ".join(precision.value for precision in Precision)
+        raise InputError(f"unknown precision {text!r}: known are {known}; {buildable} can be built") from None
+    if precision not in TOLERANCES:
+        raise InputError(f"precision {precision.value} cannot be built yet: use {buildable}")
+    return precision
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, NumPy dtype name and shape of a module's input or output.
+
+    ``shape`` holds integers and symbolic sizes: ``"batch"``, ``"height"``, ``"8*height"``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def factors(self) -> tuple[tuple[int, str | None], ...]:
+        """The shape as ``(factor, symbol)`` pairs; a fixed size is ``(size, None)``.
+
+        Raises ValueError for a size that is neither positive nor a symbol.
+        """
+        return tuple(_factor(size) for size in self.shape)
+
+
+def _factor(size: int | str) -> tuple[int, str | None]:
+    if isinstance(size, str):
+        match = _SYMBOL.fullmatch(size)
+        if match is None:
+            raise ValueError(f"{size!r} is not a symbolic size")
+        return int(match[1] or 1), match[2]
+    if size < 1:
+        raise ValueError(f"{size!r} is not a positive size")
+    return size, None
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """Values that a symbolic size may take; ``maximum`` None means without limit."""
+
+    minimum: int = 1
+    maximum: int | None = None
+    multiple_of: int = 1
+
+    def __contains__(self, size: int) -> bool:
+        return (
+            size >= self.minimum
+            and (self.maximum is None or size <= self.maximum)
+            and size % self.multiple_of == 0
+        )
+
+    def __str__(self) -> str:
+        upper = "or more" if self.maximum is None else f"to {self.maximum}"
+        multiple = f" in multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
+        return f"{self.minimum} {upper}{multiple}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the pipeline needs to know of a latent diffusion model besides its modules.
+
+    ``latent = (mean - shift_factor) * scaling_factor``; a latent pixel covers ``vae_scale_factor`` picture
+    pixels in each direction. ``default_height`` and ``default_width`` are in picture pixels, and
+    ``size_multiple`` is what a picture's sides must be multiples of (the VAE's factor times the U-Net's).
+    ``max_tokens`` is the text encoder's window including its start and end tokens, ``hidden_size`` the
+    width of its output. The noise schedule is not here: it stays in the checkpoint's scheduler config.
+    """
+
+    family: str
+    latent_channels: int
+    vae_scale_factor: int
+    scaling_factor: float
+    shift_factor: float
+    default_height: int
+    default_width: int
+    default_batch: int
+    size_multiple: int
+    max_tokens: int
+    hidden_size: int

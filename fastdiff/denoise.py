@@ -1,0 +1,97 @@
+"""The U-Net as the sampler loop calls it, and the loop with progress, timing and a check of every step."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.errors import NumericError
+from fastdiff.request import Request
+from fastdiff.samplers import Callback, Generator, StepTable, sample
+
+if TYPE_CHECKING:
+    from fastdiff.targets.session import Session
+
+__all__ = ["Denoiser", "run_table"]
+
+Array = NDArray[np.float32]
+
+
+class Denoiser:
+    """The U-Net as the sampler loop calls it, with classifier-free guidance as one batch.
+
+    ``conditional`` and ``unconditional`` are [batch, tokens, hidden]; the latter None without guidance.
+    The batch is [unconditional, conditional], the order of diffusers.
+    """
+
+    def __init__(self, unet: Session, conditional: Array, unconditional: Array | None) -> None:
+        self._unet = unet
+        self._conditional = conditional
+        self._both = None if unconditional is None else np.concatenate([unconditional, conditional])
+
+    def __call__(self, sample: Array, timestep: float, guided: bool) -> tuple[Array, Array | None]:
+        """Outputs (conditional, unconditional) for ``sample`` [batch, channels, h, w], already scaled."""
+        if not guided or self._both is None:
+            return self._predict(sample, timestep, self._conditional), None
+        output = self._predict(np.concatenate([sample, sample]), timestep, self._both)
+        return output[len(sample) :], output[: len(sample)]
+
+    def _predict(self, sample: Array, timestep: float, states: Array) -> Array:
+        step = np.float32(timestep)
+        output: Array = self._unet(sample=sample, timestep=step, encoder_hidden_states=states)["sample"]
+        return output
+
+
+def run_table(
+    table: StepTable,
+    denoise: Denoiser,
+    start: Array,
+    request: Request,
+    generator: Generator,
+    callback: Callback | None,
+    progress: bool,
+) -> tuple[Array, tuple[float, ...]]:
+    """Run the sampler loop; returns the latents and the seconds of each evaluation, callbacks not counted.
+
+    Raises NumericError at the first step that leaves NaN or infinity in the latents.
+    """
+    seconds: list[float] = []
+    bar = _progress_bar(table.evaluations) if progress else None
+    last = time.perf_counter()
+
+    def after_step(step: int, total: int, latents: Array) -> None:
+        nonlocal last
+        if not np.isfinite(latents).all():
+            raise NumericError(
+                f"NaN or infinity in the latents after step {step} of {total}: use a guidance lower than "
+                f"{request.guidance:g}, or check the engine with fastdiff verify"
+            )
+        seconds.append(time.perf_counter() - last)
+        if bar is not None:
+            bar.update()
+        if callback is not None:
+            callback(step, total, latents)
+        last = time.perf_counter()
+
+    try:
+        latents = sample(
+            table,
+            denoise,
+            start,
+            guidance=request.guidance if request.guided else 1.0,
+            noise=generator,
+            callback=after_step,
+        )
+    finally:
+        if bar is not None:
+            bar.close()
+    return latents, tuple(seconds)
+
+
+def _progress_bar(total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="step", dynamic_ncols=True, leave=True, desc="sampling")

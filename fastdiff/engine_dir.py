@@ -1,0 +1,171 @@
+"""The engine folder: its file names, and opening it with checks.
+
+::
+
+    scenes.fd/
+      engine.json           the manifest: see fastdiff.manifest
+      <module>…             the files of each module's target
+      tokenizer/            vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json
+
+fastdiff.engine_writer writes it into a hidden folder ``.<name>.<token>.partial`` beside its destination and
+renames that, so whatever stands under the destination's name is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastdiff.errors import (
+    EngineDamagedError,
+    EngineError,
+    EngineMismatchError,
+    FastdiffError,
+    InputError,
+)
+from fastdiff.manifest import Manifest, ModuleEntry, parse_manifest
+
+if TYPE_CHECKING:
+    from fastdiff.targets import Session
+
+__all__ = [
+    "MANIFEST_NAME",
+    "PARTIAL_SUFFIX",
+    "TOKENIZER_FOLDER",
+    "Engine",
+    "check_engine_machine",
+    "file_sha256",
+    "open_engine",
+]
+
+MANIFEST_NAME = "engine.json"
+TOKENIZER_FOLDER = "tokenizer"
+PARTIAL_SUFFIX = ".partial"
+"""Ending of the folder that an engine is written into; such a folder is never opened."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine folder whose manifest, and whose files unless told otherwise, have been checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def engine_hash(self) -> str:
+        """SHA-256 over the manifest, as 64 hexadecimal digits."""
+        return self.manifest.digest
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer's files."""
+        return self.path / TOKENIZER_FOLDER
+
+    def entry(self, name: str) -> ModuleEntry:
+        """The manifest's entry of a module. Raises InputError when the engine has no such module."""
+        try:
+            return self.manifest.modules[name]
+        except KeyError:
+            present = ", ".join(self.manifest.modules)
+            raise InputError(f"engine {self.path} has no module {name!r}; it has {present}") from None
+
+    def open_module(self, name: str, threads: int | None = None) -> Session:
+        """Open a module with the target that it was built for; ``threads`` None means every core.
+
+        Raises TargetError when the target cannot run here, EngineDamagedError when it rejects its files.
+        """
+        from fastdiff.targets import get_target
+
+        entry = self.entry(name)
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}: give 1 or more")
+        return get_target(entry.target).open(self.path, name, entry, threads)
+
+
+def open_engine(
+    path: str | os.PathLike[str], verify_hashes: bool = True, check_machine: bool = True
+) -> Engine:
+    """Open an engine folder.
+
+    ``verify_hashes=False`` compares sizes only, for processes that open the same engine again and again.
+    ``check_machine=False`` also opens an engine that cannot run here, to look at it.
+    Raises EngineDamagedError, EngineVersionError or EngineMismatchError, all of them EngineErrors that name
+    the reason.
+    """
+    folder = Path(path)
+    try:
+        if not folder.is_dir():
+            found = "is not a folder" if folder.exists() else "does not exist"
+            raise EngineError(f"{folder} {found}: give an engine folder, as fastdiff build writes it")
+        if folder.name.endswith(PARTIAL_SUFFIX):
+            raise EngineDamagedError(f"{folder} was left by a build that did not finish; build it again")
+        manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
+        _check_files(folder, manifest, verify_hashes)
+        if check_machine:
+            check_engine_machine(manifest)
+    except FileNotFoundError as error:
+        name = Path(str(error.filename)).name
+        raise EngineDamagedError(f"{folder}: {name} is missing; it is no engine or was damaged") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, FastdiffError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise EngineDamagedError(f"{folder}: cannot be read ({reason})") from error
+    except EngineError as error:
+        if str(error).startswith(str(folder)):
+            raise
+        raise type(error)(f"{folder}: {error}") from error
+    return Engine(folder, manifest)
+
+
+def _check_files(folder: Path, manifest: Manifest, verify_hashes: bool) -> None:
+    for module, entry in manifest.modules.items():
+        size = sum(_file_size(folder, name) for name in entry.files)
+        if size != entry.bytes:
+            raise EngineDamagedError(
+                f"files of {module} have {size} bytes, not {entry.bytes}; build it again"
+            )
+    for name, expected in manifest.all_files().items():
+        _file_size(folder, name)
+        if verify_hashes and file_sha256(folder / name) != expected:
+            raise EngineDamagedError(
+                f"{name} was changed after the build (its SHA-256 differs); build it again"
+            )
+
+
+def _file_size(folder: Path, name: str) -> int:
+    path = folder / name
+    if not path.is_file():
+        raise EngineDamagedError(f"{name} is missing; build the engine again")
+    return path.stat().st_size
+
+
+def check_engine_machine(manifest: Manifest) -> None:
+    """Raises EngineMismatchError when a module's target or requirements do not fit this machine."""
+    from fastdiff.targets import get_target
+
+    for module, entry in manifest.modules.items():
+        needed, present = entry.requires.get("architecture"), platform.machine()
+        if needed is not None and needed != present:
+            raise EngineMismatchError(
+                f"{module} was built for {needed}, this machine is {present}; build it here"
+            )
+        try:
+            availability = get_target(entry.target).availability()
+        except FastdiffError as error:
+            raise EngineMismatchError(f"{module} was built for target {entry.target!r}: {error}") from error
+        if not availability.ok:
+            raise EngineMismatchError(
+                f"{module} was built for target {entry.target!r}, which cannot run here:"
+                f" {availability.reason}; {availability.fix}"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,253 @@
+"""An engine folder as a function from prompts to pictures.
+
+::
+
+    prompt ─tokenizer─▶ input_ids ─text_encoder─▶ encoder_hidden_states ─┐
+    seed ─Generator─▶ latents ─× init_noise_sigma─▶ sampler loop ◀─unet──┘
+                                                        └─▶ latents ÷ scaling_factor ─vae_decoder─▶ pictures
+
+Semantics are those of ``diffusers.StableDiffusionPipeline`` with one generator: same seed, same picture.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.denoise import Denoiser, run_table
+from fastdiff.engine_dir import Engine, open_engine
+from fastdiff.errors import FastdiffWarning, InputError, NumericError
+from fastdiff.request import Request, check_request
+from fastdiff.result import Result, Timings, picture_metadata
+from fastdiff.samplers import SAMPLERS, Callback, Generator, NoiseSchedule, make_table, sampler_of
+from fastdiff.tokenizer import ClipTokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fastdiff.targets.session import Session
+
+__all__ = ["Pipeline", "Result", "Timings", "load"]
+
+Array = NDArray[np.float32]
+
+_NEEDED = ("text_encoder", "unet", "vae_decoder")
+_CACHED_PROMPTS = 16
+
+
+class Modules(Mapping[str, "Session"]):
+    """The engine's modules by name, each opened when it is first asked for."""
+
+    def __init__(self, engine: Engine, threads: int | None) -> None:
+        self._engine = engine
+        self._threads = threads
+        self._open: dict[str, Session] = {}
+
+    def __getitem__(self, name: str) -> Session:
+        if name not in self._engine.manifest.modules:
+            raise KeyError(name)
+        if name not in self._open:
+            self._open[name] = self._engine.open_module(name, self._threads)
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._engine.manifest.modules)
+
+    def __len__(self) -> int:
+        return len(self._engine.manifest.modules)
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+class Pipeline:
+    """Text to pictures on an open engine. ``modules[name](**arrays)`` runs a single module."""
+
+    def __init__(self, engine: Engine, threads: int | None = None) -> None:
+        self.engine = engine
+        self.modules = Modules(engine, threads)
+        self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
+        self.tokenizer = ClipTokenizer(engine.tokenizer_folder, engine.manifest.model.max_tokens)
+        self._embeddings: OrderedDict[str, Array] = OrderedDict()
+        for name in _NEEDED:
+            self.modules[name]  # opened here: the first picture takes no longer than the second
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        *,
+        negative: str | list[str] = "",
+        steps: int = 20,
+        sampler: str | None = None,
+        guidance: float = 5.0,
+        seed: int | None = None,
+        num: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+        latents: Array | None = None,
+        callback: Callback | None = None,
+        progress: bool = False,
+    ) -> Result:
+        """Generate ``num`` pictures of each prompt.
+
+        ``sampler`` None is the checkpoint's own; ``seed`` None draws one, which the result holds; ``height``
+        and ``width`` are in pixels, None being the engine's default. ``guidance`` up to 1 skips the
+        unconditional half. ``eta`` is DDIM's η. ``latents``, float32 [pictures, channels, h, w] of unit
+        variance, replaces the drawn noise. ``callback(step, total, latents)`` is called after each evaluation
+        of the U-Net, ``step`` counting from 1; copy the latents to keep them. ``progress`` draws a bar.
+        Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
+        Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
+        """
+        begin = time.perf_counter()
+        request = check_request(
+            self.engine.manifest.model,
+            prompt=prompt,
+            negative=negative,
+            steps=steps,
+            sampler=self.default_sampler() if sampler is None else sampler,
+            guidance=guidance,
+            seed=seed,
+            num=num,
+            height=height,
+            width=width,
+            eta=eta,
+        )
+        self._check_shapes(request)
+        table = make_table(request.sampler, self.schedule, request.steps, eta=request.eta)
+        generator = Generator(request.seed)
+        start = self._start(request, latents, generator) * np.float32(table.init_noise_sigma)
+
+        embed_begin = time.perf_counter()
+        denoise = self._denoiser(request)
+        embedded = time.perf_counter()
+        final, seconds = run_table(table, denoise, start, request, generator, callback, progress)
+        decode_begin = time.perf_counter()
+        images = self._decode(final)
+        end = time.perf_counter()
+        timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
+        metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
+        return Result(images, final, request.seed, timings, metadata)
+
+    def default_sampler(self) -> str:
+        """The sampler that the checkpoint's scheduler config names. Raises InputError when there is none."""
+        scheduler = self.engine.manifest.scheduler
+        name = sampler_of(scheduler)
+        if name is None:
+            raise InputError(
+                f"the checkpoint's own scheduler, {scheduler.get('_class_name')}, has no sampler here: "
+                f"choose one of {', '.join(SAMPLERS)}"
+            )
+        return name
+
+    def close(self) -> None:
+        """Free the modules. The pipeline opens them again when it is called."""
+        self.modules.close()
+        self._embeddings.clear()
+
+    def _check_shapes(self, request: Request) -> None:
+        """The sizes against what the modules were built for."""
+        factor = self.engine.manifest.model.vae_scale_factor
+        rows = request.pictures * (2 if request.guided else 1)
+        for module, batch in (("unet", rows), ("vae_decoder", request.pictures)):
+            shapes = self.engine.entry(module).shapes
+            for side in ("height", "width"):
+                size = getattr(request, side)
+                if side in shapes and size // factor not in shapes[side]:
+                    low, high = shapes[side].minimum * factor, shapes[side].maximum
+                    limit = f"{low} or more" if high is None else f"from {low} to {high * factor}"
+                    raise InputError(
+                        f"{side} is {size}: {module} of this engine takes {limit}; build it for more"
+                    )
+            if "batch" in shapes and batch not in shapes["batch"]:
+                raise InputError(
+                    f"{request.pictures} pictures at once need a batch of {batch} in {module}: this engine "
+                    f"takes {shapes['batch']}; ask for fewer"
+                )
+
+    def _start(self, request: Request, latents: Array | None, generator: Generator) -> Array:
+        """Unit-variance noise of the call's shape, drawn or given."""
+        model = self.engine.manifest.model
+        factor = model.vae_scale_factor
+        shape = (request.pictures, model.latent_channels, request.height // factor, request.width // factor)
+        if latents is None:
+            return generator.randn(shape)
+        given = np.asarray(latents)
+        if given.shape != shape or given.dtype.kind != "f":
+            raise InputError(
+                f"latents are {given.dtype} {list(given.shape)}: they must be float32 {list(shape)} for "
+                f"{request.pictures} pictures of {request.height} x {request.width}"
+            )
+        if not np.isfinite(given).all():
+            raise InputError("latents hold NaN or infinity: give finite noise")
+        return np.ascontiguousarray(given, dtype=np.float32)
+
+    def _denoiser(self, request: Request) -> Denoiser:
+        """The U-Net with the embeddings of the call's prompts."""
+        conditional = self._embed("prompt", request.prompts, request.num)
+        if request.guided:
+            return Denoiser(
+                self.modules["unet"],
+                conditional,
+                self._embed("negative prompt", request.negatives, request.num),
+            )
+        if any(request.negatives):
+            warnings.warn(
+                f"the negative prompt has no effect with guidance {request.guidance:g}: use more than 1",
+                FastdiffWarning,
+                stacklevel=3,
+            )
+        return Denoiser(self.modules["unet"], conditional, None)
+
+    def _embed(self, kind: str, texts: tuple[str, ...], num: int) -> Array:
+        """``encoder_hidden_states`` [len(texts) · num, tokens, hidden], each text's rows together.
+
+        The encoder runs once per distinct text, one at a time, so that an embedding never depends on what
+        else was asked for; the last few are kept.
+        """
+        rows = []
+        for text in texts:
+            tokens = self.tokenizer.tokenize(text)
+            if tokens.dropped:
+                warnings.warn(
+                    f"the {kind} is longer than {self.tokenizer.window} tokens; dropped: {tokens.dropped!r}",
+                    FastdiffWarning,
+                    stacklevel=4,
+                )
+            if text not in self._embeddings:
+                ids = np.array([tokens.ids], dtype=np.int64)
+                self._embeddings[text] = self.modules["text_encoder"](input_ids=ids)["last_hidden_state"]
+            self._embeddings.move_to_end(text)
+            rows.append(self._embeddings[text])
+        while len(self._embeddings) > _CACHED_PROMPTS:
+            self._embeddings.popitem(last=False)
+        return np.repeat(np.concatenate(rows), num, axis=0)
+
+    def _decode(self, latents: Array) -> list[Image]:
+        from fastdiff.image import to_images
+
+        model = self.engine.manifest.model
+        scaled = latents / np.float32(model.scaling_factor) + np.float32(model.shift_factor)
+        decoded: Array = self.modules["vae_decoder"](latent_sample=scaled)["sample"]
+        if not np.isfinite(decoded).all():
+            raise NumericError(
+                "the VAE gave NaN or infinity from finite latents: check the engine with fastdiff verify"
+            )
+        return to_images(decoded)
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None) -> Pipeline:
+    """Open the engine folder ``path`` for generating pictures; ``threads`` None uses every core.
+
+    Raises EngineError (missing, damaged, of another format version, built for another machine), TargetError
+    (what the engine needs is not installed) or InputError (``threads``).
+    """
+    return Pipeline(open_engine(path), threads)

@@ -1,0 +1,174 @@
+"""What one call of the pipeline asks for, checked.
+
+The checks are made before anything is computed. Each message holds the value found, the value wanted and the
+way out.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from fastdiff.config import ModelSpec
+from fastdiff.errors import InputError
+
+__all__ = ["Request", "check_request"]
+
+_MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked call. ``prompts`` and ``negatives`` are of one length; ``num`` pictures are made of each.
+
+    ``height`` and ``width`` are in picture pixels. ``listed`` says whether the caller gave a list of prompts.
+    """
+
+    prompts: tuple[str, ...]
+    negatives: tuple[str, ...]
+    steps: int
+    sampler: str
+    guidance: float
+    seed: int
+    num: int
+    height: int
+    width: int
+    eta: float
+    listed: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional half is computed. As in diffusers, guidance up to 1 switches it off."""
+        return self.guidance > 1.0
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures: the batch of the latents, all pictures of the first prompt first."""
+        return len(self.prompts) * self.num
+
+    def settings(self) -> dict[str, Any]:
+        """The call as keyword arguments of the pipeline, in JSON values: enough to repeat it."""
+        return {
+            "prompt": list(self.prompts) if self.listed else self.prompts[0],
+            "negative": list(self.negatives) if self.listed else self.negatives[0],
+            "steps": self.steps,
+            "sampler": self.sampler,
+            "guidance": self.guidance,
+            "seed": self.seed,
+            "num": self.num,
+            "height": self.height,
+            "width": self.width,
+            "eta": self.eta,
+        }
+
+
+def check_request(
+    model: ModelSpec,
+    *,
+    prompt: object,
+    negative: object,
+    steps: object,
+    sampler: object,
+    guidance: object,
+    seed: object,
+    num: object,
+    height: object,
+    width: object,
+    eta: object,
+) -> Request:
+    """The call as a Request. Raises InputError for the first value that cannot be used.
+
+    ``seed`` None draws one of 32 bits; ``height`` or ``width`` None takes the engine's default.
+    """
+    prompts = _texts("prompt", prompt)
+    negatives = _texts("negative", negative)
+    if isinstance(negative, str):
+        negatives *= len(prompts)
+    if len(negatives) != len(prompts):
+        raise InputError(
+            f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for each, or one string"
+        )
+    if not isinstance(sampler, str):
+        raise InputError(f"sampler is {_show(sampler)}: it must be a name, such as 'ddim'")
+    eta = _number("eta", eta)
+    if not 0.0 <= eta <= 1.0:
+        raise InputError(f"eta is {eta:g}: it must be from 0 (DDIM) to 1 (DDPM)")
+    guidance = _number("guidance", guidance)
+    if guidance < 0.0:
+        raise InputError(f"guidance is {guidance:g}: it must be 0 or more; 1 switches it off")
+    return Request(
+        prompts=prompts,
+        negatives=negatives,
+        steps=_integer("steps", steps, minimum=1),
+        sampler=sampler,
+        guidance=guidance,
+        seed=secrets.randbits(32) if seed is None else _integer("seed", seed, 0, _MAX_SEED),
+        num=_integer("num", num, minimum=1),
+        height=_side("height", height, model.default_height, model.size_multiple),
+        width=_side("width", width, model.default_width, model.size_multiple),
+        eta=eta,
+        listed=not isinstance(prompt, str),
+    )
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)):
+        raise InputError(
+            f"{name} is of type {type(value).__name__}: it must be a string or a list of strings"
+        )
+    if not texts:
+        raise InputError(f"{name} is an empty list: give at least one string")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"{name} {index} is of type {type(text).__name__}: it must be a string")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            where = f"{text[error.start]!r} at position {error.start}"
+            raise InputError(f"{name} holds {where}, which is no character: give text in UTF-8") from None
+    return tuple(texts)
+
+
+def _integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+    limits = f"{minimum} or more" if maximum is None else f"from {minimum} to {maximum}"
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise InputError(f"{name} is {_show(value)}: it must be a whole number, {limits}")
+    if number < minimum or (maximum is not None and number > maximum):
+        raise InputError(f"{name} is {number}: it must be {limits}")
+    return number
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        if isinstance(value, (bool, str, bytes)):
+            raise TypeError
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} is {_show(value)}: it must be a number") from None
+    if not math.isfinite(number):
+        raise InputError(f"{name} is {number}: it must be a finite number")
+    return number
+
+
+def _side(name: str, value: object, default: int, multiple: int) -> int:
+    if value is None:
+        return default
+    side = _integer(name, value, minimum=1)
+    if side % multiple:
+        below, above = side // multiple * multiple, -(-side // multiple) * multiple
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise InputError(f"{name} is {side}: it must be a multiple of {multiple}; use {nearest}")
+    return side
+
+
+def _show(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

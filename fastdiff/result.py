@@ -1,0 +1,74 @@
+"""What a call of the pipeline returns, and the record of how each picture was made."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff._version import __version__
+from fastdiff.request import Request
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Result", "Timings", "picture_metadata"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds of one call. ``steps`` has one entry per evaluation of the U-Net and its step."""
+
+    text_encoder: float
+    steps: tuple[float, ...]
+    vae: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call returns.
+
+    ``images``: the pictures, all of the first prompt first. ``latents``: float32 [pictures, channels,
+    height / factor, width / factor], before the VAE's scaling. ``metadata``: one JSON object per picture, as
+    ``save`` puts into the PNG; ``pipe(**metadata["settings"]).images[metadata["index"]]`` repeats it.
+    """
+
+    images: list[Image]
+    latents: NDArray[np.float32]
+    seed: int
+    timings: Timings
+    metadata: list[dict[str, Any]]
+
+    def save(self, path: str | os.PathLike[str]) -> list[str]:
+        """Write the pictures as PNG with their metadata; returns the names.
+
+        One picture is written to ``path``, several to ``out-1.png``, ``out-2.png`` … for ``out.png``.
+        Raises OutputError; every file that exists is complete.
+        """
+        from fastdiff.image import numbered, write_png
+
+        paths = numbered(path, len(self.images))
+        for name, image, metadata in zip(paths, self.images, self.metadata, strict=True):
+            write_png(name, image, metadata)
+        return [os.fspath(name) for name in paths]
+
+
+def picture_metadata(request: Request, engine_hash: str, latents_given: bool) -> list[dict[str, Any]]:
+    """One JSON object for each picture of a call; ``settings`` is the call itself."""
+    common: dict[str, Any] = {"fastdiff": __version__, "engine": engine_hash}
+    if latents_given:
+        common["latents"] = "given"  # the settings alone do not repeat the picture
+    common["settings"] = request.settings()
+    return [
+        {
+            **common,
+            "index": index,
+            "prompt": request.prompts[index // request.num],
+            "negative": request.negatives[index // request.num],
+        }
+        for index in range(request.pictures)
+    ]

@@ -1,0 +1,104 @@
+"""Targets: each compiles a module into files of an engine and opens them again as a Session.
+
+A target is a Python module with ``availability``, ``compile`` and ``open`` (see Target). Importing it imports
+no vendor library; those are imported inside its functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from fastdiff.errors import InputError, TargetError
+from fastdiff.targets.session import Session
+
+if TYPE_CHECKING:
+    from fastdiff.build.capture import CapturedModule
+    from fastdiff.manifest import ModuleEntry
+
+__all__ = [
+    "PLANNED",
+    "TARGETS",
+    "Availability",
+    "Compiled",
+    "Session",
+    "Target",
+    "get_target",
+    "require_target",
+    "resolve_target",
+]
+
+TARGETS: Mapping[str, str] = {
+    "onnxruntime": "fastdiff.targets.onnxruntime",
+    "torch": "fastdiff.targets.torch",
+}
+"""Target names and the modules that implement them."""
+
+PLANNED = ("native", "cuda", "tensorrt")
+"""Targets whose names are taken but that this version does not have."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target can run here: ``reason`` says what is there or missing, ``fix`` how to get it."""
+
+    ok: bool
+    reason: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Result of compiling a module: file names inside the engine folder, tactics and requirements."""
+
+    files: tuple[str, ...]
+    tactics: dict[str, Any] = field(default_factory=dict)
+    requires: dict[str, str] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """What a target's module offers. ``NEEDS_GRAPH`` says whether it compiles the captured graph."""
+
+    NEEDS_GRAPH: bool
+
+    def availability(self) -> Availability:
+        """Whether the target can run on this machine; quick, imports no vendor library."""
+
+    def compile(self, captured: CapturedModule, folder: Path) -> Compiled:
+        """Write a module's compiled form into the engine folder. Raises CaptureError."""
+
+    def open(self, folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> Session:
+        """Open a compiled module. Raises TargetError or EngineDamagedError."""
+
+
+def resolve_target(name: str) -> str:
+    """The target that ``name`` stands for: ``auto`` is ``onnxruntime`` until there is a native target.
+
+    Raises InputError for an unknown name and TargetError for a target that this version does not have.
+    """
+    if name == "auto":
+        return "onnxruntime"
+    if name in PLANNED:
+        known = " or ".join(TARGETS)
+        raise TargetError(f"target {name!r} is not part of this version of fastdiff: use {known}")
+    if name not in TARGETS:
+        known = ", ".join(("auto", *TARGETS))
+        raise InputError(f"unknown target {name!r}: known are {known}")
+    return name
+
+
+def get_target(name: str) -> Target:
+    """The target called ``name``; raises as ``resolve_target`` does."""
+    return cast(Target, importlib.import_module(TARGETS[resolve_target(name)]))
+
+
+def require_target(name: str) -> Target:
+    """The target called ``name``, which can run here. Raises TargetError saying what is missing."""
+    target = get_target(name)
+    availability = target.availability()
+    if not availability.ok:
+        raise TargetError(f"target {name!r} cannot run here: {availability.reason}; {availability.fix}")
+    return target

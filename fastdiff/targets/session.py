@@ -1,0 +1,113 @@
+"""A compiled module that can be called: arrays in, arrays out, with arguments checked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.config import SizeRange, TensorSpec
+from fastdiff.errors import InputError
+
+__all__ = ["Session"]
+
+Array = NDArray[Any]
+
+
+class Session(ABC):
+    """A compiled module. Targets implement ``_run``; the base class checks what goes in.
+
+    ``session(**arrays)`` takes one array per input and returns a dict of arrays, one per output. Floating
+    and integer arrays are converted to the input's dtype. An input of shape ``("batch",)``, such as a
+    timestep, may also be a scalar or of shape ``[1]``, and is repeated over the batch. Sizes must agree
+    between the inputs and lie in ``shapes``; InputError names the value that does not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        shapes: dict[str, SizeRange],
+    ) -> None:
+        self.name = name
+        self.inputs = inputs
+        self.outputs = outputs
+        self.shapes = shapes
+
+    def __call__(self, **arrays: Any) -> dict[str, Array]:
+        """Run on one array per input; one array per output. Raises InputError."""
+        return self._run(self.check(arrays))
+
+    @abstractmethod
+    def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        """Run on checked, contiguous arrays, in the order of ``inputs``."""
+
+    def close(self) -> None:  # noqa: B027 (closing is optional for a target)
+        """Free what the session holds. It cannot be called afterwards."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check(self, arrays: dict[str, Any]) -> dict[str, Array]:
+        """The arguments as contiguous arrays of the declared dtypes and shapes. Raises InputError."""
+        names = [spec.name for spec in self.inputs]
+        if missing := [name for name in names if name not in arrays]:
+            raise InputError(f"{self.name} needs {', '.join(names)}: {', '.join(missing)} is missing")
+        if unknown := [name for name in arrays if name not in names]:
+            raise InputError(f"{self.name} takes {', '.join(names)}: {', '.join(unknown)} is unknown")
+        converted = {spec.name: self._convert(spec, arrays[spec.name]) for spec in self.inputs}
+        sizes: dict[str, tuple[int, str]] = {}  # symbol -> (size, the input that fixed it)
+        for spec in sorted(self.inputs, key=lambda spec: -len(spec.shape)):
+            if not _repeats(spec, converted[spec.name]):
+                self._bind(spec, converted[spec.name], sizes)
+        for symbol, (size, source) in sizes.items():
+            if symbol in self.shapes and size not in self.shapes[symbol]:
+                raise InputError(
+                    f"{self.name}: {symbol} of {source} is {size}: it must be {self.shapes[symbol]}"
+                )
+        for spec in self.inputs:
+            if _repeats(spec, converted[spec.name]):
+                length = sizes.get(str(spec.shape[0]), (1, ""))[0]
+                converted[spec.name] = np.repeat(converted[spec.name].reshape(1), length)
+        return {name: np.ascontiguousarray(array) for name, array in converted.items()}
+
+    def _convert(self, spec: TensorSpec, value: Any) -> Array:
+        array = np.asarray(value)
+        wanted = np.dtype(spec.dtype)
+        if array.dtype == wanted:
+            return array
+        allowed = "iu" if wanted.kind in "iu" else "fiu"
+        if array.dtype.kind not in allowed:
+            raise InputError(f"{self.name}: {spec.name} has dtype {array.dtype}: it must be {wanted}")
+        return array.astype(wanted)
+
+    def _bind(self, spec: TensorSpec, array: Array, sizes: dict[str, tuple[int, str]]) -> None:
+        """Record the sizes of the symbols in ``spec`` and compare those that are known."""
+        described = f"[{', '.join(str(size) for size in spec.shape)}]"
+        found = f"{self.name}: {spec.name} has shape {list(array.shape)}"
+        if array.ndim != len(spec.shape):
+            raise InputError(f"{found}: it must be {described}")
+        for size, (factor, symbol) in zip(array.shape, spec.factors(), strict=True):
+            if symbol is None:
+                if size != factor:
+                    raise InputError(f"{found}: it must be {described}")
+                continue
+            if size % factor:
+                raise InputError(f"{found}: {size} is no multiple of {factor}, it must be {described}")
+            known, source = sizes.setdefault(symbol, (size // factor, spec.name))
+            if known != size // factor:
+                raise InputError(f"{found}: {symbol} is {known} in {source}, it must be {described}")
+
+
+def _repeats(spec: TensorSpec, array: Array) -> bool:
+    """Whether a value is given once for a whole batch."""
+    return len(spec.shape) == 1 and isinstance(spec.shape[0], str) and array.shape in ((), (1,))

@@ -1,0 +1,88 @@
+"""Target ``torch``: the library's own module, run by PyTorch. The reference that others are compared with.
+
+The engine holds each part's config and safetensors as the library writes them. VAE encoder and decoder
+share one part.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastdiff.errors import EngineDamagedError, FastdiffError, TargetError
+from fastdiff.manifest import ModuleEntry
+from fastdiff.targets import Availability, Compiled
+from fastdiff.targets.session import Array, Session
+
+if TYPE_CHECKING:
+    from fastdiff.build.capture import CapturedModule
+
+__all__ = ["NEEDS_GRAPH", "availability", "compile", "open"]
+
+NEEDS_GRAPH = False
+
+_PACKAGES = ("torch", "diffusers", "transformers")
+_FOLDER = "torch"
+
+
+def availability() -> Availability:
+    """Whether PyTorch, diffusers and transformers are installed."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        reason = f"not installed: {', '.join(missing)}"
+        return Availability(False, reason, "install them with: pip install 'fastdiff[build]'")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    return Availability(True, versions)
+
+
+def compile(captured: CapturedModule, folder: Path) -> Compiled:
+    """Store the part that the module is made from, in float32 safetensors."""
+    from fastdiff.build.weights import quiet
+
+    part = folder / _FOLDER / captured.spec.part
+    if not part.is_dir():
+        with quiet():
+            captured.source.save_pretrained(part, safe_serialization=True)
+    files = sorted(path.relative_to(folder).as_posix() for path in part.iterdir() if path.is_file())
+    return Compiled(tuple(files), {"part": captured.spec.part})
+
+
+def open(folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> Session:
+    """Open a module; ``threads`` sets PyTorch's thread count, which is one for the whole process.
+
+    Raises TargetError or EngineDamagedError.
+    """
+    available = availability()
+    if not available.ok:
+        raise TargetError(f"target 'torch' cannot run here: {available.reason}; {available.fix}")
+    import torch
+
+    from fastdiff.build.modules import PART_CLASSES, module_wrapper
+    from fastdiff.build.weights import load_part
+
+    part = entry.tactics.get("part")
+    if part not in PART_CLASSES:
+        raise EngineDamagedError(f"{folder}: module {name} has no part for the torch target; build it again")
+    try:
+        source = load_part(folder / _FOLDER / str(part), str(part))
+    except FastdiffError as error:
+        raise EngineDamagedError(f"{folder}: {error}; build it again") from error
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return _TorchSession(name, entry, module_wrapper(name, source))
+
+
+class _TorchSession(Session):
+    def __init__(self, name: str, entry: ModuleEntry, module: Any) -> None:
+        super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
+        self._module: Any = module
+
+    def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        from fastdiff.build.capture import run_eager
+
+        return run_eager(self._module, self.inputs, self.outputs, arrays)
+
+    def close(self) -> None:
+        self._module = None

@@ -1,0 +1,297 @@
+"""fastdiff generate, inspect and verify on an engine: results, refusals, interruption, repeatability."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fastdiff
+from fastdiff.image import read_metadata
+from tests.cli.run import command, environment, listing, run_here, run_process
+
+Capture = pytest.CaptureFixture[str]
+PROMPT = "a red circle left of a blue square"
+
+
+@pytest.fixture
+def engine(tiny_engine: Path, tmp_path: Path) -> Path:
+    """A copy of the engine in a folder where files that appear are noticed."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return Path(shutil.copytree(tiny_engine, folder / "tiny.fd"))
+
+
+def test_a_picture_with_its_metadata_and_again_from_it(engine: Path) -> None:
+    outcome = run_process(
+        "generate", engine, PROMPT, "--steps", 4, "--num", 2, "--negative", "blue", cwd=engine.parent
+    )
+    assert outcome.status == 0, outcome
+    assert outcome.errors == "", "quiet where there is no terminal"
+    assert outcome.output.splitlines()[:2] == ["out-1.png", "out-2.png"]
+    path = engine.parent / "out-2.png"
+    metadata = read_metadata(path)
+    assert metadata["engine"] == json.loads(run_process("inspect", engine, "--json").output)["engine_hash"]
+    assert metadata["fastdiff"] == fastdiff.__version__
+    assert f"seed {metadata['settings']['seed']}" in outcome.output
+    again = fastdiff.load(engine)(**metadata["settings"]).images[metadata["index"]]
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(again))
+
+
+def test_every_option_arrives(capfd: Capture, engine: Path) -> None:
+    path = engine.parent / "other.png"
+    words = (
+        "--negative",
+        "blue",
+        "--steps",
+        3,
+        "--sampler",
+        "ddim",
+        "--guidance",
+        2.5,
+        "--seed",
+        2**40,
+        "--num",
+        1,
+    )
+    sizes = ("--height", 40, "--width", 24, "--eta", 0.5, "--threads", 1)
+    outcome = run_here(capfd, "generate", engine, PROMPT, "-o", path, *words, *sizes)
+    assert (outcome.status, outcome.errors) == (0, "")
+    assert read_metadata(path)["settings"] == {
+        "prompt": PROMPT,
+        "negative": "blue",
+        "steps": 3,
+        "sampler": "ddim",
+        "guidance": 2.5,
+        "seed": 2**40,
+        "num": 1,
+        "height": 40,
+        "width": 24,
+        "eta": 0.5,
+    }
+    with Image.open(path) as picture:
+        assert picture.size == (24, 40)
+    assert run_here(capfd, "generate", engine, "b", "-o", path, "--steps", 1).status == 0, (
+        "replaces a picture"
+    )
+
+
+def test_a_cut_prompt_is_a_line_that_names_what_was_dropped(capfd: Capture, engine: Path) -> None:
+    outcome = run_here(
+        capfd,
+        "generate",
+        engine,
+        "a " * 75 + "Zebra",
+        "-o",
+        engine.parent / "a.png",
+        "--steps",
+        1,
+        "--guidance",
+        1,
+    )
+    assert outcome.status == 0
+    assert outcome.errors == "fastdiff: warning: the prompt is longer than 77 tokens; dropped: 'Zebra'\n"
+
+
+BAD = [
+    (("--steps", 0), ("steps is 0", "1 or more")),
+    (("--steps", -5), ("steps is -5", "1 or more")),
+    (("--steps", 5000), ("5000", "1000")),
+    (("--sampler", "dpmp_2m"), ("unknown sampler 'dpmp_2m'", "dpmpp_2m")),
+    (("--guidance", "nan"), ("guidance is nan", "finite")),
+    (("--guidance", "inf"), ("guidance is inf", "finite")),
+    (("--guidance", "-2"), ("guidance is -2", "0 or more")),
+    (("--height", 30), ("height is 30", "multiple of 8", "24 or 32")),
+    (("--width", 0), ("width is 0", "1 or more")),
+    (("--seed", -1), ("seed is -1", "from 0")),
+    (("--seed", 2**64), (str(2**64), "from 0")),
+    (("--num", 0), ("num is 0", "1 or more")),
+    (("--threads", 0), ("threads is 0", "1 or more")),
+    (("--eta", 2), ("eta is 2",)),
+    (("--sampler", "euler", "--eta", 0.5), ("eta", "ddim")),
+    (("-o", "out.jpg"), ("out.jpg", "use out.png")),
+    (("-o", "missing/out.png"), ("missing", "create it first")),
+    (("-o", "."), (".",)),
+    (("-o", ""), ("PNG",)),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), BAD, ids=lambda value: " ".join(map(str, value))[:40])
+def test_bad_input(
+    capfd: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Path,
+    words: tuple[object, ...],
+    says: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(engine.parent)
+    before = listing(engine.parent)
+    run_here(capfd, "generate", engine, PROMPT, *words).assert_refused(*says)
+    assert listing(engine.parent) == before
+
+
+def test_bad_input_in_a_process_of_its_own(engine: Path) -> None:
+    before = listing(engine.parent)
+    run_process("generate", engine, PROMPT, "--guidance", "nan", cwd=engine.parent).assert_refused(
+        "guidance is nan"
+    )
+    run_process(
+        "generate", engine, b"caf\xe9".decode("utf-8", "surrogateescape"), cwd=engine.parent
+    ).assert_refused("prompt", "UTF-8")
+    assert listing(engine.parent) == before
+
+
+def flip_a_byte(engine: Path) -> None:
+    path = max((path for path in engine.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def from_a_newer_format(engine: Path) -> None:
+    path = engine / "engine.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "format_version": manifest["format_version"] + 1}))
+
+
+def lose_a_file(engine: Path) -> None:
+    (engine / "tokenizer" / "vocab.json").unlink()
+
+
+def cut_the_manifest(engine: Path) -> None:
+    (engine / "engine.json").write_text((engine / "engine.json").read_text()[:-100])
+
+
+def empty(engine: Path) -> None:
+    shutil.rmtree(engine)
+    engine.mkdir()
+
+
+def remove(engine: Path) -> None:
+    shutil.rmtree(engine)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (flip_a_byte, ("changed after the build", "build it again")),
+        (from_a_newer_format, ("format version 2", "newer", "update fastdiff")),
+        (lose_a_file, ("vocab.json", "missing")),
+        (cut_the_manifest, ("engine.json",)),
+        (empty, ("engine.json", "missing")),
+        (remove, ("does not exist", "fastdiff build")),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("command_name", ["generate", "inspect", "verify"])
+def test_engines_that_cannot_be_used(
+    capfd: Capture, engine: Path, damage: object, says: tuple[str, ...], command_name: str
+) -> None:
+    damage(engine)
+    before = listing(engine.parent)
+    words = (PROMPT, "-o", engine.parent / "out.png") if command_name == "generate" else ()
+    run_here(capfd, command_name, engine, *words).assert_refused("tiny.fd", *says)
+    assert listing(engine.parent) == before
+
+
+def test_full_disk(engine: Path) -> None:
+    """A limit on the size of files stands for a disk that is full."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    before = listing(engine.parent)
+    words = ("generate", engine, PROMPT, "--steps", 1)
+    run_process(*words, cwd=engine.parent, prepare=limit).assert_refused("out.png", "no space left")
+    assert listing(engine.parent) == before
+
+
+def test_interrupt_while_it_draws_the_bar(engine: Path) -> None:
+    """On a terminal there is a bar with steps per second; Ctrl-C ends in one line, status 130 and no file."""
+    before = listing(engine.parent)
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command("generate", engine, PROMPT, "--steps", 1000, "--sampler", "ddim"),
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        cwd=engine.parent,
+        env=environment(),
+    )
+    os.close(terminal)
+    shown = b""
+    while b" 3/1000" not in shown:
+        shown += os.read(screen, 4096)
+    process.send_signal(signal.SIGINT)
+    while True:
+        try:
+            part = os.read(screen, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    output, _ = process.communicate(timeout=60)
+    os.close(screen)
+    assert process.returncode == 130
+    assert output == b""
+    assert b"step/s" in shown or b"s/step" in shown
+    assert shown.replace(b"\r\n", b"\n").endswith(b"\nfastdiff: interrupted\n")
+    assert b"Traceback" not in shown
+    assert listing(engine.parent) == before
+
+
+def test_inspect_shows_what_the_manifest_holds(capfd: Capture, tiny_engine: Path) -> None:
+    text = run_here(capfd, "inspect", tiny_engine)
+    document = json.loads(run_here(capfd, "inspect", tiny_engine, "--json").output)
+    assert text.status == 0
+    for name, entry in document["modules"].items():
+        line = next(line for line in text.output.splitlines() if line.startswith(name))
+        assert entry["target"] in line
+        assert f"{entry['error']['relative_l2']:.1e}" in line
+    assert document["engine_hash"][:16] in text.output
+    assert "PNDMScheduler" in text.output
+
+
+def test_verify_compares_with_the_checkpoint(
+    capfd: Capture, tiny_engine: Path, tiny_checkpoint: Path
+) -> None:
+    outcome = run_here(capfd, "verify", tiny_engine, tiny_checkpoint)
+    assert (outcome.status, outcome.errors) == (0, "")
+    assert all(
+        name in outcome.output for name in ("match their hashes", "text_encoder", "unet", "vae_decoder")
+    )
+    files_only = run_here(capfd, "verify", tiny_engine)
+    assert "not compared with PyTorch: give the checkpoint" in files_only.output
+
+
+def test_verify_refuses_another_checkpoint(
+    capfd: Capture, tiny_engine: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    config = json.loads((other / "scheduler" / "scheduler_config.json").read_text())
+    (other / "scheduler" / "scheduler_config.json").write_text(json.dumps({**config, "beta_end": 0.02}))
+    outcome = run_here(capfd, "verify", tiny_engine, other)
+    assert outcome.status == 2
+    assert "another checkpoint" in outcome.errors
+
+
+def test_doctor_as_text_and_json(capfd: Capture) -> None:
+    text = run_here(capfd, "doctor")
+    report = json.loads(run_here(capfd, "doctor", "--json").output)
+    assert text.status == 0
+    for name, target in report["targets"].items():
+        line = next(line for line in text.output.splitlines() if line.strip().startswith(f"{name} "))
+        assert target["reason"] in line
+    assert report["cpu"]["name"] in text.output
+    assert report["cpu"]["kernels"]["chosen"] in text.output

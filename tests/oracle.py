@@ -1,0 +1,99 @@
+"""diffusers as the oracle: the picture and the latents that it gives for a call of ours."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+}
+
+
+class Oracle:
+    """``StableDiffusionPipeline`` of a checkpoint in float32 on one thread, called with our names."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        import torch
+        from diffusers import StableDiffusionPipeline
+
+        torch.set_num_threads(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # names of arguments change from version to version
+            self.pipe = StableDiffusionPipeline.from_pretrained(
+                checkpoint, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+            )
+        self.pipe.set_progress_bar_config(disable=True)
+        self.config = self.pipe.scheduler.config
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        *,
+        negative: str | list[str] = "",
+        steps: int = 20,
+        sampler: str,
+        guidance: float,
+        seed: int,
+        num: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+    ) -> tuple[list[Image], np.ndarray]:
+        """Pictures and final latents."""
+        import diffusers
+        import torch
+
+        last: dict[str, Any] = {}
+
+        def keep(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+            last.update(tensors)
+            return {}
+
+        self.pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(self.config)
+        images = self.pipe(
+            prompt,
+            negative_prompt=[negative] * len(prompt) if isinstance(prompt, list) else negative,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(seed),
+            num_images_per_prompt=num,
+            height=height,
+            width=width,
+            eta=eta,
+            callback_on_step_end=keep,
+        ).images
+        return images, last["latents"].numpy()
+
+
+def psnr(ours: Image, theirs: Image) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures of 8 bits; infinite when they are equal."""
+    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    error = float(np.mean(difference**2))
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+def pairwise(choices: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Few combinations in which every pair of values of two choices occurs (greedy)."""
+    names = list(choices)
+    candidates = list(itertools.product(*(range(len(choices[name])) for name in names)))
+
+    def pairs(row: tuple[int, ...]) -> set[tuple[int, int, int, int]]:
+        return {(i, j, row[i], row[j]) for i, j in itertools.combinations(range(len(row)), 2)}
+
+    missing = set().union(*(pairs(row) for row in candidates))
+    rows = []
+    while missing:
+        best = max(candidates, key=lambda row: len(pairs(row) & missing))
+        missing -= pairs(best)
+        rows.append({name: choices[name][value] for name, value in zip(names, best, strict=True)})
+    return rows

@@ -1,0 +1,161 @@
+"""Who may import whom, read from the sources, and what a process really loads, seen from a fresh one."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.smoke
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fastdiff"
+VENDORS = {
+    *(
+        "accelerate",
+        "cuda",
+        "diffusers",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "tensorrt",
+        "torch",
+        "transformers",
+    ),
+    "triton",
+}
+# files of fastdiff, or folders, that may import vendor libraries, and which
+ALLOWED = {
+    "build": {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime"},
+    "kernels/library.py": {"torch"},
+    "kernels/reference.py": {"torch"},
+    "targets/onnxruntime.py": {"onnxruntime", "onnx", "torch"},
+    "targets/torch.py": {"torch", "diffusers", "transformers"},
+    "zoo/training": {"torch", "diffusers", "transformers"},
+}
+# where imports of vendor libraries may stand at the top: what is itself imported only when it is needed
+AT_TOP = ("build", "kernels/library.py", "kernels/reference.py", "zoo/training")
+SAMPLERS_MAY = {"fastdiff.errors", "fastdiff.samplers", "fastdiff.kernels", "fastdiff._C", "numpy"}
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imports(path: Path, *, top: bool = False) -> Iterator[str]:
+    """Full names of what a file imports at run time; with ``top`` only what importing it imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            pending.extend(node.orelse)
+        elif not (top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+            pending.extend(ast.iter_child_nodes(node))
+
+
+def within(name: str, places: tuple[str, ...] | dict[str, set[str]]) -> list[str]:
+    return [place for place in places if name == place or name.startswith(f"{place}/")]
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_imports_stay_where_they_belong(path: Path) -> None:
+    name = name_of(path)
+    allowed = set[str]().union(*(ALLOWED[place] for place in within(name, ALLOWED)))
+    for module in imports(path):
+        package = module.partition(".")[0]
+        assert package not in ("export", "benchmarks", "tests"), (
+            f"{name} imports {module}, which is above the package"
+        )
+        assert package not in VENDORS or package in allowed, f"{name} imports {module}"
+        if within(name, ("samplers",)):
+            known = any(module == may or module.startswith(f"{may}.") for may in SAMPLERS_MAY)
+            assert known or package in sys.stdlib_module_names, (
+                f"{name} imports {module}: samplers know NumPy only"
+            )
+    if not within(name, AT_TOP):
+        for module in imports(path, top=True):
+            assert module.partition(".")[0] not in VENDORS, (
+                f"{name} imports {module} as soon as it is imported"
+            )
+            assert not module.startswith("fastdiff.build"), (
+                f"{name} imports {module} as soon as it is imported"
+            )
+
+
+def test_rules_name_files_that_exist() -> None:
+    for place in ALLOWED:
+        assert (PACKAGE / place).exists() or place in ("zoo/training", "kernels/library.py"), place
+
+
+def test_csrc_knows_python_only_in_its_bindings() -> None:
+    for path in sorted((ROOT / "csrc").rglob("*")):
+        if path.suffix not in (".h", ".cpp", ".cu") or "bindings" in path.parts:
+            continue
+        text = path.read_text(encoding="utf-8")
+        for word in ("Python.h", "pybind11", "torch/"):
+            assert f"include <{word}" not in text, f"{path} includes {word}"
+            assert f'include "{word}' not in text, f"{path} includes {word}"
+
+
+def loaded_by(code: str, *arguments: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has loaded after ``code``, beyond those of an empty one."""
+    report = "\nimport sys; print('\\nLOADED', *{name.partition('.')[0] for name in sys.modules})"
+    run = subprocess.run(
+        [sys.executable, "-c", code + report, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert run.stderr == ""
+    return set(run.stdout.rpartition("LOADED ")[2].split()) - set(sys.stdlib_module_names)
+
+
+def test_import_fastdiff_loads_nothing_heavy() -> None:
+    names = (
+        "import sys; before = set(sys.modules); import fastdiff; print(*sorted(set(sys.modules) - before))"
+    )
+    run = subprocess.run([sys.executable, "-c", names], capture_output=True, text=True, check=True, cwd=ROOT)
+    ours = {name for name in run.stdout.split() if name.partition(".")[0] == "fastdiff"}
+    assert ours == {"fastdiff", "fastdiff._version", "fastdiff.errors"}
+    others = (
+        {name.partition(".")[0] for name in run.stdout.split()} - set(sys.stdlib_module_names) - {"fastdiff"}
+    )
+    assert others == set()
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["generate", "--help"], ["build", "--help"]])
+def test_help_loads_no_library(words: list[str]) -> None:
+    code = "import sys, fastdiff.cli\ntry: fastdiff.cli.main(sys.argv[1:])\nexcept SystemExit: pass"
+    assert loaded_by(code, *words) & {"numpy", "PIL", "tokenizers", "tqdm", *VENDORS} == set()
+
+
+def test_importing_the_pipeline_loads_no_vendor_library() -> None:
+    assert loaded_by("import fastdiff; fastdiff.load") & VENDORS == set()
+
+
+def test_generating_loads_neither_torch_nor_diffusers_nor_transformers(
+    tiny_engine: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from fastdiff.cli import main\n"
+        "status = main(['generate', sys.argv[1], 'a red circle', '-o', sys.argv[2], '--steps', '2'])\n"
+        "assert status == 0, status"
+    )
+    loaded = loaded_by(code, str(tiny_engine), str(tmp_path / "out.png"))
+    assert (tmp_path / "out.png").stat().st_size > 0
+    assert loaded & VENDORS == {"onnxruntime"}
