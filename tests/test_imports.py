@@ -146,16 +146,3 @@ def test_help_loads_no_library(words: list[str]) -> None:
 
 def test_importing_the_pipeline_loads_no_vendor_library() -> None:
     assert loaded_by("import fastdiff; fastdiff.load") & VENDORS == set()
-
-
-def test_generating_loads_neither_torch_nor_diffusers_nor_transformers(
-    tiny_engine: Path, tmp_path: Path
-) -> None:
-    code = (
-        "import sys; from fastdiff.cli import main\n"
-        "status = main(['generate', sys.argv[1], 'a red circle', '-o', sys.argv[2], '--steps', '2'])\n"
-        "assert status == 0, status"
-    )
-    loaded = loaded_by(code, str(tiny_engine), str(tmp_path / "out.png"))
-    assert (tmp_path / "out.png").stat().st_size > 0
-    assert loaded & VENDORS == {"onnxruntime"}

@@ -20,9 +20,9 @@ PROMPTS = ("a red circle left of a blue square", "A big green STAR above a ring,
 SIZES = ("square", "wide", "tall")
 MIN_PSNR = 45.0
 LATENT_ERROR = {"dpmpp_2m": 1e-4, "euler": 1e-4, "pndm": 1e-4, "ddim": 3e-3}
-"""Relative L2 of the final latents. DDIM's is larger because its scheduler clips x₀ unless the config forbids it:
-where it does, the next sample is the model's output itself, whose rounding guidance multiplies and no later step
-contracts. One bit of the noise changed makes PyTorch differ from itself by 3e-4."""
+"""Relative L2 of the final latents. DDIM's is larger because its scheduler clips x₀ unless the config forbids
+it: where it does, the next sample is the model's output itself, whose rounding guidance multiplies and no
+later step contracts. One bit of the noise changed makes PyTorch differ from itself by 3e-4."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,13 @@ def test_the_hardest_corner(model: Model, sampler: str) -> None:
     )
 
 
+@pytest.mark.parametrize("model", ["tiny"], indirect=True)
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_ddim_noise_comes_from_the_same_generator(model: Model, eta: float) -> None:
     compare(model, PROMPTS[0], sampler="ddim", steps=10, guidance=3.0, num=2, seed=7, eta=eta)
 
 
+@pytest.mark.parametrize("model", ["tiny"], indirect=True)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 @pytest.mark.parametrize("sampler", sorted(SCHEDULERS))
 def test_few_steps(model: Model, sampler: str, steps: int) -> None:
@@ -114,14 +116,17 @@ def test_few_steps(model: Model, sampler: str, steps: int) -> None:
     assert psnr(ours.images[0], pictures[0]) >= MIN_PSNR
 
 
+@pytest.mark.parametrize("model", ["tiny"], indirect=True)
 @pytest.mark.filterwarnings("ignore::fastdiff.FastdiffWarning")
 def test_a_prompt_that_is_cut(model: Model) -> None:
     compare(model, "a red circle, " * 40, sampler="ddim", steps=5, guidance=4.0, seed=3)
 
 
 @pytest.mark.smoke
-def test_one_picture_of_the_checkpoints_own_sampler(model: Model) -> None:
-    assert model.pipe.default_sampler() == "pndm"
-    ours = model.pipe(PROMPTS[0], steps=5, seed=0)
-    pictures, _ = model.oracle(PROMPTS[0], sampler="pndm", steps=5, guidance=5.0, seed=0)
+def test_one_picture_of_the_checkpoints_own_sampler(tiny_checkpoint: Path, tiny_torch_engine: Path) -> None:
+    """The shortest way through everything: build, load, prompt, sampler, picture, diffusers."""
+    pipe = fastdiff.load(tiny_torch_engine, threads=1)
+    assert pipe.default_sampler() == "pndm"
+    ours = pipe(PROMPTS[0], steps=5, seed=0)
+    pictures, _ = Oracle(tiny_checkpoint)(PROMPTS[0], sampler="pndm", steps=5, guidance=5.0, seed=0)
     assert psnr(ours.images[0], pictures[0]) >= MIN_PSNR

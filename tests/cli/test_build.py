@@ -23,7 +23,6 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "work" / "checkpoint"))
 
 
-@pytest.mark.smoke
 def test_summary_and_force(capfd: Capture, checkpoint: Path) -> None:
     """With the target that needs no graph, which is quick; tests/build covers the others."""
     engine = checkpoint.parent / "tiny.fd"

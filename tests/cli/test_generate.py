@@ -7,6 +7,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from PIL import Image
 
 import fastdiff
 from fastdiff.image import read_metadata
-from tests.cli.run import interrupt_at, listing, run_here, run_process
+from tests.cli.run import environment, interrupt_at, listing, run_here, run_process
 
 Capture = pytest.CaptureFixture[str]
 PROMPT = "a red circle left of a blue square"
@@ -44,6 +46,36 @@ def test_a_picture_with_its_metadata_and_again_from_it(engine: Path) -> None:
     again = fastdiff.load(engine)(**metadata["settings"]).images[metadata["index"]]
     with Image.open(path) as picture:
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(again))
+
+
+def test_generating_loads_neither_torch_nor_diffusers_nor_transformers(engine: Path) -> None:
+    code = (
+        "import sys; from fastdiff.cli import main\n"
+        "status = main(['generate', sys.argv[1], 'a red circle', '-o', sys.argv[2], '--steps', '2'])\n"
+        "print(status, *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    path = engine.parent / "out.png"
+    run = subprocess.run(
+        [sys.executable, "-c", code, engine, path],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+    )
+    status, *loaded = run.stdout.splitlines()[-1].split()
+    assert (status, run.stderr) == ("0", "")
+    assert path.stat().st_size > 0
+    vendors = {
+        "accelerate",
+        "diffusers",
+        "huggingface_hub",
+        "onnx",
+        "onnxruntime",
+        "torch",
+        "transformers",
+        "triton",
+    }
+    assert vendors & set(loaded) == {"onnxruntime"}
 
 
 def test_every_option_arrives(capfd: Capture, engine: Path) -> None:
