@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -189,7 +190,7 @@ def test_failure_to_flush_is_an_output_error(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 128 KiB; skipped where this user may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()

@@ -1,0 +1,87 @@
+"""ONNX files: standard operators, symbolic sizes, names as the sessions know them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from fastdiff.build import onnx as lowering
+from fastdiff.build.capture import CapturedModule
+from fastdiff.build.onnx import EXTERNAL_DATA_LIMIT, OPSET, export_onnx, needs_external_data, weight_bytes
+from fastdiff.config import MODULES
+from fastdiff.errors import CaptureError
+from fastdiff.targets import onnxruntime as target
+from tests.build.conftest import Captured
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_stored_model(tiny_engine: Path, name: str) -> None:
+    """What is in the engine: checked, standard operators only, no size fixed that is symbolic."""
+    model = onnx.load(tiny_engine / f"{name}.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert {item.version for item in model.opset_import if item.domain in ("", "ai.onnx")} == {OPSET}
+    assert not model.functions
+    first = model.graph.input[0].type.tensor_type.shape.dim
+    assert first[0].dim_param
+    assert all(dim.dim_param for dim in first[-(1 if name == "text_encoder" else 2) :])
+
+
+def test_weights_decide_about_external_data() -> None:
+    """A protobuf message ends at 2 GB: SD 1.5's text encoder and VAE fit, its U-Net does not."""
+    assert not needs_external_data(492 << 20)
+    assert not needs_external_data(EXTERNAL_DATA_LIMIT - 1)
+    assert needs_external_data(EXTERNAL_DATA_LIMIT)
+    assert needs_external_data(3_438_000_000)
+    assert EXTERNAL_DATA_LIMIT < 2**31
+
+
+def test_weight_bytes(captured: Captured) -> None:
+    module = captured("text_encoder")
+    state = module.eager.state_dict()
+    assert weight_bytes(module) >= sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def test_external_data_is_written_and_runs(
+    captured: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a large module: weights in a second file, both part of the engine."""
+    import numpy as np
+
+    from fastdiff.build.capture import run_eager
+    from fastdiff.build.modules import random_inputs
+    from tests.engines import TEXT_ENCODER
+
+    monkeypatch.setattr(lowering, "EXTERNAL_DATA_LIMIT", 1000)
+    module = captured("text_encoder")
+    compiled = target.compile(module, tmp_path)
+    assert len(compiled.files) == 2
+    assert {path.name for path in tmp_path.iterdir()} == set(compiled.files)
+    assert (
+        (tmp_path / compiled.files[1]).stat().st_size
+        > 100_000
+        > (tmp_path / compiled.files[0]).stat().st_size
+    )
+    spec = module.spec
+    entry = TEXT_ENCODER.__class__(
+        **{
+            **vars(TEXT_ENCODER),
+            "inputs": spec.inputs,
+            "outputs": spec.outputs,
+            "files": dict.fromkeys(compiled.files, ""),
+            "tactics": compiled.tactics,
+        }
+    )
+    arrays = random_inputs(spec, {"batch": 2, "tokens": 9}, seed=0, vocab_size=100)
+    with target.open(tmp_path, "text_encoder", entry, 1) as session:
+        found = session(**arrays)["last_hidden_state"]
+    wanted = run_eager(module.eager, spec.inputs, spec.outputs, arrays)["last_hidden_state"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_module_without_graph(captured: Captured, tmp_path: Path) -> None:
+    module = captured("text_encoder")
+    with pytest.raises(CaptureError, match="has not been captured"):
+        export_onnx(CapturedModule(module.spec, module.eager, module.source), tmp_path / "x.onnx")
