@@ -1,5 +1,10 @@
-"""``python -m fastdiff.zoo.training STAGE --run DIR``: the stages in their order are vae, text_encoder, unet,
-and decoder, which improves the autoencoder's decoder at any time after vae.
+"""``python -m fastdiff.zoo.training COMMAND --run DIR``.
+
+Stages in their order: vae, text_encoder, unet; decoder improves the autoencoder's decoder at any time after
+vae.
+Each resumes what the run folder holds. restore fills a run folder with the shipped weights, to train on from
+there; assemble writes the checkpoint folder; evaluate measures it and writes figures, samples and loss
+curves.
 """
 
 from __future__ import annotations
@@ -10,50 +15,67 @@ from pathlib import Path
 
 import torch
 
+from fastdiff.zoo import SHIPPED
 from fastdiff.zoo.training.trainer import Settings, run_processes
 
 BUDGETS = {
     "vae": Settings(steps=4_500, batch=8, lr=1e-3, warmup=50),
-    "decoder": Settings(steps=6_000, batch=8, lr=1e-3, warmup=50),
     "text_encoder": Settings(steps=1_600, batch=32, lr=1e-3, warmup=100, ema=0.99),
     "unet": Settings(steps=8_000, batch=32, lr=7e-4, warmup=300, ema=0.999),
+    "decoder": Settings(steps=6_000, batch=8, lr=1e-3, warmup=50),
 }
 
 
 def main() -> None:
-    """Train one stage, resuming what the run folder holds."""
-    parser = argparse.ArgumentParser(prog="python -m fastdiff.zoo.training", description=__doc__)
-    parser.add_argument("stage", choices=list(BUDGETS))
-    parser.add_argument(
-        "--run", type=Path, default=Path("runs/scenes"), help="folder of checkpoints and logs"
+    """Run one command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastdiff.zoo.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("command", choices=[*BUDGETS, "restore", "assemble", "evaluate"])
+    parser.add_argument("--run", type=Path, default=Path("runs/scenes"), help="checkpoints and logs")
+    parser.add_argument("--output", type=Path, default=SHIPPED["scenes"], help="the checkpoint folder")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the published budget)")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--batch", type=int, help="pictures per step and process")
+    parser.add_argument("--lr", type=float, help="peak learning rate")
+    parser.add_argument("--device", help="where PyTorch trains: cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", type=int, help="threads of one process")
     parser.add_argument("--processes", type=int, default=1, help="data-parallel processes of the unet stage")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    given = {k: v for k in ("steps", "batch", "lr") if (v := getattr(args, k)) is not None}
-    settings = Settings(**{**BUDGETS[args.stage].__dict__, **given})
-    if args.stage == "vae":
-        from fastdiff.zoo.training.vae import train_vae
+    if args.command in BUDGETS:
+        given = {k: v for k in ("steps", "batch", "lr", "device") if (v := getattr(args, k)) is not None}
+        settings = Settings(**{**BUDGETS[args.command].__dict__, **given})
+        _train(args.command, args.run, settings, args.processes)
+    else:
+        from fastdiff.zoo.training import assemble, evaluate
 
-        train_vae(args.run, settings)
-    elif args.stage == "decoder":
-        from fastdiff.zoo.training.vae import train_decoder
+        if args.command == "restore":
+            assemble.restore(args.output, args.run)
+        elif args.command == "assemble":
+            print(f"{args.output}: {assemble.assemble(args.run, args.output) / 1e6:.1f} MB")
+        else:
+            for name, value in evaluate.report(args.output, args.run).as_dict().items():
+                print(f"{name:<12} {value:.4g}" if isinstance(value, float) else f"{name:<12} {value}")
 
-        train_decoder(args.run, settings)
-    elif args.stage == "text_encoder":
+
+def _train(stage: str, run: Path, settings: Settings, processes: int) -> None:
+    """Run one stage. Its imports take seconds, so only those of the chosen one are made."""
+    if stage == "text_encoder":
         from fastdiff.zoo.training.text_encoder import train_text_encoder
 
-        train_text_encoder(args.run, settings)
-    else:
+        train_text_encoder(run, settings)
+    elif stage == "unet":
         from fastdiff.zoo.training.unet import prepare_unet, train_unet
 
-        prepare_unet(args.run, settings.seed)
-        run_processes(args.processes, partial(train_unet, args.run, settings))
+        prepare_unet(run, settings.seed, settings.device)
+        run_processes(processes, partial(train_unet, run, settings))
+    else:
+        from fastdiff.zoo.training.vae import train_decoder, train_vae
+
+        (train_vae if stage == "vae" else train_decoder)(run, settings)
 
 
 if __name__ == "__main__":

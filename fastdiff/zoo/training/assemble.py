@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-__all__ = ["assemble", "pipeline_of"]
+__all__ = ["assemble", "pipeline_of", "restore"]
 
 
 def pipeline_of(run: Path) -> StableDiffusionPipeline:
@@ -38,3 +38,18 @@ def assemble(run: Path, output: Path) -> int:
     shutil.rmtree(output, ignore_errors=True)
     temporary.replace(output)
     return sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
+
+
+def restore(checkpoint: Path, run: Path) -> None:
+    """Fill a run folder with a checkpoint's parts in fp32, so that every stage starts from its weights.
+
+    The optimisers' states are not part of a checkpoint: a restored stage warms up anew.
+    """
+    pipe = StableDiffusionPipeline.from_pretrained(
+        checkpoint, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
+    )
+    for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
+        if (run / name).exists():
+            raise FileExistsError(f"{run / name} exists: give --run a folder that holds no weights yet")
+    for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
+        getattr(pipe, name).save_pretrained(run / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
+from PIL import Image
 
+from fastdiff.image import contact_sheet
 from fastdiff.zoo.training.captions import caption
 from fastdiff.zoo.training.detector import Reading, read
 from fastdiff.zoo.training.drawing import draw
 from fastdiff.zoo.training.scene import Scene, random_scene
 from fastdiff.zoo.training.vae import SIZE, to_tensor
 
-__all__ = ["Figures", "evaluate", "held_out_scenes", "vae_psnr"]
+__all__ = ["Figures", "evaluate", "held_out_scenes", "plot_losses", "report", "vae_psnr"]
 
 SEED = 9001
 
@@ -111,6 +114,37 @@ def _figures(
     )
 
 
-def load(folder: Path) -> StableDiffusionPipeline:
-    """A checkpoint folder as a float32 diffusers pipeline."""
-    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+def report(checkpoint: Path, run: Path) -> Figures:
+    """Evaluate a checkpoint folder and write ``figures.json``, ``samples.png`` and, from the run's logs,
+    ``losses.png`` into it.
+    """
+    pipe = StableDiffusionPipeline.from_pretrained(
+        checkpoint, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
+    )
+    figures, rows = evaluate(pipe)
+    (checkpoint / "figures.json").write_text(json.dumps(figures.as_dict(), indent=2) + "\n")
+    shown = rows[:24]
+    marks = ["" if r.objects and r.relation is not False else " (wrong)" for _, _, r in shown]
+    contact_sheet(
+        [Image.fromarray(picture) for picture, _, _ in shown],
+        [text + mark for (_, text, _), mark in zip(shown, marks, strict=True)],
+        columns=6,
+        scale=2,
+    ).save(checkpoint / "samples.png")
+    logs = sorted(run.glob("*.jsonl"))
+    if logs:
+        plot_losses(logs, checkpoint / "losses.png")
+    return figures
+
+
+def plot_losses(logs: list[Path], output: Path) -> None:
+    """Each stage's training loss over its steps, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(logs), 2.6), layout="constrained")
+    for axis, log in zip(np.atleast_1d(figure.subplots(1, len(logs))), logs, strict=True):
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        axis.loglog([r["step"] for r in rows], [r["loss"] for r in rows])
+        axis.set(title=log.stem, xlabel="step", ylabel="training loss")
+        axis.grid(True, which="both", alpha=0.3)
+    figure.savefig(output, dpi=100)

@@ -126,13 +126,14 @@ def train_text_encoder(run: Path, settings: Settings) -> CLIPTextModel:
         [encode(tokenizer, [caption(s, rng) for s in scenes[i : i + 5000]]) for i in range(0, POOL, 5000)]
     )
     targets = _targets(scenes)
-    model, head = text_encoder(tokenizer), LayoutHead()
+    device = settings.device
+    model, head = text_encoder(tokenizer).to(device), LayoutHead().to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
         index = torch.randint(POOL, (settings.batch,), generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = model(ids[index]).last_hidden_state
-            value: Tensor = head(hidden, {k: v[index] for k, v in targets.items()})
+        with torch.autocast(device, torch.bfloat16):
+            hidden = model(ids[index].to(device)).last_hidden_state
+            value: Tensor = head(hidden, {k: v[index].to(device) for k, v in targets.items()})
         return value.float()
 
     train("text_encoder", run, nn.ModuleDict({"text_encoder": model, "head": head}), loss, settings)

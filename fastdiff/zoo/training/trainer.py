@@ -21,7 +21,8 @@ __all__ = ["Settings", "run_processes", "train"]
 
 @dataclass(frozen=True)
 class Settings:
-    """One stage's budget; ``batch`` is that of each process. ``ema`` is the decay at the end; it warms up
+    """One stage's budget; ``batch`` is that of each process, ``device`` PyTorch's name of where it trains.
+    ``ema`` is the decay at the end; it warms up
     as (1 + step) / (10 + step).
     """
 
@@ -32,6 +33,7 @@ class Settings:
     ema: float = 0.999
     weight_decay: float = 0.01
     seed: int = 0
+    device: str = "cpu"
     save_every: int = 500
     log_every: int = 50
 
@@ -155,7 +157,7 @@ def _resume(
 ) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location=ema[0].device)
     modules.load_state_dict(state["modules"])
     optimiser.load_state_dict(state["optimiser"])
     for mine, stored in zip(ema, state["ema"], strict=True):

@@ -56,21 +56,19 @@ def unet() -> UNet2DConditionModel:
     )
 
 
-def encode_pool(run: Path, vae: AutoencoderKL, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every picture's latents, already scaled, half precision, cached in
-    ``run``.
-    """
+def encode_pool(run: Path, vae: AutoencoderKL, pictures: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every picture's latents, scaled, half precision, cached in ``run``."""
     file = run / "unet-latents.pt"
     if file.exists():
         stored = torch.load(file, weights_only=True)
         return stored["mean"], stored["std"]
     means, stds = [], []
-    vae = vae.to(memory_format=torch.channels_last)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    vae.to(device, memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         for i in range(0, len(pictures), 100):
-            moments = vae.encode(to_tensor(pictures[i : i + 100])).latent_dist
-            means.append((moments.mean.float() * vae.config.scaling_factor).half())
-            stds.append((moments.std.float() * vae.config.scaling_factor).half())
+            moments = vae.encode(to_tensor(pictures[i : i + 100]).to(device)).latent_dist
+            means.append((moments.mean.float() * vae.config.scaling_factor).half().cpu())
+            stds.append((moments.std.float() * vae.config.scaling_factor).half().cpu())
     mean, std = torch.cat(means), torch.cat(stds)
     torch.save({"mean": mean, "std": std}, file)
     return mean, std
@@ -86,36 +84,35 @@ def encode_captions(run: Path, tokenizer: CLIPTokenizer, scenes: list[Scene], se
     return torch.as_tensor(torch.load(file, weights_only=True))
 
 
-def prepare_unet(run: Path, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw and encode the pool and its captions: latents' mean and standard deviation, token ids; all
-    cached.
-    """
+def prepare_unet(run: Path, seed: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw and encode the pool and its captions: latents' mean and standard deviation, token ids. Cached."""
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
     scenes, pictures = scenes_and_pictures(run, "unet-pool", POOL, seed=303 + seed, size=SIZE)
-    mean, std = encode_pool(run, AutoencoderKL.from_pretrained(run / "vae"), pictures)
+    mean, std = encode_pool(run, AutoencoderKL.from_pretrained(run / "vae"), pictures, device)
     return mean, std, encode_captions(run, tokenizer, scenes, 404 + seed)
 
 
 def train_unet(run: Path, settings: Settings) -> UNet2DConditionModel:
     """Train on the prepared pool; returns the EMA model, in ``run/unet`` and ``run/scheduler`` as well."""
     torch.manual_seed(settings.seed)
+    device = settings.device
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
-    text = CLIPTextModel.from_pretrained(run / "text_encoder").eval()
-    mean, std, phrased = prepare_unet(run, settings.seed)
+    text = CLIPTextModel.from_pretrained(run / "text_encoder").eval().to(device)
+    mean, std, phrased = prepare_unet(run, settings.seed, device)
     empty = encode(tokenizer, [""])
-    model = unet().to(memory_format=torch.channels_last)
-    model.set_attn_processor(
-        AttnProcessor()
-    )  # plain matrix products: their backward is faster on these short sequences
+    model = UNet2DConditionModel.from_pretrained(run / "unet") if (run / "unet").is_dir() else unet()
+    model.train().to(device, memory_format=torch.channels_last)
+    if device == "cpu":  # plain matrix products: their backward is faster there on sequences this short
+        model.set_attn_processor(AttnProcessor())
     scheduler = DDPMScheduler(**SCHEDULE)
-    alpha_bar = scheduler.alphas_cumprod
+    alpha_bar = scheduler.alphas_cumprod.to(device)
     snr = alpha_bar / (1 - alpha_bar)
     weight = torch.clamp(snr, max=SNR_GAMMA) / snr
 
     def loss(x: Tensor, noise: Tensor, timestep: Tensor, hidden: Tensor) -> Tensor:
         a = alpha_bar[timestep].view(-1, 1, 1, 1)
         noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             predicted = model(noisy, timestep, hidden).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         return torch.mean(error * weight[timestep])
@@ -126,10 +123,11 @@ def train_unet(run: Path, settings: Settings) -> UNet2DConditionModel:
         x = mean[index].float() + std[index].float() * torch.randn(n, *mean.shape[1:], generator=generator)
         which = int(torch.randint(PHRASINGS, (), generator=generator))
         ids = torch.where(torch.rand(n, 1, generator=generator) < EMPTY, empty, phrased[which][index])
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            hidden = text(ids).last_hidden_state.float()
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            hidden = text(ids.to(device)).last_hidden_state.float()
         timestep = torch.randint(0, 1000, (n,), generator=generator)
-        return loss(x, torch.randn(x.shape, generator=generator), timestep, hidden)
+        noise = torch.randn(x.shape, generator=generator)
+        return loss(x.to(device), noise.to(device), timestep.to(device), hidden)
 
     train("unet", run, nn.ModuleDict({"unet": model}), drawn, settings)
     if not dist.is_initialized() or dist.get_rank() == 0:

@@ -60,11 +60,13 @@ def reconstruction(y: Tensor, x: Tensor) -> Tensor:
 def train_vae(run: Path, settings: Settings) -> AutoencoderKL:
     """Train on drawn scenes and their mirror images; returns the EMA model, in ``run/vae`` as well."""
     torch.manual_seed(settings.seed)
-    model = autoencoder().to(memory_format=torch.channels_last)
+    found = (run / "vae").is_dir()
+    model = AutoencoderKL.from_pretrained(run / "vae") if found else autoencoder()
+    model.to(settings.device, memory_format=torch.channels_last)
     _, pictures = scenes_and_pictures(run, "vae-pool", POOL, seed=101 + settings.seed, size=SIZE)
 
     def loss(x: Tensor, noise: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(settings.device, torch.bfloat16):
             moments = model.encode(x).latent_dist
             latents = moments.mean.float() + moments.std.float() * noise
             y = model.decode(latents).sample.float()
@@ -72,21 +74,25 @@ def train_vae(run: Path, settings: Settings) -> AutoencoderKL:
         return torch.add(reconstruction(y, x), kl, alpha=KL_WEIGHT)
 
     def drawn(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pictures), (settings.batch,), generator=generator).numpy()
-        x = to_tensor(pictures[np.sort(index)])
-        if torch.rand((), generator=generator) < 0.5:
-            x = x.flip(3)
-        return loss(
-            x, torch.randn(len(x), LATENT_CHANNELS, SIZE // FACTOR, SIZE // FACTOR, generator=generator)
-        )
+        x = _batch(pictures, settings, generator)
+        side = SIZE // FACTOR
+        noise = torch.randn(len(x), LATENT_CHANNELS, side, side, generator=generator)
+        return loss(x, noise.to(settings.device))
 
     train("vae", run, nn.ModuleDict({"vae": model}), drawn, settings)
-    sample = to_tensor(pictures[:2048])
+    sample = to_tensor(pictures[:2048]).to(settings.device)
     with torch.no_grad():
         std = torch.cat([model.encode(s).latent_dist.mean for s in torch.split(sample, 64)]).std()
     model.register_to_config(scaling_factor=float(1 / std))
     model.save_pretrained(run / "vae")
     return model
+
+
+def _batch(pictures: np.ndarray, settings: Settings, generator: torch.Generator) -> Tensor:
+    """Random pictures of the pool, half of the time mirrored."""
+    index = torch.randint(len(pictures), (settings.batch,), generator=generator).numpy()
+    x = to_tensor(pictures[np.sort(index)]).to(settings.device)
+    return x.flip(3) if torch.rand((), generator=generator) < 0.5 else x
 
 
 def train_decoder(run: Path, settings: Settings, pool: str = "unet-pool") -> AutoencoderKL:
@@ -96,21 +102,19 @@ def train_decoder(run: Path, settings: Settings, pool: str = "unet-pool") -> Aut
     ``run/vae`` again.
     """
     torch.manual_seed(settings.seed)
-    model = AutoencoderKL.from_pretrained(run / "vae").to(memory_format=torch.channels_last)
+    model = AutoencoderKL.from_pretrained(run / "vae")
+    model.to(settings.device, memory_format=torch.channels_last)
     pictures = np.load(run / f"{pool}.npy", mmap_mode="r")
     spread = LATENT_NOISE / model.config.scaling_factor
     trained = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
 
     def drawn(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pictures), (settings.batch,), generator=generator).numpy()
-        x = to_tensor(pictures[np.sort(index)])
-        if torch.rand((), generator=generator) < 0.5:
-            x = x.flip(3)
-        with torch.autocast("cpu", torch.bfloat16):
+        x = _batch(pictures, settings, generator)
+        with torch.autocast(settings.device, torch.bfloat16):
             with torch.no_grad():
                 latents = model.encode(x).latent_dist.mean.float()
-            noise = torch.randn(latents.shape, generator=generator)
-            y = model.decode(latents + spread * noise * torch.rand((), generator=generator)).sample.float()
+            noise = torch.randn(latents.shape, generator=generator) * torch.rand((), generator=generator)
+            y = model.decode(latents + spread * noise.to(settings.device)).sample.float()
         return reconstruction(y, x)
 
     train("decoder", run, nn.ModuleDict({"vae": model}), drawn, settings, trained)
