@@ -39,8 +39,8 @@ class Detection:
 
 @dataclass(frozen=True)
 class Reading:
-    """How far a picture shows what its caption says. ``found`` counts the caption's objects that are there with
-    their colour and shape; ``relation`` is ``None`` when the caption has none.
+    """How far a picture shows what its caption says. ``found`` counts the caption's objects that are there
+    with their colour and shape; ``relation`` is ``None`` when the caption has none.
     """
 
     objects: bool
