@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.errors import NumericError
+from fastdiff.progress import progress_bar
 from fastdiff.request import Request
 from fastdiff.samplers import Callback, Generator, StepTable, sample
 
@@ -59,7 +60,7 @@ def run_table(
     Raises NumericError at the first step that leaves NaN or infinity in the latents.
     """
     seconds: list[float] = []
-    bar = _progress_bar(table.evaluations) if progress else None
+    bar = progress_bar(table.evaluations, "step", keep=True) if progress else None
     last = time.perf_counter()
 
     def after_step(step: int, total: int, latents: Array) -> None:
@@ -89,9 +90,3 @@ def run_table(
         if bar is not None:
             bar.close()
     return latents, tuple(seconds)
-
-
-def _progress_bar(total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="step", dynamic_ncols=True, leave=True, desc="sampling")

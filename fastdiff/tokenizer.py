@@ -63,9 +63,20 @@ class ClipTokenizer:
 
     def __init__(self, folder: str | Path, window: int) -> None:
         folder = Path(folder)
-        config = _read_config(folder)
-        vocab, merges = _read_vocabulary(folder)
-        specials = {key: _added_token(config.get(key) or _DEFAULTS[key]) for key in _SPECIALS}
+        try:
+            config = _read_config(folder)
+            whole = _read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else None
+            vocab, merges = _read_vocabulary(folder, whole)
+            specials = {key: _added_token(config.get(key) or _DEFAULTS[key]) for key in _SPECIALS}
+            added = _read_added_tokens(folder, config, whole, specials)
+            tokenizer = _build(vocab, merges, specials, added)
+        except EngineDamagedError:
+            raise
+        except Exception as error:  # wrong types inside the JSON; the library's refusals are bare Exceptions
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise EngineDamagedError(
+                f"tokenizer files in {folder} do not fit together ({reason}): rebuild the engine"
+            ) from error
         declared = config.get("model_max_length")
         self.window = min(window, int(declared)) if isinstance(declared, (int, float)) else window
         if self.window < 3:
@@ -73,14 +84,6 @@ class ClipTokenizer:
                 f"tokenizer window is {self.window} tokens, wanted at least 3 "
                 f"(start, one token, end): rebuild the engine from a sound checkpoint"
             )
-        try:
-            tokenizer = _build(vocab, merges, specials, _read_added_tokens(folder, config, specials))
-        except (
-            Exception
-        ) as error:  # the tokenizers library raises bare Exception for a vocabulary it cannot use
-            raise EngineDamagedError(
-                f"tokenizer files in {folder} do not fit together ({error}): rebuild the engine"
-            ) from error
         self._tokenizer = tokenizer
         self._bos = _id(tokenizer, specials["bos_token"])
         self._eos = _id(tokenizer, specials["eos_token"])
@@ -176,14 +179,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_added_tokens(
-    folder: Path, config: dict[str, Any], specials: dict[str, AddedToken]
+    folder: Path, config: dict[str, Any], whole: Any, specials: dict[str, AddedToken]
 ) -> list[AddedToken]:
     """Tokens beside the BPE vocabulary by id: special ones and those of textual inversion."""
     if "added_tokens_decoder" in config:
         listed = {int(index): _added_token(token) for index, token in config["added_tokens_decoder"].items()}
-    elif (folder / "tokenizer.json").exists():
-        tokens = _read_json(folder / "tokenizer.json").get("added_tokens") or []
-        listed = {int(token["id"]): _added_token(token) for token in tokens}
+    elif whole is not None:
+        listed = {int(token["id"]): _added_token(token) for token in whole.get("added_tokens") or []}
     elif (folder / "added_tokens.json").exists():
         special = {token.content for token in specials.values()}
         listed = {
@@ -195,10 +197,10 @@ def _read_added_tokens(
     return [listed[index] for index in sorted(listed)]
 
 
-def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    if (folder / "tokenizer.json").exists():
-        model = _read_json(folder / "tokenizer.json").get("model", {})
-        vocab, lines = model.get("vocab"), model.get("merges")
+def _read_vocabulary(folder: Path, whole: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids by symbol, and merges by rank; ``whole`` is the contents of ``tokenizer.json`` or None."""
+    if whole is not None:
+        vocab, lines = whole["model"]["vocab"], whole["model"]["merges"]
     else:
         vocab = _read_json(folder / "vocab.json")
         lines = [line.strip() for line in _read_text(folder / "merges.txt").split("\n")]
@@ -208,7 +210,7 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]
             f"tokenizer in {folder} has no BPE vocabulary with merges: rebuild the engine"
         )
     merges = [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]
-    for number, merge in enumerate(merges, 1):  # the library skips merges that it cannot apply, silently
+    for number, merge in enumerate(merges, 1):  # the library panics on merges that it cannot apply
         if len(merge) != 2:
             raise EngineDamagedError(
                 f"tokenizer in {folder}: merge {number} is {' '.join(merge)!r}, wanted two symbols: "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -207,6 +209,13 @@ def test_tokens_added_after_training(tmp_path: Path, form: str) -> None:
     assert tokenizer.vocab_size == len(other)
 
 
+def test_builds_copy_every_file_that_is_read() -> None:
+    from fastdiff.build.checkpoint import TOKENIZER_FILES
+
+    source = Path(inspect.getfile(ClipTokenizer)).read_text(encoding="utf-8")
+    assert set(re.findall(r'/ "([a-z_]+\.(?:json|txt))"', source)) == set(TOKENIZER_FILES)
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("tokenizer") / "large", **FOLDERS["large"])
@@ -260,6 +269,9 @@ def test_window_is_the_smaller_of_encoder_and_config(tmp_path: Path) -> None:
         ("merges.txt", "#version: 0.2\na b c\n", "merge 1 is 'a b c'"),
         ("merges.txt", "q zzzz\n", "rebuild"),
         ("tokenizer_config.json", "{", "not JSON"),
+        ("tokenizer_config.json", "[]", "do not fit together"),
+        ("tokenizer_config.json", '{"bos_token": 5}', "do not fit together"),
+        ("tokenizer_config.json", '{"model_max_length": 2}', "window is 2"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, name: str, content: str | None, says: str) -> None:

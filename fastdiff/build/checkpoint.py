@@ -20,7 +20,15 @@ from fastdiff.errors import CheckpointError
 
 __all__ = ["TOKENIZER_FILES", "Checkpoint", "load_checkpoint"]
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    # words that were added after training, by textual inversion
+    "added_tokens.json",
+    "tokenizer.json",
+)
 
 _CONFIG_NAMES = {
     "text_encoder": "text_encoder/config.json",

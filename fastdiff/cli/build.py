@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli.values import byte_size, on_terminal, require_build_extra, whole
+from fastdiff.progress import progress_bar
 
 if TYPE_CHECKING:
     from fastdiff.build.build import Stage
@@ -69,10 +70,8 @@ class _Progress:
         self._bar: Any = None
 
     def __call__(self, stage: Stage) -> None:
-        from tqdm import tqdm
-
         if self._bar is None:
-            self._bar = tqdm(total=stage.total, unit="stage", dynamic_ncols=True, leave=False)
+            self._bar = progress_bar(stage.total, "stage", keep=False)
         self._bar.set_description(f"{stage.module}: {stage.stage}", refresh=False)
         self._bar.update(stage.index - self._bar.n)
         self._bar.refresh()

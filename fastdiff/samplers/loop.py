@@ -51,7 +51,7 @@ def sample(
 
     Buffers are allocated once. An exception from ``denoise`` or ``callback``, KeyboardInterrupt included,
     passes through and leaves nothing behind. Raises `InputError` for a guidance that is not finite, a missing
-    noise source, and latents that are not float32.
+    noise source, latents that are not float32, and a missing output of the denoiser.
     """
     if not math.isfinite(guidance):
         raise InputError(f"guidance is {guidance}, wanted a finite number; 1 turns guidance off")
@@ -64,6 +64,8 @@ def sample(
     run = _Run(table, np.array(latents, order="C"), guidance, noise)
     for done, step in enumerate(table.steps, start=1):
         cond, uncond = denoise(run.model_input(step), step.timestep, run.guided)
+        if run.guided and uncond is None:
+            raise InputError(f"guidance is {guidance}, but the denoiser gave no output without the prompt")
         run.advance(step, cond, uncond if run.guided else None)
         if callback is not None:
             callback(done, table.evaluations, _read_only(run.x))

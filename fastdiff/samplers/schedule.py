@@ -170,8 +170,8 @@ def _betas(settings: Settings, trained: object) -> Float32:
     alpha_bar = _cumprod(np.float32(1) - betas)
     if not 1 > alpha_bar[0] > alpha_bar[-1] > 0:
         raise InputError(
-            f"the betas of the scheduler config, {betas.min():g} to {betas.max():g}, add no noise at timestep "
-            f"0 or leave no signal at timestep {count - 1}; correct beta_start, beta_end or trained_betas"
+            f"the betas of the scheduler config, {betas.min():g} to {betas.max():g}, add no noise at the "
+            "first timestep or leave no signal at the last; correct beta_start, beta_end or trained_betas"
         )
     return betas
 

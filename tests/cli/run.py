@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -57,6 +60,34 @@ def run_process(
         timeout=600,
     )
     return Outcome(run.returncode, run.stdout, run.stderr)
+
+
+def interrupt_at(pattern: str, *words: object, cwd: Path) -> Outcome:
+    """The command with a terminal as standard error; Ctrl-C is pressed when ``pattern`` appears there."""
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=terminal, cwd=cwd, env=environment(), text=True
+    )
+    os.close(terminal)
+    shown = ""
+    pressed = False
+    while part := _read(screen):
+        shown += part.replace("\r\n", "\n")
+        if not pressed and re.search(pattern, shown):
+            process.send_signal(signal.SIGINT)
+            pressed = True
+    os.close(screen)
+    output, _ = process.communicate(timeout=600)
+    assert pressed, f"{pattern!r} never appeared: {shown}"
+    return Outcome(process.returncode, output, shown)
+
+
+def _read(screen: int) -> str:
+    """What the terminal shows next; nothing when its other end is closed, which Linux reports as an error."""
+    try:
+        return os.read(screen, 4096).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def command(*words: object) -> Sequence[str]:

@@ -212,3 +212,11 @@ def test_noise_that_is_missing():
 def test_latents_of_another_type():
     with pytest.raises(InputError, match="latents have dtype float64, wanted float32"):
         sample(TABLES["ddim"], denoise, LATENTS.astype(np.float64))
+
+
+def test_unconditional_half_that_is_missing():
+    def conditional(sample, timestep, guided):
+        return denoise(sample, timestep, False)
+
+    with pytest.raises(InputError, match="guidance is 2, but the denoiser gave no output without the prompt"):
+        sample(TABLES["ddim"], conditional, LATENTS, guidance=2)

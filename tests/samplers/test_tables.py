@@ -10,6 +10,8 @@ Known differences, each with a test below or in test_schedule.py:
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -68,12 +70,14 @@ def test_equals_diffusers_in_float64(sampler, betas):
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear", "trained"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_equals_diffusers_as_shipped(sampler, betas):
-    """In float32, diffusers itself is off by more than 1e-5 in two cases, which only the test above covers.
+    """Every fifth configuration of the test above, with diffusers' own rounding.
+
+    In float32, diffusers itself is off by more than 1e-5 in two cases, which only the test above covers.
 
     The cosine schedule ends at ᾱ = 2e-9, so that x₀ is a difference of large numbers. Predictions of the
     sample with η = 1 are weighted with √(1 - ᾱ - σ²), where the three nearly cancel.
     """
-    for config, steps, eta in configs(sampler, betas):
+    for config, steps, eta in itertools.islice(configs(sampler, betas), 0, None, 5):
         cancels = eta == 1 and config["prediction_type"] == "sample"
         if not cancels and not has_heun_at_end_of_schedule(sampler, config):
             compare(sampler, config, steps, eta, exact=False, bound=1e-5)
