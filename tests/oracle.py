@@ -60,18 +60,20 @@ class Oracle:
             return {}
 
         self.pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(self.config)
-        images = self.pipe(
-            prompt,
-            negative_prompt=[negative] * len(prompt) if isinstance(prompt, list) else negative,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=torch.Generator().manual_seed(seed),
-            num_images_per_prompt=num,
-            height=height,
-            width=width,
-            eta=eta,
-            callback_on_step_end=keep,
-        ).images
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of NumPy's, about what diffusers does with arrays
+            images = self.pipe(
+                prompt,
+                negative_prompt=[negative] * len(prompt) if isinstance(prompt, list) else negative,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=torch.Generator().manual_seed(seed),
+                num_images_per_prompt=num,
+                height=height,
+                width=width,
+                eta=eta,
+                callback_on_step_end=keep,
+            ).images
         return images, last["latents"].numpy()
 
 

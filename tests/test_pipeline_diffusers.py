@@ -19,7 +19,10 @@ from tests.oracle import SCHEDULERS, Oracle, pairwise, psnr
 PROMPTS = ("a red circle left of a blue square", "A big green STAR above a ring, on stripes!", "")
 SIZES = ("square", "wide", "tall")
 MIN_PSNR = 45.0
-LATENT_ERROR = 1e-3  # relative L2 after 20 steps; each step's tables agree to 1e-5, each module to 1e-4
+LATENT_ERROR = {"dpmpp_2m": 1e-4, "euler": 1e-4, "pndm": 1e-4, "ddim": 3e-3}
+"""Relative L2 of the final latents. DDIM's is larger because its scheduler clips x₀ unless the config forbids it:
+where it does, the next sample is the model's output itself, whose rounding guidance multiplies and no later step
+contracts. One bit of the noise changed makes PyTorch differ from itself by 3e-4."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def compare(model: Model, prompt: str | list[str], **call: Any) -> None:
     ours = model.pipe(prompt, **call)
     pictures, latents = model.oracle(prompt, **call)
     assert ours.latents.shape == latents.shape
-    assert np.linalg.norm(ours.latents - latents) <= LATENT_ERROR * np.linalg.norm(latents)
+    assert np.linalg.norm(ours.latents - latents) <= LATENT_ERROR[call["sampler"]] * np.linalg.norm(latents)
     assert len(ours.images) == len(pictures)
     for our, their in zip(ours.images, pictures, strict=True):
         pixels = np.asarray(their)
@@ -107,7 +110,7 @@ def test_few_steps(model: Model, sampler: str, steps: int) -> None:
     except (IndexError, ValueError):
         pytest.skip(f"diffusers cannot do {steps} steps of {sampler}")
     ours = model.pipe(PROMPTS[0], sampler=sampler, steps=steps, guidance=2.0, seed=1)
-    assert np.linalg.norm(ours.latents - latents) <= LATENT_ERROR * np.linalg.norm(latents)
+    assert np.linalg.norm(ours.latents - latents) <= LATENT_ERROR[sampler] * np.linalg.norm(latents)
     assert psnr(ours.images[0], pictures[0]) >= MIN_PSNR
 
 

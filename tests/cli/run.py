@@ -66,7 +66,13 @@ def interrupt_at(pattern: str, *words: object, cwd: Path) -> Outcome:
     """The command with a terminal as standard error; Ctrl-C is pressed when ``pattern`` appears there."""
     screen, terminal = pty.openpty()
     process = subprocess.Popen(
-        command(*words), stdout=subprocess.PIPE, stderr=terminal, cwd=cwd, env=environment(), text=True
+        command(*words),
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
     )
     os.close(terminal)
     shown = ""
