@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 import fastdiff
+from fastdiff.build.build import build_engine
 from tests.oracle import SCHEDULERS, Oracle, pairwise, psnr
 
 PROMPTS = ("a red circle left of a blue square", "A big green STAR above a ring, on stripes!", "")
 SIZES = ("square", "wide", "tall")
 MIN_PSNR = 45.0
 LATENT_ERROR = {"dpmpp_2m": 1e-4, "euler": 1e-4, "pndm": 1e-4, "ddim": 3e-3}
-"""Relative L2 of the final latents. DDIM's is larger because its scheduler clips x₀ unless the config forbids it:
-where it does, the next sample is the model's output itself, whose rounding guidance multiplies and no later step
-contracts. One bit of the noise changed makes PyTorch differ from itself by 3e-4."""
+"""Relative L2 of the final latents. DDIM's is larger because its scheduler clips x₀ unless the config forbids
+it: where it does, the next sample is the model's output itself, whose rounding guidance multiplies and no
+later step contracts. One bit of the noise changed makes PyTorch differ from itself by 3e-4."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,19 @@ def test_a_prompt_that_is_cut(model: Model) -> None:
     compare(model, "a red circle, " * 40, sampler="ddim", steps=5, guidance=4.0, seed=3)
 
 
-@pytest.mark.smoke
 def test_one_picture_of_the_checkpoints_own_sampler(model: Model) -> None:
     assert model.pipe.default_sampler() == "pndm"
-    ours = model.pipe(PROMPTS[0], steps=5, seed=0)
-    pictures, _ = model.oracle(PROMPTS[0], sampler="pndm", steps=5, guidance=5.0, seed=0)
+    check_own_sampler(model.pipe, model.oracle)
+
+
+@pytest.mark.smoke
+def test_one_picture_with_the_reference_target(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """From checkpoint to picture by way of the target that needs no capture, which takes seconds."""
+    engine = build_engine(tiny_checkpoint, tmp_path / "tiny.fd", target="torch").path
+    check_own_sampler(fastdiff.load(engine, threads=1), Oracle(tiny_checkpoint))
+
+
+def check_own_sampler(pipe: fastdiff.Pipeline, oracle: Oracle) -> None:
+    ours = pipe(PROMPTS[0], steps=5, seed=0)
+    pictures, _ = oracle(PROMPTS[0], sampler="pndm", steps=5, guidance=5.0, seed=0)
     assert psnr(ours.images[0], pictures[0]) >= MIN_PSNR
