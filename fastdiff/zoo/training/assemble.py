@@ -9,6 +9,8 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from fastdiff.zoo.training.evaluate import load_checkpoint
+
 __all__ = ["assemble", "pipeline_of", "restore"]
 
 
@@ -45,9 +47,7 @@ def restore(checkpoint: Path, run: Path) -> None:
 
     The optimisers' states are not part of a checkpoint: a restored stage warms up anew.
     """
-    pipe = StableDiffusionPipeline.from_pretrained(
-        checkpoint, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
-    )
+    pipe = load_checkpoint(checkpoint)
     for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
         if (run / name).exists():
             raise FileExistsError(f"{run / name} exists: give --run a folder that holds no weights yet")

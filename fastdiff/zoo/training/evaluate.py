@@ -122,14 +122,14 @@ def _figures(
 
 def load_checkpoint(folder: Path) -> StableDiffusionPipeline:
     """A checkpoint folder as a float32 pipeline, without a safety checker."""
-    return StableDiffusionPipeline.from_pretrained(
+    pipe = StableDiffusionPipeline.from_pretrained(
         folder,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-        torch_dtype=torch.float32,
         local_files_only=True,
     )
+    return pipe.to(torch.float32)
 
 
 def report(checkpoint: Path, run: Path) -> Figures:
