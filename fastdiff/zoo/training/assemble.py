@@ -33,6 +33,11 @@ def assemble(run: Path, output: Path) -> int:
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline_of(run).to(torch.float16).save_pretrained(temporary, safe_serialization=True)
+    for name in (
+        "vocab.json",
+        "merges.txt",
+    ):  # for transformers before 5, which do not read tokenizer.json alone
+        shutil.copy2(run / "tokenizer" / name, temporary / "tokenizer" / name)
     for kept in output.glob("*.md"), output.glob("*.png"), output.glob("*.json"):
         for file in kept:
             if not (temporary / file.name).exists():
@@ -51,5 +56,6 @@ def restore(checkpoint: Path, run: Path) -> None:
     for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
         if (run / name).exists():
             raise FileExistsError(f"{run / name} exists: give --run a folder that holds no weights yet")
-    for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
+    shutil.copytree(checkpoint / "tokenizer", run / "tokenizer")
+    for name in ("vae", "text_encoder", "unet", "scheduler"):
         getattr(pipe, name).save_pretrained(run / name)
