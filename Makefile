@@ -6,6 +6,9 @@ PYTHON ?= python3
 # 1 turns compiler warnings into errors; continuous integration sets it.
 FASTDIFF_WERROR ?= 0
 export FASTDIFF_WERROR
+# Modules of the caller's environment have no place in .venv.
+unexport PYTHONPATH PYTHONHOME
+
 VENV := .venv
 BIN := $(VENV)/bin
 

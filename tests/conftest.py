@@ -44,14 +44,6 @@ def tiny_engine(tiny_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_torch_engine(tiny_checkpoint: Path) -> Path:
-    """An engine of it for PyTorch, built in a moment: for tests that do not care about the target."""
-    from fastdiff.build.build import build_engine
-
-    return build_engine(tiny_checkpoint, tiny_checkpoint.with_name("torch.fd"), target="torch").path
-
-
-@pytest.fixture(scope="session")
 def scenes_checkpoint() -> Path:
     """The checkpoint that ships with the package."""
     folder = Path(__file__).parent.parent / "fastdiff" / "zoo" / "scenes"

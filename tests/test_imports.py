@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.smoke
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdiff"
 VENDORS = {
@@ -72,6 +70,7 @@ def within(name: str, places: tuple[str, ...] | dict[str, set[str]]) -> list[str
 
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
+@pytest.mark.smoke
 def test_imports_stay_where_they_belong(path: Path) -> None:
     name = name_of(path)
     allowed = set[str]().union(*(ALLOWED[place] for place in within(name, ALLOWED)))
@@ -96,11 +95,13 @@ def test_imports_stay_where_they_belong(path: Path) -> None:
             )
 
 
+@pytest.mark.smoke
 def test_rules_name_files_that_exist() -> None:
     for place in ALLOWED:
         assert (PACKAGE / place).exists() or place in ("zoo/training", "kernels/library.py"), place
 
 
+@pytest.mark.smoke
 def test_csrc_knows_python_only_in_its_bindings() -> None:
     for path in sorted((ROOT / "csrc").rglob("*")):
         if path.suffix not in (".h", ".cpp", ".cu") or "bindings" in path.parts:
@@ -125,6 +126,7 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
     return set(run.stdout.rpartition("LOADED ")[2].split()) - set(sys.stdlib_module_names)
 
 
+@pytest.mark.smoke
 def test_import_fastdiff_loads_nothing_heavy() -> None:
     names = (
         "import sys; before = set(sys.modules); import fastdiff; print(*sorted(set(sys.modules) - before))"
@@ -139,10 +141,12 @@ def test_import_fastdiff_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["generate", "--help"], ["build", "--help"]])
+@pytest.mark.smoke
 def test_help_loads_no_library(words: list[str]) -> None:
     code = "import sys, fastdiff.cli\ntry: fastdiff.cli.main(sys.argv[1:])\nexcept SystemExit: pass"
     assert loaded_by(code, *words) & {"numpy", "PIL", "tokenizers", "tqdm", *VENDORS} == set()
 
 
+@pytest.mark.smoke
 def test_importing_the_pipeline_loads_no_vendor_library() -> None:
     assert loaded_by("import fastdiff; fastdiff.load") & VENDORS == set()

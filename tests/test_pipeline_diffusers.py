@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import fastdiff
+from fastdiff.build.build import build_engine
 from tests.oracle import SCHEDULERS, Oracle, pairwise, psnr
 
 PROMPTS = ("a red circle left of a blue square", "A big green STAR above a ring, on stripes!", "")
@@ -122,11 +123,19 @@ def test_a_prompt_that_is_cut(model: Model) -> None:
     compare(model, "a red circle, " * 40, sampler="ddim", steps=5, guidance=4.0, seed=3)
 
 
+def test_one_picture_of_the_checkpoints_own_sampler(model: Model) -> None:
+    assert model.pipe.default_sampler() == "pndm"
+    check_own_sampler(model.pipe, model.oracle)
+
+
 @pytest.mark.smoke
-def test_one_picture_of_the_checkpoints_own_sampler(tiny_checkpoint: Path, tiny_torch_engine: Path) -> None:
-    """The shortest way through everything: build, load, prompt, sampler, picture, diffusers."""
-    pipe = fastdiff.load(tiny_torch_engine, threads=1)
-    assert pipe.default_sampler() == "pndm"
+def test_one_picture_with_the_reference_target(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """From checkpoint to picture by way of the target that needs no capture, which takes seconds."""
+    engine = build_engine(tiny_checkpoint, tmp_path / "tiny.fd", target="torch").path
+    check_own_sampler(fastdiff.load(engine, threads=1), Oracle(tiny_checkpoint))
+
+
+def check_own_sampler(pipe: fastdiff.Pipeline, oracle: Oracle) -> None:
     ours = pipe(PROMPTS[0], steps=5, seed=0)
-    pictures, _ = Oracle(tiny_checkpoint)(PROMPTS[0], sampler="pndm", steps=5, guidance=5.0, seed=0)
+    pictures, _ = oracle(PROMPTS[0], sampler="pndm", steps=5, guidance=5.0, seed=0)
     assert psnr(ours.images[0], pictures[0]) >= MIN_PSNR

@@ -39,15 +39,15 @@ struct Vec;
 
 namespace fastdiff {
 
-// exp(x) to about 2 ulp for x in [-86, 88]; undefined outside. NaN stays NaN or becomes a finite number:
-// callers that must keep it combine the result with x. Cody and Waite (1980): x = n ln2 + r with |r| <= ln2 /
-// 2, exp(x) = 2^n exp(r); the polynomial is Cephes' expf.
+// exp(x) to about 2 ulp for x in [-86, 88]. Outside, any number: callers clamp, as their own formula allows.
+// NaN stays NaN or becomes a number: callers that must keep it combine the result with x. Cody and Waite
+// (1980): x = n ln2 + r with |r| <= ln2 / 2, exp(x) = 2^n exp(r); the polynomial is Cephes' expf.
 template <class I>
-FASTDIFF_INLINE Vec<float, I> exp_in_range(Vec<float, I> x) {
+FASTDIFF_INLINE Vec<float, I> exp(Vec<float, I> x) {
     using V = Vec<float, I>;
     const V n = round(x * V::broadcast(1.44269504088896341f));
-    V r = fnmadd(n, V::broadcast(0.693359375f),
-                 x);  // ln2 in two parts; the first has few bits, so n * it is exact
+    // ln2 in two parts; the first has so few bits that its product with n is exact.
+    V r = fnmadd(n, V::broadcast(0.693359375f), x);
     r = fnmadd(n, V::broadcast(-2.12194440e-4f), r);
     V p = V::broadcast(1.9875691500e-4f);
     p = fmadd(p, r, V::broadcast(1.3981999507e-3f));
@@ -59,20 +59,13 @@ FASTDIFF_INLINE Vec<float, I> exp_in_range(Vec<float, I> x) {
     return scale_by_power_of_two(p, n);
 }
 
-// exp(x); outside [-86, 88], x counts as the nearer end.
-template <class I>
-FASTDIFF_INLINE Vec<float, I> exp(Vec<float, I> x) {
-    using V = Vec<float, I>;
-    return exp_in_range(max(V::broadcast(-86.0f), min(V::broadcast(88.0f), x)));
-}
-
 // x * sigmoid(x) (Hendrycks and Gimpel 2016; Ramachandran et al. 2017). NaN stays NaN.
 template <class I>
 FASTDIFF_INLINE Vec<float, I> silu(Vec<float, I> x) {
     using V = Vec<float, I>;
-    x = max(V::broadcast(-80.0f),
-            x);  // below, the result is under 1e-32 either way and the denominator overflows
-    const V e = exp_in_range(V::zero() - min(V::broadcast(86.0f), x));
+    // Below -80 the result is under 1e-32 either way, and the denominator would overflow.
+    x = max(V::broadcast(-80.0f), x);
+    const V e = exp(V::zero() - min(V::broadcast(86.0f), x));
     return x * reciprocal(V::broadcast(1.0f) + e);
 }
 

@@ -269,9 +269,11 @@ def _from_tokenizer_json(folder: Path) -> dict[str, bytes]:
             f"{folder}: vocab.json and merges.txt are missing: give a complete diffusers folder"
         )
     try:
-        model = json.loads(file.read_text(encoding="utf-8"))["model"]
+        document = json.loads(file.read_text(encoding="utf-8"))
+        model = document["model"]
         pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        vocabulary = json.dumps(dict(model["vocab"]), ensure_ascii=False)
+        added = {token["content"]: token["id"] for token in document.get("added_tokens") or ()}
+        vocabulary = json.dumps({**model["vocab"], **added}, ensure_ascii=False)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} holds no readable BPE model: download the checkpoint again") from error
     merges = "\n".join(["#version: 0.2", *pairs]) + "\n"

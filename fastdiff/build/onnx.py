@@ -67,6 +67,7 @@ def export_onnx(module: CapturedModule, path: Path) -> tuple[Path, ...]:
     except Exception as error:  # the exporter raises many types of its own
         reason = " ".join(str(error).split())[:300]
         raise CaptureError(f"{module.name} cannot be written as ONNX: {reason}") from error
+    _drop_metadata(program.model)
     program.save(str(path), external_data=external)
     data = path.with_name(path.name + ".data")
     files = (path, data) if data.is_file() else (path,)
@@ -82,3 +83,16 @@ def export_onnx(module: CapturedModule, path: Path) -> tuple[Path, ...]:
             f"{module.name} needs ONNX operators of {', '.join(foreign)}: only standard ones are used"
         )
     return files
+
+
+def _drop_metadata(model: Any) -> None:
+    """Remove what the exporter notes for debugging: stack traces, with paths of this machine, per node."""
+    model.metadata_props.clear()
+    for graph in model.graphs():
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
+        for node in graph:
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()

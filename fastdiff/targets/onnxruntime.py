@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.errors import EngineDamagedError, TargetError
+from fastdiff.errors import CaptureError, EngineDamagedError, TargetError
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled
 from fastdiff.targets.session import Array, Session
@@ -54,7 +54,11 @@ def compile(captured: CapturedModule, folder: Path) -> Compiled:
         )
     options = _options(1, "ORT_ENABLE_BASIC")
     options.optimized_model_filepath = str(folder / name)
-    _open(exported[0], options)
+    try:
+        _open(exported[0], options)
+    except Exception as error:  # ONNX Runtime raises one class per status code
+        reason = " ".join(str(error).split())[:200]
+        raise CaptureError(f"ONNX Runtime cannot prepare {captured.name}: {reason}") from error
     exported[0].unlink()
     return Compiled((name,), {**tactics, "optimisation": "basic, at build"})
 

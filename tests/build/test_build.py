@@ -181,11 +181,10 @@ except OutputError as error:
 """
 
 
-@pytest.mark.parametrize("limit", [1000, 200_000], ids=["config", "weights"])
-def test_full_disk_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, limit: int) -> None:
-    """The system refuses to write past a limit, once in a config and once within the U-Net's weights."""
+def test_full_disk_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The system refuses to write past a limit, which the second module's weights reach."""
     command = [sys.executable, "-W", "ignore", "-c", FULL_DISK, str(tiny_checkpoint), str(tmp_path / "x.fd")]
-    result = subprocess.run([*command, str(limit)], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, "200000"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "no space left" in result.stdout, result.stderr
     assert list(tmp_path.iterdir()) == []
 

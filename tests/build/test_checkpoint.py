@@ -82,7 +82,7 @@ def test_hash_covers_every_file_that_is_read(folder: Path) -> None:
         file = folder / name
         raw = file.read_bytes()
         file.write_bytes(raw + b" ")
-        hashes.add(Checkpoint(**vars(load_checkpoint(folder.parent / "checkpoint"))).sha256())
+        hashes.add(load_checkpoint(folder).sha256())
         file.write_bytes(raw)
     assert len(hashes) == 5
     (folder / "README.md").write_text("not read by a build")
@@ -299,6 +299,10 @@ def test_vocabulary_from_tokenizer_json(folder: Path, tiny_checkpoint: Path) -> 
     CLIPTokenizer.from_pretrained(tiny_checkpoint / "tokenizer").save_pretrained(folder / "tokenizer")
     for name in ("vocab.json", "merges.txt"):
         (folder / "tokenizer" / name).unlink()
+    document = read_json(folder / "tokenizer/tokenizer.json")
+    for token in document["added_tokens"]:
+        document["model"]["vocab"].pop(token["content"], None)  # some writers list these only once
+    write_json(folder / "tokenizer/tokenizer.json", document)
     files = load_checkpoint(folder).tokenizer_files()
     vocabulary, merges = bpe()
     assert json.loads(files["vocab.json"]) == vocabulary

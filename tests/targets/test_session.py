@@ -105,7 +105,7 @@ def test_refuses(unet: Session, changes: dict[str, Any], words: str) -> None:
 def test_missing_and_unknown_names(unet: Session) -> None:
     with pytest.raises(InputError, match="unet needs sample, timestep, encoder_hidden_states: timestep"):
         unet(sample=0, encoder_hidden_states=0)
-    with pytest.raises(InputError, match="unet takes .*: guidance is unknown"):
+    with pytest.raises(InputError, match=r"unet takes .*: guidance is unknown"):
         unet(**arguments(guidance=1))
 
 

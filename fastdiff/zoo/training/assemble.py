@@ -9,6 +9,8 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from fastdiff.zoo.training.evaluate import load_checkpoint
+
 __all__ = ["assemble", "pipeline_of", "restore"]
 
 
@@ -31,6 +33,11 @@ def assemble(run: Path, output: Path) -> int:
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline_of(run).to(torch.float16).save_pretrained(temporary, safe_serialization=True)
+    for name in (
+        "vocab.json",
+        "merges.txt",
+    ):  # for transformers before 5, which do not read tokenizer.json alone
+        shutil.copy2(run / "tokenizer" / name, temporary / "tokenizer" / name)
     for kept in output.glob("*.md"), output.glob("*.png"), output.glob("*.json"):
         for file in kept:
             if not (temporary / file.name).exists():
@@ -45,11 +52,10 @@ def restore(checkpoint: Path, run: Path) -> None:
 
     The optimisers' states are not part of a checkpoint: a restored stage warms up anew.
     """
-    pipe = StableDiffusionPipeline.from_pretrained(
-        checkpoint, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
-    )
+    pipe = load_checkpoint(checkpoint)
     for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
         if (run / name).exists():
             raise FileExistsError(f"{run / name} exists: give --run a folder that holds no weights yet")
-    for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
+    shutil.copytree(checkpoint / "tokenizer", run / "tokenizer")
+    for name in ("vae", "text_encoder", "unet", "scheduler"):
         getattr(pipe, name).save_pretrained(run / name)

@@ -39,10 +39,13 @@ class Detection:
 
 @dataclass(frozen=True)
 class Reading:
-    """How far a picture shows what its caption says. ``relation`` is ``None`` when the caption has none."""
+    """How far a picture shows what its caption says. ``found`` counts the caption's objects that are there
+    with their colour and shape; ``relation`` is ``None`` when the caption has none.
+    """
 
     objects: bool
     relation: bool | None
+    found: int
 
 
 def detect(picture: NDArray[np.uint8]) -> list[Detection]:
@@ -152,13 +155,13 @@ def read(picture: NDArray[np.uint8], scene: Scene) -> Reading:
             places.append(hit)
     objects = len(places) == len(scene.objects) and not left
     if scene.relation is None:
-        return Reading(objects, None)
+        return Reading(objects, None, len(places))
     if len(places) < len(scene.objects):
-        return Reading(objects, False)
+        return Reading(objects, False, len(places))
     holds = _holds(places[0], scene.relation, places[1])
     if scene.third_relation is not None:
         holds = holds and all(_holds(places[2], scene.third_relation, p, loose=True) for p in places[:2])
-    return Reading(objects, holds)
+    return Reading(objects, holds, len(places))
 
 
 def _holds(a: Detection, relation: str, b: Detection, loose: bool = False) -> bool:

@@ -136,8 +136,12 @@ def train_unet(run: Path, settings: Settings) -> UNet2DConditionModel:
 
 
 def save_unet(run: Path, model: UNet2DConditionModel) -> None:
-    """Write the model and the scheduler that it was trained for."""
+    """Write the model and the scheduler that it was trained for.
+
+    ``clip_sample`` is no setting of PNDM but, as in Stable Diffusion's configs, tells DDIM that latents are
+    not bounded by ±1.
+    """
     model.save_pretrained(run / "unet")
-    PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1).save_pretrained(
-        run / "scheduler"
-    )
+    scheduler = PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    scheduler.register_to_config(clip_sample=False)
+    scheduler.save_pretrained(run / "scheduler")
