@@ -18,6 +18,8 @@ def test_restored_and_assembled_weights_are_the_same(tmp_path: Path) -> None:
         found = load_file(tmp_path / "again" / file.relative_to(resolve("scenes")))
         for name, value in load_file(file).items():
             assert_close(found[name], value, max_abs=0.0, label=f"{file.parent.name}/{name}")
+    for config in (tmp_path / "again").rglob("*.json"):
+        assert str(tmp_path) not in config.read_text(), f"{config} names the folder it was made in"
     for name in ("vocab.json", "merges.txt", "tokenizer.json"):
         assert (tmp_path / "again" / "tokenizer" / name).is_file(), name
 

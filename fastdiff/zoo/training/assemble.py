@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def assemble(run: Path, output: Path) -> int:
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline_of(run).to(torch.float16).save_pretrained(temporary, safe_serialization=True)
+    for config in temporary.rglob("config.json"):  # diffusers notes there which folder it loaded from
+        entries = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(entries, indent=2) + "\n")
     for name in (
         "vocab.json",
         "merges.txt",
