@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastdiff import _C
+from fastdiff.zoo import resolve
 
 # Before transformers or diffusers are imported: no test may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,10 +47,7 @@ def tiny_engine(tiny_checkpoint: Path) -> Path:
 @pytest.fixture(scope="session")
 def scenes_checkpoint() -> Path:
     """The checkpoint that ships with the package."""
-    folder = Path(__file__).parent.parent / "fastdiff" / "zoo" / "scenes"
-    if not (folder / "model_index.json").exists():
-        pytest.skip("the scenes checkpoint is not in this tree")
-    return folder
+    return resolve("scenes")
 
 
 @pytest.fixture(scope="session")

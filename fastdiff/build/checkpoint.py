@@ -16,7 +16,8 @@ from typing import Any
 from fastdiff.build.weights import load_part, weight_files
 from fastdiff.config import ModelSpec
 from fastdiff.engine_dir import file_sha256
-from fastdiff.errors import CheckpointError
+from fastdiff.errors import CheckpointError, EngineDamagedError
+from fastdiff.tokenizer import ClipTokenizer
 
 __all__ = ["TOKENIZER_FILES", "Checkpoint", "load_checkpoint"]
 
@@ -148,6 +149,11 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     checkpoint = Checkpoint(path, name, shipped, configs, _model_spec(path, configs))
     tokenizer = checkpoint.tokenizer_files()
     _check_vocabulary(path, tokenizer["vocab.json"], checkpoint.vocab_size)
+    try:
+        ClipTokenizer(path / "tokenizer", checkpoint.spec.max_tokens)
+    except EngineDamagedError as error:
+        reason = str(error).partition(": rebuild the engine")[0]
+        raise CheckpointError(f"{reason}: download the checkpoint again") from error
     return checkpoint
 
 

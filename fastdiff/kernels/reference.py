@@ -14,7 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["group_norm_silu", "scheduler_step"]
+from fastdiff.errors import InputError
+
+__all__ = ["check_group_norm_silu", "group_norm_silu", "scheduler_step"]
 
 
 def group_norm_silu(
@@ -31,6 +33,7 @@ def group_norm_silu(
     ``x``: (N, …, C) in layout "NHWC", (N, C, …) in layout "NCHW"; ``weight``, ``bias``: (C,) or None for ones
     and zeros. The variance is biased and taken around the mean, not from a difference of squares.
     """
+    check_group_norm_silu(x, weight, bias, num_groups, layout)
     x = x.movedim(-1, 1) if layout == "NHWC" else x  # (N, C, …)
     grouped = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups * math.prod(x.shape[2:]))
     centred = grouped - grouped.mean(dim=2, keepdim=True)
@@ -46,6 +49,23 @@ def group_norm_silu(
     return (y.movedim(1, -1) if layout == "NHWC" else y).contiguous()
 
 
+def check_group_norm_silu(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, layout: str
+) -> None:
+    """Raise InputError for arguments that :func:`group_norm_silu` does not take."""
+    if layout not in ("NHWC", "NCHW"):
+        raise InputError(f"layout: found {layout!r}, wanted 'NHWC' or 'NCHW'")
+    channels = x.shape[-1 if layout == "NHWC" else 1]
+    if num_groups < 1 or channels % num_groups != 0:
+        raise InputError(
+            f"num_groups: found {num_groups} for x of shape {tuple(x.shape)}, "
+            f"wanted a divisor of its {channels} channels ({layout})"
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.shape != (channels,):
+            raise InputError(f"{name}: found shape {tuple(tensor.shape)}, wanted ({channels},)")
+
+
 def scheduler_step(
     sample: Tensor,
     cond: Tensor,
@@ -53,8 +73,8 @@ def scheduler_step(
     guidance: float,
     sample_coef: float,
     output_coef: float,
-    history: Sequence[Tensor] = (),
-    history_coefs: Sequence[float] = (),
+    history: Sequence[Tensor],
+    history_coefs: Sequence[float],
     noise: Tensor | None = None,
     noise_coef: float = 0.0,
 ) -> tuple[Tensor, Tensor]:

@@ -309,6 +309,13 @@ def test_vocabulary_from_tokenizer_json(folder: Path, tiny_checkpoint: Path) -> 
     assert files["merges.txt"].decode().splitlines()[1:] == [" ".join(pair) for pair in merges]
 
 
+@pytest.mark.parametrize("merges", [b"#version: 0.2\na b c\n", b"#version: 0.2\nzz qq\n", b"\xff"])
+def test_merges_that_a_prompt_could_not_be_cut_with(folder: Path, merges: bytes) -> None:
+    (folder / "tokenizer/tokenizer.json").unlink(missing_ok=True)  # it would be read in their place
+    (folder / "tokenizer/merges.txt").write_bytes(merges)
+    refused(folder, "(merge 1|merges.txt cannot be read).*: download the checkpoint again")
+
+
 def test_window_is_the_smaller_of_tokenizer_and_text_encoder(folder: Path) -> None:
     change(folder / "tokenizer/tokenizer_config.json", model_max_length=20)
     assert load_checkpoint(folder).spec.max_tokens == 20

@@ -1,7 +1,6 @@
 """``python -m fastdiff.zoo.training COMMAND --run DIR``.
 
-Stages in their order: vae, text_encoder, unet; decoder improves the autoencoder's decoder at any time after
-vae.
+Stages in their order: vae, text_encoder, unet.
 Each resumes what the run folder holds. restore fills a run folder with the shipped weights, to train on from
 there; assemble writes the checkpoint folder; evaluate measures it and writes figures, samples and loss
 curves.
@@ -19,10 +18,9 @@ from fastdiff.zoo import SHIPPED
 from fastdiff.zoo.training.trainer import Settings, run_processes
 
 BUDGETS = {
-    "vae": Settings(steps=4_500, batch=8, lr=1e-3, warmup=50),
+    "vae": Settings(steps=5_000, batch=16, lr=3e-3, warmup=50, muon=True),
     "text_encoder": Settings(steps=1_600, batch=32, lr=1e-3, warmup=100, ema=0.99),
-    "unet": Settings(steps=8_000, batch=32, lr=7e-4, warmup=300, ema=0.999),
-    "decoder": Settings(steps=6_000, batch=8, lr=1e-3, warmup=50),
+    "unet": Settings(steps=6_000, batch=64, lr=3e-3, warmup=300, muon=True),
 }
 
 
@@ -41,12 +39,14 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--device", help="where PyTorch trains: cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, help="threads of one process")
-    parser.add_argument("--processes", type=int, default=1, help="data-parallel processes of the unet stage")
+    parser.add_argument("--processes", type=int, default=1, help="data-parallel processes")
+    parser.add_argument("--muon", action=argparse.BooleanOptionalAction, help="train matrices with Muon")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.command in BUDGETS:
-        given = {k: v for k in ("steps", "batch", "lr", "device") if (v := getattr(args, k)) is not None}
+        names = ("steps", "batch", "lr", "device", "muon")
+        given = {k: v for k in names if (v := getattr(args, k)) is not None}
         settings = Settings(**{**BUDGETS[args.command].__dict__, **given})
         _train(args.command, args.run, settings, args.processes)
     else:
@@ -73,9 +73,9 @@ def _train(stage: str, run: Path, settings: Settings, processes: int) -> None:
         prepare_unet(run, settings.seed, settings.device)
         run_processes(processes, partial(train_unet, run, settings))
     else:
-        from fastdiff.zoo.training.vae import train_decoder, train_vae
+        from fastdiff.zoo.training.vae import train_vae
 
-        (train_vae if stage == "vae" else train_decoder)(run, settings)
+        run_processes(processes, partial(train_vae, run, settings))
 
 
 if __name__ == "__main__":

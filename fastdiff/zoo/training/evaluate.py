@@ -90,7 +90,9 @@ def evaluate(
             generator=generator,
             output_type="np",
         ).images
-        for scene, text, picture in zip(scenes[i:], captions[i:], (pictures * 255).round().astype(np.uint8)):  # noqa: B905
+        drawn = (pictures * 255).round().astype(np.uint8)
+        part = slice(i, i + batch)
+        for scene, text, picture in zip(scenes[part], captions[part], drawn, strict=True):
             rows.append((picture, text, read(picture, scene)))
     return _figures(pipe, scenes, [r for _, _, r in rows], steps, guidance), rows
 

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-__all__ = ["Settings", "run_processes", "train"]
+from fastdiff.zoo.training.muon import Muon
+
+__all__ = ["Settings", "leads", "run_processes", "train"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Settings:
     warmup: int = 200
     ema: float = 0.999
     weight_decay: float = 0.01
+    muon: bool = False
     seed: int = 0
     device: str = "cpu"
     save_every: int = 500
@@ -44,39 +47,40 @@ def train(
     modules: nn.ModuleDict,
     loss: Callable[[torch.Generator], Tensor],
     settings: Settings,
-    trained: Iterable[nn.Parameter] | None = None,
 ) -> nn.ModuleDict:
-    """Train ``modules`` in place on ``loss(generator)`` and return them holding the EMA weights.
+    """Train ``modules`` in place on ``loss(generator)`` and return them in float32, holding the EMA weights.
 
-    Resumes from ``run/name.pt`` when it is there; appends ``{step, loss, lr, seconds}`` to
-    ``run/name.jsonl``.
+    Parameters in bfloat16 are trained through float32 masters. Resumes from ``run/name.pt`` when it is there;
+    appends ``{step, loss, lr, seconds}`` to ``run/name.jsonl``.
     Each step draws from a generator seeded by (seed, step, rank), so that a resumed run sees the same data.
     Under ``torch.distributed`` the gradients are averaged over the processes and rank 0 alone writes.
     """
     run.mkdir(parents=True, exist_ok=True)
-    parameters = list(trained if trained is not None else modules.parameters())
-    optimiser = torch.optim.AdamW(
-        parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
-    )
     torch.set_flush_denormal(True)
-    ema = [p.detach().clone() for p in parameters]
+    parameters = list(modules.parameters())
+    masters = [nn.Parameter(p.detach().float().clone()) for p in parameters]
+    ema = [m.detach().clone() for m in masters]
+    optimisers = _optimisers(masters, settings)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    start, elapsed = _resume(run / f"{name}.pt", modules, optimiser, ema)
+    start, elapsed = _resume(run / f"{name}.pt", masters, optimisers, ema)
     clock, total, counted = time.monotonic() - elapsed, 0.0, 0
     for step in range(start, settings.steps):
+        _copy(masters, parameters)
         lr = _learning_rate(step, settings)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * world + rank)
         value = loss(generator)
-        optimiser.zero_grad(set_to_none=True)
+        for p in parameters:
+            p.grad = None
         value.backward()  # type: ignore[no-untyped-call]
-        if world > 1:
-            _average_gradients(parameters, world)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        _average_gradients(parameters, masters, world)
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
         decay = min(settings.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - decay)
+        torch._foreach_lerp_(ema, [m.detach() for m in masters], 1 - decay)
         total, counted = total + float(value.detach()), counted + 1
         if rank == 0 and (step + 1) % settings.log_every == 0:
             row = {
@@ -89,21 +93,40 @@ def train(
                 log.write(json.dumps(row) + "\n")
             total, counted = 0.0, 0
         if rank == 0 and ((step + 1) % settings.save_every == 0 or step + 1 == settings.steps):
-            _save(run / f"{name}.pt", modules, optimiser, ema, step + 1, time.monotonic() - clock)
-    with torch.no_grad():
-        for p, e in zip(parameters, ema, strict=True):
-            p.copy_(e)
+            _save(run / f"{name}.pt", masters, optimisers, ema, step + 1, time.monotonic() - clock)
+    modules.float()
+    _copy(ema, parameters)
     return modules
 
 
-def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
-    """One all-reduce over all gradients together, sent as bfloat16."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten().bfloat16() for g in gradients]).div_(world)
-    dist.all_reduce(flat)
-    parts = torch.split(flat, [g.numel() for g in gradients])
-    for g, part in zip(gradients, parts, strict=True):
-        g.copy_(part.view_as(g))
+@torch.no_grad()
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    for t, s in zip(target, source, strict=True):
+        t.copy_(s)
+
+
+def _optimisers(parameters: list[nn.Parameter], s: Settings) -> list[torch.optim.Optimizer]:
+    """Muon for weights with two or more axes if the settings say so, AdamW for the rest."""
+    matrices = [p for p in parameters if s.muon and p.ndim > 1]
+    rest = [p for p in parameters if not (s.muon and p.ndim > 1)]
+    adamw = torch.optim.AdamW(rest, s.lr, betas=(0.9, 0.99), weight_decay=s.weight_decay, fused=True)
+    return [adamw, Muon(matrices, s.lr, weight_decay=s.weight_decay)] if matrices else [adamw]
+
+
+def _average_gradients(parameters: list[nn.Parameter], masters: list[nn.Parameter], world: int) -> None:
+    """The masters' gradients: the parameters', averaged over the processes by one all-reduce in bfloat16."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([g.flatten() for g in gradients])
+    if world > 1:
+        flat = flat.bfloat16().div_(world)
+        dist.all_reduce(flat)
+    for m, part in zip(masters, torch.split(flat, [m.numel() for m in masters]), strict=True):
+        m.grad = part.view_as(m).float()
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes: the only one, or that of rank 0."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def run_processes(processes: int, stage: Callable[[], object]) -> None:
@@ -135,8 +158,8 @@ def _learning_rate(step: int, s: Settings) -> float:
 
 def _save(
     path: Path,
-    modules: nn.ModuleDict,
-    optimiser: torch.optim.Optimizer,
+    masters: list[nn.Parameter],
+    optimisers: list[torch.optim.Optimizer],
     ema: list[Tensor],
     step: int,
     seconds: float,
@@ -144,8 +167,8 @@ def _save(
     state = {
         "step": step,
         "seconds": seconds,
-        "modules": modules.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "parameters": [m.detach() for m in masters],
+        "optimisers": [o.state_dict() for o in optimisers],
         "ema": ema,
     }
     torch.save(state, path.with_suffix(".tmp"))
@@ -153,13 +176,13 @@ def _save(
 
 
 def _resume(
-    path: Path, modules: nn.ModuleDict, optimiser: torch.optim.Optimizer, ema: list[Tensor]
+    path: Path, masters: list[nn.Parameter], optimisers: list[torch.optim.Optimizer], ema: list[Tensor]
 ) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, weights_only=True, map_location=ema[0].device)
-    modules.load_state_dict(state["modules"])
-    optimiser.load_state_dict(state["optimiser"])
-    for mine, stored in zip(ema, state["ema"], strict=True):
-        mine.copy_(stored)
+    _copy(state["parameters"], masters)
+    for optimiser, stored in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(stored)
+    _copy(state["ema"], ema)
     return int(state["step"]), float(state["seconds"])

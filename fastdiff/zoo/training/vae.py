@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder. 64×64 pictures to 8×8×16 latents, L1 + L2 reconstruction and a slight KL term."""
+"""Stage 1: the autoencoder. 64×64 pictures to 16×16×4 latents, L1 + 2·L2 reconstruction, a slight KL term."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from fastdiff.zoo.training.dataset import scenes_and_pictures
-from fastdiff.zoo.training.trainer import Settings, train
+from fastdiff.zoo.training.trainer import Settings, leads, train
 
-__all__ = ["FACTOR", "LATENT_CHANNELS", "SIZE", "autoencoder", "to_tensor", "train_decoder", "train_vae"]
+__all__ = ["FACTOR", "LATENT_CHANNELS", "SIZE", "autoencoder", "standardise", "to_tensor", "train_vae"]
 
 SIZE = 64
-FACTOR = 8
-LATENT_CHANNELS = 16
+FACTOR = 4
+LATENT_CHANNELS = 4
 KL_WEIGHT = 1e-4
 POOL = 20_000
-LATENT_NOISE = 0.04
 
 
 def autoencoder() -> AutoencoderKL:
-    """The untrained model: factor 8, 16 latent channels (a scene has few degrees of freedom per 8×8 patch,
-    edges included), no attention.
+    """The untrained model: factor 4, 4 latent channels, no attention. A 4×4 patch of a scene is two colours
+    and the edge between them, most of which its neighbours know as well.
     """
     model = AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -47,7 +46,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 ``[B, H, W, 3]`` to float32 ``[B, 3, H, W]`` in -1..1, channels last in memory."""
+    """uint8 ``[B, H, W, 3]`` to float32 ``[B, 3, H, W]`` in -1..1."""
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
@@ -62,7 +61,7 @@ def train_vae(run: Path, settings: Settings) -> AutoencoderKL:
     torch.manual_seed(settings.seed)
     found = (run / "vae").is_dir()
     model = AutoencoderKL.from_pretrained(run / "vae") if found else autoencoder()
-    model.to(settings.device, memory_format=torch.channels_last)
+    model.to(settings.device)
     _, pictures = scenes_and_pictures(run, "vae-pool", POOL, seed=101 + settings.seed, size=SIZE)
 
     def loss(x: Tensor, noise: Tensor) -> Tensor:
@@ -80,12 +79,30 @@ def train_vae(run: Path, settings: Settings) -> AutoencoderKL:
         return loss(x, noise.to(settings.device))
 
     train("vae", run, nn.ModuleDict({"vae": model}), drawn, settings)
+    if not leads():
+        return model
     sample = to_tensor(pictures[:2048]).to(settings.device)
     with torch.no_grad():
-        std = torch.cat([model.encode(s).latent_dist.mean for s in torch.split(sample, 64)]).std()
-    model.register_to_config(scaling_factor=float(1 / std))
+        standardise(model, torch.cat([model.encode(s).latent_dist.mean for s in torch.split(sample, 64)]))
     model.save_pretrained(run / "vae")
     return model
+
+
+def standardise(model: AutoencoderKL, latents: Tensor) -> None:
+    """Give each latent channel mean 0 and spread 1, so that the U-Net sees all of them alike.
+
+    ``latents`` ``[N, C, h, w]`` are the model's own. The 1×1 convolutions at both ends of the latents take
+    the change in and out again: what the autoencoder computes stays the same.
+    """
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    encoder, decoder, n = model.quant_conv, model.post_quant_conv, len(mean)
+    with torch.no_grad():
+        encoder.weight[:n] /= std.view(-1, 1, 1, 1)
+        encoder.bias[:n] = (encoder.bias[:n] - mean) / std
+        encoder.bias[n:] -= 2 * std.log()
+        decoder.bias += torch.einsum("oi,i->o", decoder.weight[:, :, 0, 0], mean)
+        decoder.weight *= std.view(1, -1, 1, 1)
+    model.register_to_config(scaling_factor=1.0)
 
 
 def _batch(pictures: np.ndarray, settings: Settings, generator: torch.Generator) -> Tensor:
@@ -93,30 +110,3 @@ def _batch(pictures: np.ndarray, settings: Settings, generator: torch.Generator)
     index = torch.randint(len(pictures), (settings.batch,), generator=generator).numpy()
     x = to_tensor(pictures[np.sort(index)]).to(settings.device)
     return x.flip(3) if torch.rand((), generator=generator) < 0.5 else x
-
-
-def train_decoder(run: Path, settings: Settings, pool: str = "unet-pool") -> AutoencoderKL:
-    """Go on with the decoder alone, the encoder and so the U-Net's latents staying as they are.
-
-    The latents get noise of LATENT_NOISE of their spread, as much as a sampler may leave. Writes
-    ``run/vae`` again.
-    """
-    torch.manual_seed(settings.seed)
-    model = AutoencoderKL.from_pretrained(run / "vae")
-    model.to(settings.device, memory_format=torch.channels_last)
-    pictures = np.load(run / f"{pool}.npy", mmap_mode="r")
-    spread = LATENT_NOISE / model.config.scaling_factor
-    trained = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
-
-    def drawn(generator: torch.Generator) -> Tensor:
-        x = _batch(pictures, settings, generator)
-        with torch.autocast(settings.device, torch.bfloat16):
-            with torch.no_grad():
-                latents = model.encode(x).latent_dist.mean.float()
-            noise = torch.randn(latents.shape, generator=generator) * torch.rand((), generator=generator)
-            y = model.decode(latents + spread * noise.to(settings.device)).sample.float()
-        return reconstruction(y, x)
-
-    train("decoder", run, nn.ModuleDict({"vae": model}), drawn, settings, trained)
-    model.save_pretrained(run / "vae")
-    return model
