@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastdiff.kernels import reference
 
-__all__ = ["group_norm_silu", "scheduler_step"]
+__all__ = ["attention", "geglu", "group_norm_silu", "quick_gelu", "scheduler_step"]
 
 
 def _register(op: str) -> Any:
@@ -24,8 +24,27 @@ def _register(op: str) -> Any:
     )
 
 
+attention = _register("attention")
+geglu = _register("geglu")
 group_norm_silu = _register("group_norm_silu")
+quick_gelu = _register("quick_gelu")
 scheduler_step = _register("scheduler_step")
+
+
+@attention.register_fake  # type: ignore[untyped-decorator]
+def _(query: Tensor, key: Tensor, value: Tensor, num_heads: int, *rest: object) -> Tensor:
+    reference.check_attention(query, key, value, num_heads)
+    return query.new_empty(*query.shape[:2], value.shape[2])
+
+
+@geglu.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+
+
+@quick_gelu.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @group_norm_silu.register_fake  # type: ignore[untyped-decorator]

@@ -16,7 +16,70 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 
-__all__ = ["check_group_norm_silu", "group_norm_silu", "scheduler_step"]
+__all__ = [
+    "attention",
+    "check_attention",
+    "check_group_norm_silu",
+    "geglu",
+    "group_norm_silu",
+    "quick_gelu",
+    "scheduler_step",
+]
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float, causal: bool = False
+) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) of ``num_heads`` heads, side by side.
+
+    ``query``: (B, N, H·d), ``key``: (B, M, H·d), ``value``: (B, M, H·e), result: (B, N, H·e). ``causal``
+    keeps position n from seeing key positions after n.
+    """
+    check_attention(query, key, value, num_heads)
+    q, k, v = (
+        x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads).transpose(1, 2)  # (B, H, …, d)
+        for x in (query, key, value)
+    )
+    scores = scale * (q @ k.transpose(2, 3))  # (B, H, N, M)
+    if causal:
+        n, m = scores.shape[2:]
+        later = torch.arange(m, device=q.device) > torch.arange(n, device=q.device).unsqueeze(1)
+        scores = scores.masked_fill(later, -math.inf)
+    result: Tensor = torch.softmax(scores, 3) @ v  # (B, H, N, e)
+    return result.transpose(1, 2).flatten(2)
+
+
+def check_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> None:
+    """Raise InputError for arguments that :func:`attention` does not take."""
+    shapes = ", ".join(str(tuple(x.shape)) for x in (query, key, value))
+    if not query.dim() == key.dim() == value.dim() == 3:
+        raise InputError(f"query, key, value: found shapes {shapes}, wanted three axes each")
+    if query.shape[2] != key.shape[2] or key.shape[1] != value.shape[1]:
+        raise InputError(
+            f"query, key, value: found shapes {shapes}, wanted query and key of one width, "
+            "key and value of one length"
+        )
+    if num_heads < 1 or query.shape[2] % num_heads or value.shape[2] % num_heads:
+        raise InputError(
+            f"num_heads: found {num_heads} for widths {query.shape[2]} and {value.shape[2]}, "
+            "wanted a divisor of both"
+        )
+
+
+def geglu(x: Tensor) -> Tensor:
+    """``a · gelu(b)`` of the halves ``a``, ``b`` of the last axis (Shazeer 2020, eq. 6), with the exact GELU.
+
+    ``x``: (…, 2·C), result: (…, C).
+    """
+    if x.dim() == 0 or x.shape[-1] % 2:
+        raise InputError(f"x: found shape {tuple(x.shape)}, wanted an even last axis")
+    a, b = x.chunk(2, -1)
+    return a * (0.5 * b * (1 + torch.erf(b * math.sqrt(0.5))))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x · sigmoid(1.702 x)``, GELU as Hendrycks and Gimpel 2016, section 2, approximate it. Any shape."""
+    return x * torch.sigmoid(1.702 * x)
 
 
 def group_norm_silu(

@@ -6,16 +6,31 @@ from collections.abc import Callable
 
 from torch.export import ExportedProgram
 
+from fastdiff.build.passes.activations import fuse_activations
+from fastdiff.build.passes.attention import fuse_attention
+from fastdiff.build.passes.group_norm_silu import fuse_group_norm_silu
 from fastdiff.build.passes.normalise import normalise
 
-__all__ = ["PASSES", "normalise", "run_passes"]
+__all__ = [
+    "FUSIONS",
+    "PASSES",
+    "fuse_activations",
+    "fuse_attention",
+    "fuse_group_norm_silu",
+    "normalise",
+    "run_passes",
+]
 
-PASSES: tuple[Callable[[ExportedProgram], ExportedProgram], ...] = (normalise,)
-"""Every pass, in the order in which they run."""
+Pass = Callable[[ExportedProgram], ExportedProgram]
+
+PASSES: tuple[Pass, ...] = (normalise,)
+"""What every target's graph goes through, in this order; the result is ATen alone."""
+FUSIONS: tuple[Pass, ...] = (fuse_attention, fuse_activations, fuse_group_norm_silu)
+"""What comes after for a target that has kernels for the ``fastdiff::`` ops, in this order."""
 
 
-def run_passes(program: ExportedProgram) -> ExportedProgram:
-    """Run all passes. The given program stays as it is; weights are shared, not copied."""
-    for rewrite in PASSES:
+def run_passes(program: ExportedProgram, passes: tuple[Pass, ...] = PASSES) -> ExportedProgram:
+    """Run the passes in turn. The given program stays as it is; weights are shared, not copied."""
+    for rewrite in passes:
         program = rewrite(program)
     return program

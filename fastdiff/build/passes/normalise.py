@@ -7,15 +7,15 @@ such as the frequency table of the timestep embedding.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from fastdiff.build.passes.rewrite import Rewrite
 
 __all__ = ["folded_constants", "no_op_source", "normalise"]
 
@@ -66,29 +66,12 @@ def normalise(program: ExportedProgram) -> ExportedProgram:
     """
     if any(_writes(node) for node in program.graph.nodes):
         return program
-    module = copy.deepcopy(program.graph_module)
-    signature = copy.deepcopy(program.graph_signature)
-    constants = dict(program.constants)
-    graph = module.graph
-    _drop_metadata_checks(graph)
-    _remove_no_ops(graph, signature)
-    values = folded_constants(program, graph)
-    _insert_constants(graph, signature, constants, values)
-    _remove_no_ops(graph, signature)
-    graph.eliminate_dead_code()
-    graph.lint()
-    module.recompile()
-    return ExportedProgram(
-        root=module,
-        graph=graph,
-        graph_signature=signature,
-        state_dict=program.state_dict,
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
-        constants=constants,
-        verifiers=program.verifiers,
-    )
+    rewrite = Rewrite(program)
+    _drop_metadata_checks(rewrite.graph)
+    _remove_no_ops(rewrite)
+    _insert_constants(rewrite, folded_constants(program, rewrite.graph))
+    _remove_no_ops(rewrite)
+    return rewrite.finish()
 
 
 def no_op_source(node: fx.Node) -> fx.Node | None:
@@ -149,49 +132,20 @@ def _evaluate(node: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _insert_constants(
-    graph: fx.Graph, signature: Any, constants: dict[str, Any], values: dict[fx.Node, Tensor]
-) -> None:
+def _insert_constants(rewrite: Rewrite, values: dict[fx.Node, Tensor]) -> None:
     """Replace folded nodes that others need by inputs of the graph that carry their values."""
-    first_user_input = next(
-        index for index, spec in enumerate(signature.input_specs) if spec.kind is InputKind.USER_INPUT
-    )
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    anchor = placeholders[first_user_input]
     for node, value in values.items():
-        if all(user in values for user in node.users):
-            continue
-        target = _unused(f"folded_{node.name}", constants)
-        with graph.inserting_before(anchor):
-            constant = graph.placeholder(f"c_{target}")
-        constant.meta["val"] = node.meta["val"]
-        _replace(node, constant, signature)
-        constants[target] = value.detach().clone(memory_format=torch.contiguous_format)
-        spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(constant.name), target, None)
-        signature.input_specs.insert(first_user_input, spec)
-        first_user_input += 1
+        if not all(user in values for user in node.users):
+            plain = value.detach().clone(memory_format=torch.contiguous_format)
+            rewrite.replace(node, rewrite.add_constant(f"folded_{node.name}", plain, node))
 
 
-def _unused(name: str, constants: dict[str, Any]) -> str:
-    while name in constants:
-        name += "_"
-    return name
-
-
-def _remove_no_ops(graph: fx.Graph, signature: Any) -> None:
-    for node in list(graph.nodes):
+def _remove_no_ops(rewrite: Rewrite) -> None:
+    for node in list(rewrite.graph.nodes):
         source = no_op_source(node)
         if source is not None:
-            _replace(node, source, signature)
-            graph.erase_node(node)
-
-
-def _replace(node: fx.Node, source: fx.Node, signature: Any) -> None:
-    """Let ``source`` take the place of ``node``, also among the outputs that the signature names."""
-    node.replace_all_uses_with(source)
-    for spec in signature.output_specs:
-        if getattr(spec.arg, "name", None) == node.name:
-            spec.arg = TensorArgument(source.name)
+            rewrite.replace(node, source)
+            rewrite.graph.erase_node(node)
 
 
 def _drop_metadata_checks(graph: fx.Graph) -> None:

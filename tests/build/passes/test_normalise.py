@@ -148,7 +148,8 @@ def test_graph_that_writes_in_place_is_left_alone() -> None:
 def test_the_given_program_is_not_changed() -> None:
     before, after = run_both(NO_OPS["chain"], torch.randn(2, 4))
     assert len(operators(before)) > len(operators(after))
-    assert before.state_dict is after.state_dict
+    assert set(before.state_dict) == {"weight", "table"}
+    assert set(after.state_dict) <= set(before.state_dict)
 
 
 def test_normalise_is_the_first_pass() -> None:
