@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
@@ -19,17 +20,29 @@ from fastdiff.zoo.training.drawing import draw
 from fastdiff.zoo.training.scene import Scene, random_scene
 from fastdiff.zoo.training.vae import SIZE, to_tensor
 
-__all__ = ["Figures", "evaluate", "held_out_scenes", "load_checkpoint", "plot_losses", "report", "vae_psnr"]
+__all__ = [
+    "SAMPLERS",
+    "Figures",
+    "evaluate",
+    "held_out_scenes",
+    "load_checkpoint",
+    "plot_losses",
+    "report",
+    "vae_psnr",
+]
 
 SEED = 9001
+SAMPLERS = ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "PNDMScheduler")
+"""diffusers' classes, the one whose figures count first."""
 
 
 @dataclass(frozen=True)
 class Figures:
     """Shares in 0..1.
 
-    objects      captions of which every object is there with its colour and shape, and none is added
-    objects_n    the same among captions with n objects
+    present      captions of which every object is there with its colour and shape
+    objects      the same, and no other object is there
+    objects_n    objects among captions with n objects
     each_object  objects of all captions that are there with their colour and shape
     relation     captions with a relation whose objects are all there and whose relations all hold
     vae_psnr     dB, on as many held-out scenes
@@ -39,6 +52,7 @@ class Figures:
     steps: int
     guidance: float
     sampler: str
+    present: float
     objects: float
     relation: float
     objects_1: float
@@ -75,10 +89,20 @@ def vae_psnr(pipe: StableDiffusionPipeline, count: int = 200, seed: int = SEED +
 
 
 def evaluate(
-    pipe: StableDiffusionPipeline, count: int = 200, steps: int = 25, guidance: float = 5.0, batch: int = 50
+    pipe: StableDiffusionPipeline,
+    count: int = 200,
+    steps: int = 25,
+    guidance: float = 5.0,
+    batch: int = 50,
+    sampler: str = SAMPLERS[0],
 ) -> tuple[Figures, list[tuple[NDArray[np.uint8], str, Reading]]]:
-    """The figures, and each picture with its caption and what was read from it."""
+    """The figures, and each picture with its caption and what was read from it.
+
+    ``sampler`` is a scheduler class of diffusers, which takes the settings of the pipeline's own.
+    """
     scenes, captions = held_out_scenes(count)
+    own = pipe.scheduler
+    pipe.scheduler = getattr(diffusers, sampler).from_config(own.config)
     pipe.set_progress_bar_config(disable=True)
     rows: list[tuple[NDArray[np.uint8], str, Reading]] = []
     for i in range(0, count, batch):
@@ -94,7 +118,9 @@ def evaluate(
         part = slice(i, i + batch)
         for scene, text, picture in zip(scenes[part], captions[part], drawn, strict=True):
             rows.append((picture, text, read(picture, scene)))
-    return _figures(pipe, scenes, [r for _, _, r in rows], steps, guidance), rows
+    figures = _figures(pipe, scenes, [r for _, _, r in rows], steps, guidance)
+    pipe.scheduler = own
+    return figures, rows
 
 
 def _figures(
@@ -112,6 +138,7 @@ def _figures(
         steps=steps,
         guidance=guidance,
         sampler=type(pipe.scheduler).__name__,
+        present=share([r.found == len(s.objects) for s, r in zip(scenes, readings, strict=True)]),
         objects=share([r.objects for r in readings]),
         relation=share([r.relation for r in readings if r.relation is not None]),
         objects_1=by_count[1],
@@ -136,11 +163,16 @@ def load_checkpoint(folder: Path) -> StableDiffusionPipeline:
 
 def report(checkpoint: Path, run: Path) -> Figures:
     """Evaluate a checkpoint folder and write ``figures.json``, ``samples.png`` and, from the run's logs,
-    ``losses.png`` into it.
+    ``losses.png`` into it. The figures returned are those of the first sampler; the file has the others' too.
     """
     pipe = load_checkpoint(checkpoint)
     figures, rows = evaluate(pipe)
-    (checkpoint / "figures.json").write_text(json.dumps(figures.as_dict(), indent=2) + "\n")
+    others = {name: evaluate(pipe, sampler=name)[0].as_dict() for name in SAMPLERS[1:]}
+    shares = ("objects", "each_object", "relation")
+    everything = figures.as_dict() | {
+        "other_samplers": {name: {s: found[s] for s in shares} for name, found in others.items()}
+    }
+    (checkpoint / "figures.json").write_text(json.dumps(everything, indent=2) + "\n")
     shown = rows[:24]
     marks = ["" if r.objects and r.relation is not False else " (wrong)" for _, _, r in shown]
     contact_sheet(
