@@ -142,7 +142,7 @@ def test_unaligned_arrays(rng, isa):
     buffer = random(rng, (4, 200))
     sample, cond, uncond = (buffer[k, 1 : 1 + 111] for k in range(3))
     out, _ = scheduler_step(sample, cond, uncond, 2.0, 1.0, 0.5, isa=isa)
-    assert_close(out, expected(sample, cond, uncond, 2.0, 1.0, 0.5)[0], rel_l2=1e-6)
+    assert_close(out, expected(sample, cond, uncond, 2.0, 1.0, 0.5, [], [])[0], rel_l2=1e-6)
 
 
 def test_nan_and_infinity_pass_through(isa):

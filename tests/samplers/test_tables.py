@@ -51,7 +51,8 @@ def compare(sampler: str, config: dict, steps: int, eta: float, *, exact: bool, 
     assert len(found) == len(wanted), label
     largest = 0.0
     for i, ((t, x), (wanted_t, wanted_x)) in enumerate(zip(found, wanted, strict=True)):
-        assert i == 0 or t == pytest.approx(wanted_t, rel=1e-6), f"{label}: step {i}"
+        # Karras timesteps lie between values of log σ, which libraries round differently.
+        assert i == 0 or t == pytest.approx(wanted_t, rel=1e-6, abs=1e-6), f"{label}: step {i}"
         norm = float(np.linalg.norm(wanted_x))
         largest = max(largest, norm)
         error = relative_l2(x, wanted_x) * (1.0 if exact else norm / largest)
