@@ -52,5 +52,6 @@ class Random {
 void test_isa();
 void test_group_norm_silu();
 void test_scheduler_step();
+void test_thread_pool();
 
 }  // namespace fastdiff::tests

@@ -15,6 +15,7 @@ int main() {
     fastdiff::tests::test_isa();
     fastdiff::tests::test_group_norm_silu();
     fastdiff::tests::test_scheduler_step();
+    fastdiff::tests::test_thread_pool();
     if (failures == 0) std::puts("all passed");
     return failures == 0 ? 0 : 1;
 }

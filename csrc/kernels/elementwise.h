@@ -1,0 +1,51 @@
+// elementwise: unary functions, and binary ones with broadcasting, over strided arrays of up to four axes.
+//
+// Shapes    y, a, b of `sizes` (outermost first); the strides are in floats, one per axis, 0 repeats. b is
+//           unused by unary functions. The innermost axis should be contiguous or repeated to be fast.
+// Aliasing  y may be exactly a or exactly b (same strides); otherwise it overlaps neither.
+// Parameters low and high belong to clamp; scalar to add_scalar and mul_scalar.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/parallel.h"
+
+namespace fastdiff {
+
+enum class Elementwise : std::uint8_t {
+    copy,
+    silu,
+    gelu,
+    quick_gelu,
+    gelu_tanh,
+    relu,
+    sigmoid,
+    tanh,
+    exp,
+    sin,
+    cos,
+    sqrt,
+    negate,
+    clamp,
+    add_scalar,
+    mul_scalar,  // unary up to here
+    add,
+    subtract,
+    multiply,
+    divide  // binary
+};
+
+struct ElementwiseArgs {
+    Elementwise function;
+    std::size_t sizes[4];
+    const float* a;
+    std::size_t a_strides[4];
+    const float* b;
+    std::size_t b_strides[4];
+    float* y;
+    std::size_t y_strides[4];
+    float scalar, low, high;
+};
+
+}  // namespace fastdiff
