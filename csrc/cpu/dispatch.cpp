@@ -5,6 +5,7 @@ namespace {
 
 template <class I>
 constexpr Kernels table{
+    .attention = attention<I>,
     .group_norm_silu = group_norm_silu<I>,
     .scheduler_step = scheduler_step<I>,
 };

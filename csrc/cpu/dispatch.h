@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/isa_tags.h"
+#include "kernels/attention.h"
 #include "kernels/group_norm_silu.h"
 #include "kernels/scheduler_step.h"
 
@@ -10,11 +11,14 @@ namespace fastdiff {
 
 // Defined in cpu/<op>.cpp, instantiated there for the tag of the instruction set the file is compiled for.
 template <class I>
+void attention(const AttentionArgs& args, const Parallel& parallel);
+template <class I>
 void group_norm_silu(const GroupNormSiluArgs& args);
 template <class I>
 void scheduler_step(const SchedulerStepArgs& args);
 
 struct Kernels {
+    void (*attention)(const AttentionArgs& args, const Parallel& parallel);
     void (*group_norm_silu)(const GroupNormSiluArgs& args);
     void (*scheduler_step)(const SchedulerStepArgs& args);
 };

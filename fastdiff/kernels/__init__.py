@@ -7,7 +7,8 @@ torch and are therefore imported only by name.
 
 from __future__ import annotations
 
+from fastdiff.kernels.attention import attention
 from fastdiff.kernels.group_norm_silu import group_norm_silu
 from fastdiff.kernels.scheduler_step import scheduler_step
 
-__all__ = ["group_norm_silu", "scheduler_step"]
+__all__ = ["attention", "group_norm_silu", "scheduler_step"]
