@@ -6,8 +6,15 @@ namespace {
 template <class I>
 constexpr Kernels table{
     .attention = attention<I>,
+    .conv2d = conv2d<I>,
+    .elementwise = elementwise<I>,
+    .embedding = embedding<I>,
     .group_norm_silu = group_norm_silu<I>,
+    .layer_norm = layer_norm<I>,
+    .linear = linear<I>,
+    .resample = resample<I>,
     .scheduler_step = scheduler_step<I>,
+    .timestep_embedding = timestep_embedding<I>,
 };
 
 }  // namespace

@@ -11,7 +11,9 @@
 namespace fastdiff {
 namespace {
 
-std::size_t aligned(std::size_t bytes) { return (bytes + arena_alignment - 1) / arena_alignment * arena_alignment; }
+std::size_t aligned(std::size_t bytes) {
+    return (bytes + arena_alignment - 1) / arena_alignment * arena_alignment;
+}
 
 }  // namespace
 
@@ -38,9 +40,10 @@ std::size_t place(std::span<Lifetime> buffers) {
         }
         buffer.offset = best_gap == std::numeric_limits<std::size_t>::max() ? end : best;
         total = std::max(total, buffer.offset + bytes);
-        placed.insert(std::upper_bound(placed.begin(), placed.end(), &buffer,
-                                       [](const Lifetime* a, const Lifetime* b) { return a->offset < b->offset; }),
-                      &buffer);
+        placed.insert(
+            std::upper_bound(placed.begin(), placed.end(), &buffer,
+                             [](const Lifetime* a, const Lifetime* b) { return a->offset < b->offset; }),
+            &buffer);
     }
     return total;
 }

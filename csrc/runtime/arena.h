@@ -16,8 +16,8 @@ struct Lifetime {
     std::size_t offset = 0;  // set by place
 };
 
-// Sets the offsets, multiples of arena_alignment, and returns the size of the block. Large buffers are placed first,
-// each into the tightest gap that its lifetime leaves (greedy by size; Pisarchyk and Lee 2020).
+// Sets the offsets, multiples of arena_alignment, and returns the size of the block. Large buffers are placed
+// first, each into the tightest gap that its lifetime leaves (greedy by size; Pisarchyk and Lee 2020).
 std::size_t place(std::span<Lifetime> buffers);
 
 // Memory for an arena: aligned to pages, of huge pages where the system has them; contents undefined.

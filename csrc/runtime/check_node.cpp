@@ -80,7 +80,8 @@ class Check {
         for (std::size_t back = 1; back <= y_.rank(); ++back) {
             bool found = y_[y_.rank() - back] == 1;
             for (const Shape* shape : inputs_) {
-                found = found || (back <= shape->rank() && (*shape)[shape->rank() - back] == y_[y_.rank() - back]);
+                found = found ||
+                        (back <= shape->rank() && (*shape)[shape->rank() - back] == y_[y_.rank() - back]);
             }
             require(found, y_);
         }

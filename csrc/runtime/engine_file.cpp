@@ -23,8 +23,9 @@ namespace {
 constexpr std::uint32_t format_version = 1;
 constexpr std::size_t header_size = 64;
 constexpr std::size_t weight_alignment = 64;
-constexpr char magic[] = "\x89"
-                         "FDN\r\n\x1a\n";
+constexpr char magic[] =
+    "\x89"
+    "FDN\r\n\x1a\n";
 constexpr std::int64_t max_size = std::int64_t{1} << 40;
 
 [[noreturn]] void fail(const std::string& what) { throw EngineError(what); }
@@ -42,8 +43,8 @@ class Reader {
     }
     std::uint8_t u8() { return read<std::uint8_t>(); }
     std::int64_t i64() { return read<std::int64_t>(); }
-    // A count of things that take at least `bytes` each, so that it cannot ask for more memory than the file is
-    // worth.
+    // A count of things that take at least `bytes` each, so that it cannot ask for more memory than the file
+    // is worth.
     std::size_t count(std::size_t bytes) {
         const std::size_t found = read<std::uint32_t>();
         if (found > rest_.size() / bytes) fail("the graph section counts more than it holds");
@@ -95,7 +96,8 @@ Sections read_header(std::span<const std::byte> file) {
     }
     const auto graph = reader.read<std::uint64_t>();
     const auto data = reader.read<std::uint64_t>();
-    if (graph > size - header_size || data > size || data < header_size + graph || data % weight_alignment != 0) {
+    if (graph > size - header_size || data > size || data < header_size + graph ||
+        data % weight_alignment != 0) {
         fail("its header is damaged");
     }
     std::uint32_t checksum;
@@ -245,13 +247,17 @@ std::vector<int> read_ids(Reader& reader, std::size_t values) {
     return ids;
 }
 
-std::string name_of(const Graph& graph, int value) { return graph.values[static_cast<std::size_t>(value)].name; }
+std::string name_of(const Graph& graph, int value) {
+    return graph.values[static_cast<std::size_t>(value)].name;
+}
 
-// Every value is defined once and before it is read, and by a node whose stage comes no later than the reader's.
+// Every value is defined once and before it is read, and by a node whose stage comes no later than the
+// reader's.
 void check_order(Graph& graph) {
     for (const Node& node : graph.nodes) {
         for (int id : node.inputs) {
-            const auto is_input = std::find(graph.inputs.begin(), graph.inputs.end(), id) != graph.inputs.end();
+            const auto is_input =
+                std::find(graph.inputs.begin(), graph.inputs.end(), id) != graph.inputs.end();
             if (id == Node::none || !is_input || node.stage == Stage::step) continue;
             Value& value = graph.values[static_cast<std::size_t>(id)];
             if (value.stage == Stage::step || node.stage == Stage::schedule) value.stage = node.stage;
@@ -269,13 +275,15 @@ void check_order(Graph& graph) {
         for (int id : node.inputs) {
             if (id == Node::none) continue;
             const State state = states[static_cast<std::size_t>(id)];
-            if (state == State::undefined) fail(describe(node) + " reads " + name_of(graph, id) + " too early");
+            if (state == State::undefined)
+                fail(describe(node) + " reads " + name_of(graph, id) + " too early");
             const Stage stage = graph.values[static_cast<std::size_t>(id)].stage;
             if (state != State::constant && node.stage != Stage::step && stage != node.stage) {
                 fail(describe(node) + " reads " + name_of(graph, id) + " of another stage");
             }
         }
-        define(node.output, std::holds_alternative<ConstantNode>(node.kind) ? State::constant : State::defined);
+        define(node.output,
+               std::holds_alternative<ConstantNode>(node.kind) ? State::constant : State::defined);
         graph.values[static_cast<std::size_t>(node.output)].stage = node.stage;
     }
     for (int id : graph.outputs) {
@@ -302,10 +310,12 @@ void check_symbols(const Graph& graph) {
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) {
-    const auto refuse = [&](const char* what) { fail(path + " cannot be " + what + ": " + std::strerror(errno)); };
+    const auto refuse = [&](const char* what) {
+        fail(path + " cannot be " + what + ": " + std::strerror(errno));
+    };
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (file < 0) refuse("opened");
-    struct stat status {};
+    struct stat status{};
     if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size == 0) {
         close(file);
         fail(path + ": it is not a native module file of fastdiff");

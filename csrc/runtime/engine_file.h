@@ -26,9 +26,9 @@ class MappedFile {
     std::size_t size_ = 0;
 };
 
-// The graph of a file's bytes, which are aligned to 64 and outlive it: weights point into them. Checks everything
-// but the weights' contents: the checksum of the graph section, every count, id, enum, offset and size.
-// Throws EngineVersionError for another format version, EngineError for the rest.
+// The graph of a file's bytes, which are aligned to 64 and outlive it: weights point into them. Checks
+// everything but the weights' contents: the checksum of the graph section, every count, id, enum, offset and
+// size. Throws EngineVersionError for another format version, EngineError for the rest.
 Graph read_graph(std::span<const std::byte> file);
 
 // CRC-32 as in zlib, of `bytes` following what gave `start`.

@@ -1,5 +1,5 @@
-// A module's graph in memory, as engine_file.cpp reads it and check.cpp has approved it: every id is in range,
-// every weight has the size its node needs, nodes are in an order in which they can run.
+// A module's graph in memory, as engine_file.cpp reads it and check.cpp has approved it: every id is in
+// range, every weight has the size its node needs, nodes are in an order in which they can run.
 #pragma once
 
 #include <cstddef>
@@ -39,8 +39,8 @@ struct Value {
     std::string name;
     DType dtype;  // float32 or int64
     std::vector<Dim> shape;
-    // Of the node that computes it. Of an input: schedule if a node of that stage reads it, else prompt if one
-    // of that, else step.
+    // Of the node that computes it. Of an input: schedule if a node of that stage reads it, else prompt if
+    // one of that, else step.
     Stage stage = Stage::step;
 };
 
@@ -132,10 +132,9 @@ struct ConstantNode {
     Shape shape;
 };
 
-using NodeKind =
-    std::variant<Conv2dNode, LinearNode, GroupNormNode, LayerNormNode, AttentionNode, GegluNode, EmbeddingNode,
-                 TimestepEmbeddingNode, ResampleNode, ElementwiseNode, ConcatNode, SliceNode, ReshapeNode,
-                 ExpandNode, PermuteNode, ConstantNode>;
+using NodeKind = std::variant<Conv2dNode, LinearNode, GroupNormNode, LayerNormNode, AttentionNode, GegluNode,
+                              EmbeddingNode, TimestepEmbeddingNode, ResampleNode, ElementwiseNode, ConcatNode,
+                              SliceNode, ReshapeNode, ExpandNode, PermuteNode, ConstantNode>;
 
 struct Node {
     static constexpr int none = -1;  // an optional input that is not there

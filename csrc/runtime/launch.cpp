@@ -11,7 +11,7 @@ const float* floats(const void* pointer) { return static_cast<const float*>(poin
 // Rows of a view that can_read or can_write has accepted.
 Rows rows_of(const View& view) { return *as_rows(view); }
 
-// Strides of [batch, rows, channels] with neighbouring channels: attention takes any stride between batches.
+// Whether channels are neighbours.
 bool has_channels(const View& view) {
     const std::size_t last = view.shape.rank() - 1;
     return view.shape[last] == 1 || view.strides[last] == 1;
@@ -19,7 +19,9 @@ bool has_channels(const View& view) {
 
 Conv2dArgs conv2d_args(const Step& step, const Conv2dNode& node, const void* const* inputs, void* output,
                        void* scratch) {
-    const auto has = [&](std::size_t input) { return input < step.inputs.size() && step.inputs[input].buffer >= 0; };
+    const auto has = [&](std::size_t input) {
+        return input < step.inputs.size() && step.inputs[input].buffer >= 0;
+    };
     Conv2dArgs args{};
     const Shape& x = step.inputs[0].shape;
     args.shape = node.shape;
@@ -91,8 +93,8 @@ GroupNormSiluArgs group_norm_args(const Step& step, const GroupNormNode& node, c
     return args;
 }
 
-AttentionArgs attention_args(const Step& step, const AttentionNode& node, const void* const* inputs, void* output,
-                             void* scratch) {
+AttentionArgs attention_args(const Step& step, const AttentionNode& node, const void* const* inputs,
+                             void* output, void* scratch) {
     const View &query = step.inputs[0], &key = step.inputs[1], &value = step.inputs[2], &y = step.output;
     AttentionArgs args{};
     args.batch = query.shape[0];
@@ -161,7 +163,8 @@ struct Launch {
         const std::size_t last = step.output.shape.rank() - 1, half = step.output.shape.back();
         const View &x = step.inputs[0], a = slice(x, last, 0, half), gate = slice(x, last, half, half);
         const float* gate_data = floats(inputs[0]) + half * x.strides[last];
-        kernels.elementwise(elementwise_args(step.output, output, Elementwise::gelu, gate, gate_data), parallel);
+        kernels.elementwise(elementwise_args(step.output, output, Elementwise::gelu, gate, gate_data),
+                            parallel);
         kernels.elementwise(
             elementwise_args(step.output, output, Elementwise::multiply, step.output, output, &a, inputs[0]),
             parallel);
@@ -183,8 +186,8 @@ struct Launch {
         kernels.embedding(args, parallel);
     }
     void operator()(const TimestepEmbeddingNode& node) const {
-        kernels.timestep_embedding({step.inputs[0].shape[0], node.half, floats(inputs[0]), node.frequencies, output,
-                                    rows_of(step.output).stride, node.sine_first},
+        kernels.timestep_embedding({step.inputs[0].shape[0], node.half, floats(inputs[0]), node.frequencies,
+                                    output, rows_of(step.output).stride, node.sine_first},
                                    parallel);
     }
     void operator()(const ResampleNode& node) const {
@@ -224,54 +227,58 @@ void copy(const Step& step, DType dtype, const void* input, void* output, const 
                         parallel);
 }
 
+// Attention takes rows of channels, and any stride between batches.
+bool attends(const View& view) {
+    return has_channels(view) && (view.shape[1] == 1 || view.strides[1] >= view.shape[2]);
+}
+
+struct CanRead {
+    std::size_t input;
+    const View& view;
+
+    bool operator()(const Conv2dNode&) const {
+        return input == 1 ? has_channels(view) : as_rows(view).has_value();
+    }
+    bool operator()(const AttentionNode&) const { return attends(view); }
+    bool operator()(const GroupNormNode&) const { return is_contiguous(view); }
+    bool operator()(const EmbeddingNode&) const { return is_contiguous(view); }
+    bool operator()(const TimestepEmbeddingNode&) const { return is_contiguous(view); }
+    bool operator()(const ElementwiseNode&) const { return true; }
+    bool operator()(const GegluNode&) const { return true; }
+    bool operator()(const ConcatNode&) const { return true; }
+    template <class Other>
+    bool operator()(const Other&) const {
+        return as_rows(view).has_value();
+    }
+};
+
+struct CanWrite {
+    const View& view;
+
+    bool operator()(const AttentionNode&) const { return attends(view); }
+    bool operator()(const GroupNormNode&) const { return is_contiguous(view); }
+    bool operator()(const ElementwiseNode&) const { return as_elementwise(view, view, nullptr).has_value(); }
+    bool operator()(const GegluNode&) const { return as_elementwise(view, view, nullptr).has_value(); }
+    bool operator()(const ConcatNode&) const { return true; }
+    template <class Other>
+    bool operator()(const Other&) const {
+        return as_rows(view).has_value();
+    }
+};
+
 }  // namespace
 
 bool can_read(const Node& node, std::size_t input, const View& view) {
-    struct Visitor {
-        std::size_t input;
-        const View& view;
-        bool operator()(const Conv2dNode&) const {
-            return input == 1 ? has_channels(view) : as_rows(view).has_value();
-        }
-        bool operator()(const AttentionNode&) const {
-            return has_channels(view) && (view.shape[1] == 1 || view.strides[1] >= view.shape[2]);
-        }
-        bool operator()(const GroupNormNode&) const { return is_contiguous(view); }
-        bool operator()(const EmbeddingNode&) const { return is_contiguous(view); }
-        bool operator()(const TimestepEmbeddingNode&) const { return is_contiguous(view); }
-        bool operator()(const ElementwiseNode&) const { return true; }
-        bool operator()(const GegluNode&) const { return true; }
-        bool operator()(const ConcatNode&) const { return true; }
-        template <class Other>
-        bool operator()(const Other&) const {
-            return as_rows(view).has_value();
-        }
-    };
-    return std::visit(Visitor{input, view}, node.kind);
+    return std::visit(CanRead{input, view}, node.kind);
 }
 
-bool can_write(const Node& node, const View& view) {
-    struct Visitor {
-        const View& view;
-        bool operator()(const AttentionNode&) const {
-            return has_channels(view) && (view.shape[1] == 1 || view.strides[1] >= view.shape[2]);
-        }
-        bool operator()(const GroupNormNode&) const { return is_contiguous(view); }
-        bool operator()(const ElementwiseNode&) const { return as_elementwise(view, view, nullptr).has_value(); }
-        bool operator()(const GegluNode&) const { return as_elementwise(view, view, nullptr).has_value(); }
-        bool operator()(const ConcatNode&) const { return true; }
-        template <class Other>
-        bool operator()(const Other&) const {
-            return as_rows(view).has_value();
-        }
-    };
-    return std::visit(Visitor{view}, node.kind);
-}
+bool can_write(const Node& node, const View& view) { return std::visit(CanWrite{view}, node.kind); }
 
 bool may_overwrite(const Node& node, std::size_t input) {
     if (std::holds_alternative<Conv2dNode>(node.kind)) return input == 2;
     if (std::holds_alternative<LinearNode>(node.kind)) return input == 1;
-    return std::holds_alternative<GroupNormNode>(node.kind) || std::holds_alternative<LayerNormNode>(node.kind) ||
+    return std::holds_alternative<GroupNormNode>(node.kind) ||
+           std::holds_alternative<LayerNormNode>(node.kind) ||
            std::holds_alternative<ElementwiseNode>(node.kind);
 }
 
@@ -297,7 +304,8 @@ std::size_t scratch_bytes(const Step& step, std::size_t threads) {
 void launch(const Step& step, DType dtype, const void* const* inputs, void* output, void* scratch,
             const Kernels& kernels, const Parallel& parallel) {
     if (step.node == nullptr) return copy(step, dtype, inputs[0], output, kernels, parallel);
-    std::visit(Launch{step, inputs, static_cast<float*>(output), scratch, kernels, parallel}, step.node->kind);
+    std::visit(Launch{step, inputs, static_cast<float*>(output), scratch, kernels, parallel},
+               step.node->kind);
 }
 
 }  // namespace fastdiff

@@ -49,7 +49,10 @@ constexpr ElementwiseName elementwise_names[] = {
 class Parts {
   public:
     Parts(const RawNode& raw, const Graph& graph)
-        : raw_(raw), graph_(graph), attribute_used_(raw.attributes.size()), weight_used_(raw.weights.size()) {}
+        : raw_(raw),
+          graph_(graph),
+          attribute_used_(raw.attributes.size()),
+          weight_used_(raw.weights.size()) {}
 
     [[noreturn]] void fail(const std::string& what) const {
         throw EngineError("node " + raw_.op + " at " + raw_.path + ": " + what);
@@ -77,7 +80,8 @@ class Parts {
     float real32(std::string_view name) {
         const double value = real(name);
         if (!(std::abs(value) <= std::numeric_limits<float>::max())) {
-            fail("attribute " + std::string(name) + " is " + std::to_string(value) + ", wanted a finite number");
+            fail("attribute " + std::string(name) + " is " + std::to_string(value) +
+                 ", wanted a finite number");
         }
         return static_cast<float>(value);
     }
@@ -185,7 +189,8 @@ Conv2dNode conv2d(const RawNode& raw, const Graph& graph, Parts& parts) {
     const Conv2dShape& shape = node.shape;
     std::size_t outputs = shape.out;
     node.bias = parts.vector("bias", outputs);
-    if (shape.in * shape.out * shape.kernel_h * shape.kernel_w > max_weight) parts.fail("its weight is too large");
+    if (shape.in * shape.out * shape.kernel_h * shape.kernel_w > max_weight)
+        parts.fail("its weight is too large");
     unsigned available = 0;
     for (const RawNode::Packing& packing : raw.packings) {
         const ConvAlgorithm algorithm = parts.algorithm(packing.algorithm);
@@ -198,7 +203,8 @@ Conv2dNode conv2d(const RawNode& raw, const Graph& graph, Parts& parts) {
     if (available == 0) parts.fail("it has no packed weights");
     for (const RawNode::Tuned& tuned : raw.tuned) {
         const ConvAlgorithm algorithm = parts.algorithm(tuned.algorithm);
-        if ((available >> static_cast<unsigned>(algorithm) & 1u) == 0) parts.fail("tuned for a missing packing");
+        if ((available >> static_cast<unsigned>(algorithm) & 1u) == 0)
+            parts.fail("tuned for a missing packing");
         Conv2dNode::Tuned entry{algorithm, {}};
         for (const auto& [symbol, size] : tuned.sizes) {
             if (symbol < 0 || symbol >= static_cast<std::int64_t>(graph.symbols.size())) {
@@ -243,7 +249,8 @@ PermuteNode permute(Parts& parts) {
     const std::vector<std::int64_t>& axes = parts.integers("axes");
     std::vector<bool> seen(axes.size());
     for (std::int64_t axis : axes) {
-        if (axis < 0 || axis >= static_cast<std::int64_t>(axes.size()) || seen[static_cast<std::size_t>(axis)]) {
+        if (axis < 0 || axis >= static_cast<std::int64_t>(axes.size()) ||
+            seen[static_cast<std::size_t>(axis)]) {
             parts.fail("axes is no permutation");
         }
         seen[static_cast<std::size_t>(axis)] = true;
@@ -275,7 +282,8 @@ NodeKind make_kind(const RawNode& raw, const Graph& graph, Parts& parts) {
     if (op == "linear") return linear(raw, parts);
     if (!raw.packings.empty() || !raw.tuned.empty()) parts.fail("only conv2d and linear have packed weights");
     if (op == "group_norm_silu") {
-        GroupNormNode node{parts.size("groups", 1, max_channels), 0, parts.real("eps"), parts.flag("silu"), {}, {}};
+        GroupNormNode node{
+            parts.size("groups", 1, max_channels), 0, parts.real("eps"), parts.flag("silu"), {}, {}};
         node.weight = parts.vector("weight", node.channels);
         node.bias = parts.vector("bias", node.channels);
         return node;
@@ -287,7 +295,8 @@ NodeKind make_kind(const RawNode& raw, const Graph& graph, Parts& parts) {
         return node;
     }
     if (op == "attention") {
-        return AttentionNode{parts.size("heads", 1, max_channels), parts.real32("scale"), parts.flag("causal")};
+        return AttentionNode{parts.size("heads", 1, max_channels), parts.real32("scale"),
+                             parts.flag("causal")};
     }
     if (op == "geglu") return GegluNode{};
     if (op == "embedding") return embedding(parts);
@@ -319,28 +328,25 @@ struct Arity {
     std::size_t required, most;
 };
 
-Arity arity(const NodeKind& kind) {
-    struct Visitor {
-        Arity operator()(const Conv2dNode&) const { return {1, 3}; }
-        Arity operator()(const LinearNode&) const { return {1, 2}; }
-        Arity operator()(const AttentionNode&) const { return {3, 3}; }
-        Arity operator()(const ElementwiseNode& node) const {
-            const std::size_t count = node.function >= Elementwise::add ? 2 : 1;
-            return {count, count};
-        }
-        Arity operator()(const ConcatNode&) const { return {std::numeric_limits<std::size_t>::max(), 4096}; }
-        Arity operator()(const ConstantNode&) const { return {0, 0}; }
-        template <class Other>
-        Arity operator()(const Other&) const {
-            return {1, 1};
-        }
-    };
-    return std::visit(Visitor{}, kind);
-}
+struct ArityOf {
+    Arity operator()(const Conv2dNode&) const { return {1, 3}; }
+    Arity operator()(const LinearNode&) const { return {1, 2}; }
+    Arity operator()(const AttentionNode&) const { return {3, 3}; }
+    Arity operator()(const ElementwiseNode& node) const {
+        const std::size_t count = node.function >= Elementwise::add ? 2 : 1;
+        return {count, count};
+    }
+    Arity operator()(const ConcatNode&) const { return {1, 4096}; }
+    Arity operator()(const ConstantNode&) const { return {0, 0}; }
+    template <class Other>
+    Arity operator()(const Other&) const {
+        return {1, 1};
+    }
+};
 
 // The first inputs must be there; of a concatenation all.
 void check_inputs(const Node& node, const Graph& graph, const Parts& parts) {
-    Arity wanted = arity(node.kind);
+    Arity wanted = std::visit(ArityOf{}, node.kind);
     const std::size_t found = node.inputs.size();
     if (std::holds_alternative<ConcatNode>(node.kind)) wanted.required = std::max<std::size_t>(1, found);
     if (found < wanted.required || found > wanted.most) {
@@ -356,7 +362,8 @@ void check_inputs(const Node& node, const Graph& graph, const Parts& parts) {
         }
         const DType dtype = graph.values[static_cast<std::size_t>(node.inputs[i])].dtype;
         const DType expected = ids ? DType::int64 : node.is_view() ? result : DType::float32;
-        if (dtype != expected) parts.fail("input " + std::to_string(i) + " has another dtype than the op takes");
+        if (dtype != expected)
+            parts.fail("input " + std::to_string(i) + " has another dtype than the op takes");
     }
     if (!node.is_view() && result != DType::float32) parts.fail("its result is not float32");
 }

@@ -26,8 +26,8 @@ struct RawNode {
     std::vector<Tuned> tuned;
 };
 
-// Checks all that does not depend on sizes: ids, the number and types of inputs, names and ranges of attributes,
-// sizes of weights. `graph` has its symbols, values and weights. Throws EngineError.
+// Checks all that does not depend on sizes: ids, the number and types of inputs, names and ranges of
+// attributes, sizes of weights. `graph` has its symbols, values and weights. Throws EngineError.
 Node make_node(const RawNode& raw, const Graph& graph);
 
 }  // namespace fastdiff

@@ -1,7 +1,6 @@
 #include "runtime/plan.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 #include "kernels/error.h"
@@ -57,8 +56,8 @@ class Planner {
         for (const Node& node : graph_.nodes) {
             std::vector<const Shape*> inputs;
             for (int id : node.inputs) {
-                inputs.push_back(id == Node::none ? nullptr
-                                                  : &(broadcasts(id, node.stage) ? seen_ : stored_)[index(id)]);
+                inputs.push_back(
+                    id == Node::none ? nullptr : &(broadcasts(id, node.stage) ? seen_ : stored_)[index(id)]);
             }
             check_node(node, inputs, stored_[index(node.output)]);
         }
@@ -80,7 +79,8 @@ class Planner {
         for (std::size_t i = 0; i < graph_.nodes.size(); ++i) {
             const Node& node = graph_.nodes[i];
             producer_[index(node.output)] = &node;
-            if (node.is_view() && !node.inputs.empty()) root_[index(node.output)] = root_[index(node.inputs[0])];
+            if (node.is_view() && !node.inputs.empty())
+                root_[index(node.output)] = root_[index(node.inputs[0])];
             for (int id : node.inputs) {
                 if (id != Node::none) last_use_[index(root_[index(id)])] = static_cast<int>(i);
             }
@@ -93,7 +93,8 @@ class Planner {
         homes_.resize(graph_.values.size());
         for (std::size_t i = 0; i < graph_.inputs.size(); ++i) {
             const int id = graph_.inputs[i];
-            const int buffer = add_buffer(Place::input, id, stored_[index(id)], graph_.values[index(id)].stage);
+            const int buffer =
+                add_buffer(Place::input, id, stored_[index(id)], graph_.values[index(id)].stage);
             plan_.buffers.back().index = i;
             views_[index(id)] = contiguous(buffer, stored_[index(id)]);
         }
@@ -128,9 +129,11 @@ class Planner {
         }
     }
 
-    // Lets the node that computes `id`, or what it is a reshape of, write to `view`, if it can and has no other home.
+    // Lets the node that computes `id`, or what it is a reshape of, write to `view`, if it can and has no
+    // other home.
     void give_home(int id, View view, Stage stage) {
-        while (producer_[index(id)] != nullptr && std::holds_alternative<ReshapeNode>(producer_[index(id)]->kind)) {
+        while (producer_[index(id)] != nullptr &&
+               std::holds_alternative<ReshapeNode>(producer_[index(id)]->kind)) {
             id = producer_[index(id)]->inputs[0];
             if (broadcasts(id, stage)) return;
             const auto reshaped = reshape(view, stored_[index(id)]);
@@ -138,7 +141,8 @@ class Planner {
             view = *reshaped;
         }
         const Node* node = producer_[index(id)];
-        if (node == nullptr || node->is_view() || node->stage != stage || homes_[index(id)].buffer >= 0) return;
+        if (node == nullptr || node->is_view() || node->stage != stage || homes_[index(id)].buffer >= 0)
+            return;
         if (!can_write(*node, view)) return;
         homes_[index(id)] = view;
         extend(view.buffer, last_use_[index(id)]);
@@ -202,8 +206,9 @@ class Planner {
         Shape single = seen;
         if (single.rank() > 0) single[0] = 1;
         if (!(single == row.shape)) {
-            throw InputError("value " + graph_.values[index(id)].name +
-                             " of the schedule stage has no batch as its first axis; run all stages together");
+            throw InputError(
+                "value " + graph_.values[index(id)].name +
+                " of the schedule stage has no batch as its first axis; run all stages together");
         }
         View view = expand(row, seen);
         view.row_step = stored.strides[0];
@@ -233,7 +238,8 @@ class Planner {
                 buffer_last_[index(view.buffer)] != at_ || buffer.dtype != DType::float32) {
                 continue;
             }
-            if (!(view.shape == shape) || !is_contiguous(view) || view.offset != 0 || view.row_step != 0) continue;
+            if (!(view.shape == shape) || !is_contiguous(view) || view.offset != 0 || view.row_step != 0)
+                continue;
             const bool elementwise = std::holds_alternative<ElementwiseNode>(step.node->kind);
             const bool alone = std::all_of(step.inputs.begin(), step.inputs.end(), [&](const View& other) {
                 return &other == &view || other.buffer != view.buffer || (elementwise && other == view);
@@ -243,7 +249,8 @@ class Planner {
         return {};
     }
 
-    void copy_parts(const Node& node, const ConcatNode& concat, const std::vector<View>& parts, const View& home) {
+    void copy_parts(const Node& node, const ConcatNode& concat, const std::vector<View>& parts,
+                    const View& home) {
         std::size_t start = 0;
         for (const View& part : parts) {
             const View place = slice(home, concat.axis, start, part.shape[concat.axis]);
@@ -279,7 +286,8 @@ class Planner {
             const View wide = geglu ? view : expand(view, step.output.shape);
             view = materialise(wide, step.node->inputs[i], step.stage);
         }
-        if (!fits()) throw EngineError("node " + describe(*step.node) + ": its strides have more than four axes");
+        if (!fits())
+            throw EngineError("node " + describe(*step.node) + ": its strides have more than four axes");
     }
 
     const Conv2dNode::Packing* choose(const Conv2dNode& conv, const Step& step) const {
@@ -309,11 +317,11 @@ class Planner {
     }
 
     void emit_copy(const View& from, const View& to, Stage stage) {
-        const std::size_t axes = plan_.buffers[index(to.buffer)].dtype == DType::int64 ? 3 : 4;
         const auto args = as_elementwise(to, from, nullptr);
-        if (!args || args->sizes[0] > (axes == 3 ? 1 : args->sizes[0]) || to.shape.rank() == max_rank) {
-            throw EngineError("a copy of shape " + to_string(to.shape) + " has more than " + std::to_string(axes) +
-                              " axes");
+        // int64 is copied as pairs of floats, which takes an axis more.
+        const bool pairs = plan_.buffers[index(to.buffer)].dtype == DType::int64;
+        if (!args || (pairs && (args->sizes[0] > 1 || to.shape.rank() == max_rank))) {
+            throw EngineError("a copy of shape " + to_string(to.shape) + " has too many axes");
         }
         emit({nullptr, stage, {from}, to, nullptr, 0, 0});
     }
@@ -350,7 +358,8 @@ class Planner {
         buffer_last_[index(buffer)] = std::max(buffer_last_[index(buffer)], last);
     }
 
-    // Persistent buffers one behind the other, the rest and the steps' scratch memory as their lifetimes allow.
+    // Persistent buffers one behind the other, the rest and the steps' scratch memory as their lifetimes
+    // allow.
     void place_buffers() {
         std::vector<Lifetime> lifetimes;
         std::vector<std::size_t*> offsets;
@@ -398,25 +407,22 @@ class Planner {
     std::vector<Copy> copies_;
 };
 
+// GCC 12 warns about overlapping copies where a literal is joined with a temporary string (GCC bug 105651).
+template <class... Parts>
+std::string joined(const Parts&... parts) {
+    std::string text;
+    (text.append(parts), ...);
+    return text;
+}
+
 std::string describe_view(const Plan& plan, const View& view) {
     if (view.buffer < 0) return "-";
     const Buffer& buffer = plan.buffers[index(view.buffer)];
-    std::string text = to_string(view.shape) + " ";
-    switch (buffer.place) {
-        case Place::arena:
-            text += "@" + std::to_string(buffer.offset);
-            break;
-        case Place::input:
-            text += "input " + std::to_string(buffer.index);
-            break;
-        case Place::output:
-            text += "output " + std::to_string(buffer.index);
-            break;
-        case Place::constant:
-            text += "constant";
-            break;
-    }
-    if (view.offset > 0) text += "+" + std::to_string(view.offset);
+    constexpr const char* places[] = {" @", " input ", " output ", " constant"};
+    std::string text = joined(to_string(view.shape), places[static_cast<std::size_t>(buffer.place)]);
+    if (buffer.place == Place::arena) text += std::to_string(buffer.offset);
+    if (buffer.place == Place::input || buffer.place == Place::output) text += std::to_string(buffer.index);
+    if (view.offset > 0) text += joined("+", std::to_string(view.offset));
     return text;
 }
 
@@ -430,18 +436,19 @@ Plan make_plan(const Graph& graph, const Sizes& sizes, std::size_t rows, std::si
 std::string describe(const Plan& plan) {
     constexpr const char* stages[] = {"prompt", "schedule", "step"};
     constexpr const char* algorithms[] = {"direct", "winograd2", "winograd4"};
-    std::string text = "arena " + std::to_string(plan.arena_bytes) + " bytes, of them kept between stages " +
-                       std::to_string(plan.persistent_bytes) + "\n";
+    std::string text =
+        joined("arena ", std::to_string(plan.arena_bytes), " bytes, of them kept between stages ",
+               std::to_string(plan.persistent_bytes), "\n");
     for (const Step& step : plan.steps) {
-        text += stages[static_cast<std::size_t>(step.stage)];
-        text += " " + (step.node == nullptr ? "copy" : describe(*step.node));
+        text += joined(stages[static_cast<std::size_t>(step.stage)], " ",
+                       step.node == nullptr ? "copy" : describe(*step.node));
         if (step.packing != nullptr) {
-            text += std::string(" by ") + algorithms[static_cast<std::size_t>(step.packing->algorithm)];
+            text += joined(" by ", algorithms[static_cast<std::size_t>(step.packing->algorithm)]);
         }
         text += ":";
-        for (const View& view : step.inputs) text += " " + describe_view(plan, view);
-        text += " -> " + describe_view(plan, step.output);
-        if (step.scratch_bytes > 0) text += ", scratch " + std::to_string(step.scratch_bytes);
+        for (const View& view : step.inputs) text += joined(" ", describe_view(plan, view));
+        text += joined(" -> ", describe_view(plan, step.output));
+        if (step.scratch_bytes > 0) text += joined(", scratch ", std::to_string(step.scratch_bytes));
         text += "\n";
     }
     return text;

@@ -20,7 +20,8 @@ struct Buffer {
     std::size_t index = 0;       // of the input or output
     const void* data = nullptr;  // of the constant
     Stage stage = Stage::step;   // of the steps that write it
-    // Read by a later stage, so that it keeps its place until that stage has run as often as the caller likes.
+    // Read by a later stage, so that it keeps its place until that stage has run as often as the caller
+    // likes.
     bool persistent = false;
     int first = -1, last = -1;  // steps that use it
     std::size_t offset = 0;     // in the arena
@@ -47,9 +48,10 @@ struct Plan {
     std::size_t persistent_bytes = 0;  // of these at the arena's start, what later stages read
 };
 
-// Plans `graph`, which must outlive the plan, for sizes that check_sizes accepts. With `rows`, values of the schedule
-// stage have the batch `rows`, and the other stages see one of its rows, repeated over their batch. Throws EngineError
-// when the graph's shapes contradict each other, and InputError when its schedule stage has no batch.
+// Plans `graph`, which must outlive the plan, for sizes that check_sizes accepts. With `rows`, values of the
+// schedule stage have the batch `rows`, and the other stages see one of its rows, repeated over their batch.
+// Throws EngineError when the graph's shapes contradict each other, and InputError when its schedule stage
+// has no batch.
 Plan make_plan(const Graph& graph, const Sizes& sizes, std::size_t rows, std::size_t threads);
 
 // One line per step: op, path, shapes, and where the result lies.

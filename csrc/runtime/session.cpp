@@ -20,7 +20,8 @@ void check_arrays(const Graph& graph, const Plan& plan, Stage stage, const Array
     if (arrays.inputs.size() != graph.inputs.size() || arrays.outputs.size() != graph.outputs.size()) {
         throw InputError("found " + std::to_string(arrays.inputs.size()) + " inputs and " +
                          std::to_string(arrays.outputs.size()) + " outputs, wanted " +
-                         std::to_string(graph.inputs.size()) + " and " + std::to_string(graph.outputs.size()));
+                         std::to_string(graph.inputs.size()) + " and " +
+                         std::to_string(graph.outputs.size()));
     }
     const auto require = [&](const View& view) {
         if (view.buffer < 0) return;
@@ -130,8 +131,8 @@ void Session::run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel
     }
 }
 
-void Session::run_stage(Stage stage, const Sizes& sizes, std::size_t rows, std::size_t row, const Arrays& arrays,
-                        const Cancel& cancel) {
+void Session::run_stage(Stage stage, const Sizes& sizes, std::size_t rows, std::size_t row,
+                        const Arrays& arrays, const Cancel& cancel) {
     const std::lock_guard lock(turn_);
     if (rows == 0 || row >= rows) {
         throw InputError("row is " + std::to_string(row) + " of " + std::to_string(rows) +

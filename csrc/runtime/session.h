@@ -1,4 +1,5 @@
-// Running a module: the mapped file, which any number of sessions share, and a session with memory of its own.
+// Running a module: the mapped file, which any number of sessions share, and a session with memory of its
+// own.
 #pragma once
 
 #include <functional>
@@ -56,14 +57,15 @@ class Session {
     // The plan for these sizes, from the cache or new; valid until the next call. Throws as make_plan does.
     std::shared_ptr<const Plan> plan(const Sizes& sizes, std::size_t rows = 0);
 
-    // Runs all stages. Throws InputError for sizes out of range, a missing array or outputs that overlap an input;
-    // Cancelled; std::bad_alloc. Results of an earlier run_stage are lost.
+    // Runs all stages. Throws InputError for sizes out of range, a missing array or outputs that overlap an
+    // input; Cancelled; std::bad_alloc. Results of an earlier run_stage are lost.
     void run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel = {});
 
-    // Runs one stage for `rows` timesteps: prompt and schedule once each in any order, then step as often as wanted,
-    // each time for the timestep of index `row`. Inputs that the stage does not read, and outputs of stages before
-    // step, may be null. An input of the schedule stage has `rows` as its batch. Stages without nodes need not be
-    // run. Throws as run does, and InputError when what the step needs has not been computed for these sizes.
+    // Runs one stage for `rows` timesteps: prompt and schedule once each in any order, then step as often as
+    // wanted, each time for the timestep of index `row`. Inputs that the stage does not read, and outputs of
+    // stages before step, may be null. An input of the schedule stage has `rows` as its batch. Stages without
+    // nodes need not be run. Throws as run does, and InputError when what the step needs has not been
+    // computed for these sizes.
     void run_stage(Stage stage, const Sizes& sizes, std::size_t rows, std::size_t row, const Arrays& arrays,
                    const Cancel& cancel = {});
 

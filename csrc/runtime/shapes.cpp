@@ -57,7 +57,8 @@ std::optional<std::int64_t> evaluate(const Dim& dim, const Sizes& sizes) {
 std::string to_string(const Shape& shape) {
     std::string text = "[";
     for (std::size_t axis = 0; axis < shape.rank(); ++axis) {
-        text += (axis > 0 ? ", " : "") + std::to_string(shape[axis]);
+        if (axis > 0) text += ", ";
+        text += std::to_string(shape[axis]);
     }
     return text + "]";
 }
@@ -82,7 +83,8 @@ Shape evaluate(const Value& value, const Sizes& sizes) {
     std::int64_t elements = 1;
     for (const Dim& dim : value.shape) {
         const auto size = evaluate(dim, sizes);
-        if (!size || *size < 1 || __builtin_mul_overflow(elements, *size, &elements) || elements > max_elements) {
+        if (!size || *size < 1 || __builtin_mul_overflow(elements, *size, &elements) ||
+            elements > max_elements) {
             throw EngineError("value " + value.name + " has an impossible shape for these sizes");
         }
         shape.push_back(static_cast<std::size_t>(*size));
@@ -95,7 +97,8 @@ Sizes find_sizes(const Graph& graph, std::span<const Shape> inputs) {
         throw InputError("found " + std::to_string(inputs.size()) + " inputs, wanted " +
                          std::to_string(graph.inputs.size()));
     }
-    Sizes sizes(graph.symbols.size(), 0);
+    constexpr std::int64_t unknown = -1;
+    Sizes sizes(graph.symbols.size(), unknown);
     for (std::size_t i = 0; i < inputs.size(); ++i) {
         const Value& value = graph.values[static_cast<std::size_t>(graph.inputs[i])];
         if (inputs[i].rank() != value.shape.size()) {
@@ -104,7 +107,7 @@ Sizes find_sizes(const Graph& graph, std::span<const Shape> inputs) {
         }
         for (std::size_t axis = 0; axis < value.shape.size(); ++axis) {
             const auto single = single_symbol(value.shape[axis]);
-            if (!single || sizes[single->symbol] != 0) continue;
+            if (!single || sizes[single->symbol] != unknown) continue;
             // A remainder is found below, where the shape is compared with what the sizes give.
             sizes[single->symbol] = static_cast<std::int64_t>(inputs[i][axis]) / single->factor;
         }
@@ -132,11 +135,10 @@ void check_sizes(const Graph& graph, const Sizes& sizes) {
             sizes[i] % symbol.multiple_of == 0) {
             continue;
         }
-        throw InputError(symbol.name + " is " + std::to_string(sizes[i]) + ", wanted " +
-                         std::to_string(symbol.minimum) +
-                         (symbol.maximum == 0 ? " or more" : " to " + std::to_string(symbol.maximum)) +
-                         (symbol.multiple_of == 1 ? ""
-                                                  : " in multiples of " + std::to_string(symbol.multiple_of)));
+        throw InputError(
+            symbol.name + " is " + std::to_string(sizes[i]) + ", wanted " + std::to_string(symbol.minimum) +
+            (symbol.maximum == 0 ? " or more" : " to " + std::to_string(symbol.maximum)) +
+            (symbol.multiple_of == 1 ? "" : " in multiples of " + std::to_string(symbol.multiple_of)));
     }
 }
 

@@ -119,7 +119,7 @@ std::optional<ElementwiseArgs> as_elementwise(const View& y, const View& a, cons
     for (std::size_t axis = 0; axis < y.shape.rank(); ++axis) {
         const Axes next{y.shape[axis], y.strides[axis], wide_a.strides[axis], wide_b.strides[axis]};
         if (next.size == 1) continue;
-        const auto continues = [&](std::size_t Axes::*stride) {
+        const auto continues = [&](std::size_t Axes::* stride) {
             return axes.back().*stride == next.size * next.*stride;
         };
         if (!axes.empty() && continues(&Axes::y) && continues(&Axes::a) && continues(&Axes::b)) {
