@@ -30,6 +30,7 @@ def group_norm_silu(
     silu: bool,
     layout: str,
     out: FloatArray,
+    threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
 def scheduler_step(

@@ -26,7 +26,14 @@ void elementwise(const ElementwiseArgs& args, const Parallel& parallel);
 template <class I>
 void embedding(const EmbeddingArgs& args, const Parallel& parallel);
 template <class I>
-void group_norm_silu(const GroupNormSiluArgs& args);
+void group_norm_affine(const GroupNormSiluArgs& args, double* sums, std::size_t parts, float* affine,
+                       const Parallel& parallel);
+template <class I>
+void group_norm_apply(const GroupNormSiluArgs& args, const float* affine, const Parallel& parallel);
+template <class I>
+void group_norm_silu(const GroupNormSiluArgs& args, const Parallel& parallel);
+template <class I>
+void group_norm_sums(const GroupNormSiluArgs& args, double* sums, const Parallel& parallel);
 template <class I>
 void layer_norm(const LayerNormArgs& args, const Parallel& parallel);
 template <class I>
@@ -43,7 +50,11 @@ struct Kernels {
     void (*conv2d)(const Conv2dArgs& args, const Parallel& parallel);
     void (*elementwise)(const ElementwiseArgs& args, const Parallel& parallel);
     void (*embedding)(const EmbeddingArgs& args, const Parallel& parallel);
-    void (*group_norm_silu)(const GroupNormSiluArgs& args);
+    void (*group_norm_affine)(const GroupNormSiluArgs& args, double* sums, std::size_t parts, float* affine,
+                              const Parallel& parallel);
+    void (*group_norm_apply)(const GroupNormSiluArgs& args, const float* affine, const Parallel& parallel);
+    void (*group_norm_silu)(const GroupNormSiluArgs& args, const Parallel& parallel);
+    void (*group_norm_sums)(const GroupNormSiluArgs& args, double* sums, const Parallel& parallel);
     void (*layer_norm)(const LayerNormArgs& args, const Parallel& parallel);
     void (*linear)(const LinearArgs& args, const Parallel& parallel);
     void (*resample)(const ResampleArgs& args, const Parallel& parallel);
