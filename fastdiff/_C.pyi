@@ -11,6 +11,17 @@ version: str
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
+def attention(
+    query: FloatArray,
+    key: FloatArray,
+    value: FloatArray,
+    num_heads: int,
+    scale: float,
+    causal: bool,
+    out: FloatArray | None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
 def conv2d(
     x: FloatArray,
     packed: ByteArray,

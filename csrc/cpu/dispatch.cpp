@@ -5,6 +5,7 @@ namespace {
 
 template <class I>
 constexpr Kernels table{
+    .attention = attention<I>,
     .conv2d = conv2d<I>,
     .group_norm_silu = group_norm_silu<I>,
     .linear = linear<I>,

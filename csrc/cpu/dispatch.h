@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/isa_tags.h"
+#include "kernels/attention.h"
 #include "kernels/conv2d.h"
 #include "kernels/group_norm_silu.h"
 #include "kernels/linear.h"
@@ -11,6 +12,8 @@
 namespace fastdiff {
 
 // Defined in cpu/<op>.cpp, instantiated there for the tag of the instruction set the file is compiled for.
+template <class I>
+void attention(const AttentionArgs& args, const Parallel& parallel);
 template <class I>
 void conv2d(const Conv2dArgs& args, const Parallel& parallel);
 template <class I>
@@ -21,6 +24,7 @@ template <class I>
 void scheduler_step(const SchedulerStepArgs& args);
 
 struct Kernels {
+    void (*attention)(const AttentionArgs& args, const Parallel& parallel);
     void (*conv2d)(const Conv2dArgs& args, const Parallel& parallel);
     void (*group_norm_silu)(const GroupNormSiluArgs& args);
     void (*linear)(const LinearArgs& args, const Parallel& parallel);
