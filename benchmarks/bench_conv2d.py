@@ -2,8 +2,8 @@
 
 ``python benchmarks/bench_conv2d.py [--threads N] [--rounds N]``
 
-Each row is verified against the reference in float64 first. GFLOP/s counts what a direct convolution multiplies
-and adds, whatever an algorithm saves of it, so Winograd's may be over the peak; "of sgemm" is the share of
+Each row is verified against the reference in float64 first. GFLOP/s counts what a direct convolution does,
+whatever an algorithm saves of it, so Winograd's may be over the peak; "of sgemm" is the share of
 PyTorch's large matrix product in the same turns. Weights stay in the caches where they fit. With one thread,
 times are the thread's CPU time.
 """
