@@ -18,7 +18,7 @@ import torch
 
 from fastdiff import _C
 
-__all__ = ["Machine", "alternate", "copy_gbps", "describe", "sgemm", "sgemm_gflops"]
+__all__ = ["Machine", "alternate", "copy_gbps", "describe", "sgemm", "sgemm_gflops", "verify"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,13 @@ def sgemm_gflops(size: int = 1536) -> float:
     product, flop = sgemm(size)
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     return flop / alternate({"mm": product}, rounds=9, clock=clock)["mm"] / 1e9
+
+
+def verify(found: np.ndarray, wanted: torch.Tensor, tolerance: float, label: str) -> None:
+    """Exit without figures when the relative L2 error against ``wanted``, float64, is over ``tolerance``."""
+    error = float((torch.from_numpy(found).double() - wanted).norm() / wanted.norm())
+    if not error <= tolerance:
+        raise SystemExit(f"{label}: relative L2 {error:.2e}, allowed {tolerance:.0e}; no figures")
 
 
 def main() -> None:

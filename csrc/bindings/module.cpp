@@ -44,7 +44,9 @@ PYBIND11_MODULE(_C, module) {
         "The instruction set in use; InputError when FASTDIFF_ISA names one that cannot run here.");
     module.def("available_isas", &available_isas, "The instruction sets that run here, fastest first.");
     fastdiff::bindings::bind_attention(module);
+    fastdiff::bindings::bind_conv2d(module);
     fastdiff::bindings::bind_group_norm_silu(module);
+    fastdiff::bindings::bind_linear(module);
     fastdiff::bindings::bind_native(module);
     fastdiff::bindings::bind_randn(module);
     fastdiff::bindings::bind_scheduler_step(module);

@@ -59,56 +59,6 @@ float unary(const ElementwiseArgs& p, float v) {
 }  // namespace
 
 template <class I>
-void linear(const LinearArgs& p, const Parallel&) {
-    const float* w = static_cast<const float*>(p.weight);
-    const bool geglu = p.activation == Activation::geglu;
-    for (std::size_t r = 0; r < p.rows; ++r) {
-        for (std::size_t o = 0; o < p.out; ++o) {
-            float s = p.bias ? p.bias[o] : 0, g = geglu && p.bias ? p.bias[o + p.out] : 0;
-            for (std::size_t k = 0; k < p.in; ++k) {
-                s += p.x[r * p.x_stride + k] * w[o * p.in + k];
-                if (geglu) g += p.x[r * p.x_stride + k] * w[(o + p.out) * p.in + k];
-            }
-            s = act(p.activation, s, g);
-            if (p.residual) s += p.residual[r * p.residual_stride + o];
-            p.y[r * p.y_stride + o] = p.scale * s;
-        }
-    }
-}
-
-template <class I>
-void conv2d(const Conv2dArgs& p, const Parallel&) {
-    const Conv2dShape& s = p.shape;
-    const float* w = static_cast<const float*>(p.weight);
-    for (std::size_t b = 0; b < s.batch; ++b) {
-        for (std::size_t oy = 0; oy < s.out_height(); ++oy) {
-            for (std::size_t ox = 0; ox < s.out_width(); ++ox) {
-                const std::size_t pixel = (b * s.out_height() + oy) * s.out_width() + ox;
-                for (std::size_t o = 0; o < s.out; ++o) {
-                    float v = (p.bias ? p.bias[o] : 0) + (p.vector ? p.vector[b * p.vector_stride + o] : 0);
-                    for (std::size_t ky = 0; ky < s.kernel_h; ++ky) {
-                        for (std::size_t kx = 0; kx < s.kernel_w; ++kx) {
-                            const std::size_t iy = oy * s.stride + ky, ix = ox * s.stride + kx;
-                            if (iy < s.pad_top || ix < s.pad_left) continue;
-                            const std::size_t y = (iy - s.pad_top) / s.upsample,
-                                              x = (ix - s.pad_left) / s.upsample;
-                            if (y >= s.height || x >= s.width) continue;
-                            const float* in = p.x + ((b * s.height + y) * s.width + x) * p.x_stride;
-                            for (std::size_t i = 0; i < s.in; ++i) {
-                                v += in[i] * w[((o * s.in + i) * s.kernel_h + ky) * s.kernel_w + kx];
-                            }
-                        }
-                    }
-                    v = act(p.activation, v, 0);
-                    if (p.residual) v += p.residual[pixel * p.residual_stride + o];
-                    p.y[pixel * p.y_stride + o] = p.scale * v;
-                }
-            }
-        }
-    }
-}
-
-template <class I>
 void layer_norm(const LayerNormArgs& p, const Parallel&) {
     for (std::size_t r = 0; r < p.rows; ++r) {
         const float* x = p.x + r * p.x_stride;
@@ -202,8 +152,6 @@ using Tag = isa::Avx2;
 #else
 using Tag = isa::Portable;
 #endif
-template void linear<Tag>(const LinearArgs&, const Parallel&);
-template void conv2d<Tag>(const Conv2dArgs&, const Parallel&);
 template void layer_norm<Tag>(const LayerNormArgs&, const Parallel&);
 template void elementwise<Tag>(const ElementwiseArgs&, const Parallel&);
 template void embedding<Tag>(const EmbeddingArgs&, const Parallel&);

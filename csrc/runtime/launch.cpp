@@ -84,9 +84,11 @@ GroupNormSiluArgs group_norm_args(const Step& step, const GroupNormNode& node, c
     args.channels = x.channels;
     args.groups = node.groups;
     args.x = floats(inputs[0]);
+    args.x_stride = x.stride;
     args.weight = node.weight;
     args.bias = node.bias;
     args.y = static_cast<float*>(output);
+    args.y_stride = rows_of(step.output).stride;
     args.eps = node.eps;
     args.silu = node.silu;
     args.scratch = scratch;
@@ -148,7 +150,7 @@ struct Launch {
         kernels.linear(linear_args(step, node, inputs, output, scratch), parallel);
     }
     void operator()(const GroupNormNode& node) const {
-        kernels.group_norm_silu(group_norm_args(step, node, inputs, output, scratch));
+        kernels.group_norm_silu(group_norm_args(step, node, inputs, output, scratch), parallel);
     }
     void operator()(const LayerNormNode& node) const {
         const Rows x = rows_of(step.inputs[0]);
@@ -240,7 +242,6 @@ struct CanRead {
         return input == 1 ? has_channels(view) : as_rows(view).has_value();
     }
     bool operator()(const AttentionNode&) const { return attends(view); }
-    bool operator()(const GroupNormNode&) const { return is_contiguous(view); }
     bool operator()(const EmbeddingNode&) const { return is_contiguous(view); }
     bool operator()(const TimestepEmbeddingNode&) const { return is_contiguous(view); }
     bool operator()(const ElementwiseNode&) const { return true; }
@@ -256,7 +257,6 @@ struct CanWrite {
     const View& view;
 
     bool operator()(const AttentionNode&) const { return attends(view); }
-    bool operator()(const GroupNormNode&) const { return is_contiguous(view); }
     bool operator()(const ElementwiseNode&) const { return as_elementwise(view, view, nullptr).has_value(); }
     bool operator()(const GegluNode&) const { return as_elementwise(view, view, nullptr).has_value(); }
     bool operator()(const ConcatNode&) const { return true; }

@@ -7,6 +7,7 @@ without computing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,18 @@ from torch import Tensor
 
 from fastdiff.kernels import reference
 
-__all__ = ["attention", "geglu", "group_norm_silu", "quick_gelu", "scheduler_step"]
+__all__ = [
+    "attention",
+    "avg_pool2d",
+    "conv2d",
+    "geglu",
+    "group_norm_silu",
+    "linear",
+    "quick_gelu",
+    "scheduler_step",
+    "timestep_embedding",
+    "upsample_nearest2d",
+]
 
 
 def _register(op: str) -> Any:
@@ -25,10 +37,15 @@ def _register(op: str) -> Any:
 
 
 attention = _register("attention")
+avg_pool2d = _register("avg_pool2d")
+conv2d = _register("conv2d")
 geglu = _register("geglu")
 group_norm_silu = _register("group_norm_silu")
+linear = _register("linear")
 quick_gelu = _register("quick_gelu")
 scheduler_step = _register("scheduler_step")
+timestep_embedding = _register("timestep_embedding")
+upsample_nearest2d = _register("upsample_nearest2d")
 
 
 @attention.register_fake  # type: ignore[untyped-decorator]
@@ -37,9 +54,50 @@ def _(query: Tensor, key: Tensor, value: Tensor, num_heads: int, *rest: object) 
     return query.new_empty(*query.shape[:2], value.shape[2])
 
 
+@avg_pool2d.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor, factor: int) -> Tensor:
+    reference.check_picture(x, factor)
+    batch, height, width, channels = x.shape
+    return x.new_empty(batch, height // factor, width // factor, channels)
+
+
+@conv2d.register_fake  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vector: Tensor | None,
+    residual: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    upsample: int = 1,
+    activation: str = "none",
+    *rest: object,
+) -> Tensor:
+    reference.check_conv2d(x, weight, bias, vector, residual, stride, padding, upsample, activation)
+    top, bottom, left, right = padding
+    height = (x.shape[1] * upsample + top + bottom - weight.shape[2]) // stride + 1
+    width = (x.shape[2] * upsample + left + right - weight.shape[3]) // stride + 1
+    return x.new_empty(x.shape[0], height, width, weight.shape[0])
+
+
 @geglu.register_fake  # type: ignore[untyped-decorator]
 def _(x: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+
+
+@linear.register_fake  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    *rest: object,
+) -> Tensor:
+    reference.check_linear(x, weight, bias, residual, activation)
+    out = weight.shape[0]
+    return x.new_empty(*x.shape[:-1], out // 2 if activation == "geglu" else out)
 
 
 @quick_gelu.register_fake  # type: ignore[untyped-decorator]
@@ -64,3 +122,17 @@ def _(
 @scheduler_step.register_fake  # type: ignore[untyped-decorator]
 def _(sample: Tensor, cond: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(sample), torch.empty_like(cond)
+
+
+@timestep_embedding.register_fake  # type: ignore[untyped-decorator]
+def _(timesteps: Tensor, frequencies: Tensor, sine_first: bool) -> Tensor:
+    reference.check_timestep_embedding(timesteps, frequencies)
+    dtype = torch.promote_types(timesteps.dtype, frequencies.dtype)
+    return timesteps.new_empty(timesteps.shape[0], 2 * frequencies.shape[0], dtype=dtype)
+
+
+@upsample_nearest2d.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor, factor: int) -> Tensor:
+    reference.check_picture(x, factor)
+    batch, height, width, channels = x.shape
+    return x.new_empty(batch, height * factor, width * factor, channels)

@@ -13,18 +13,32 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastdiff.errors import InputError
 
 __all__ = [
+    "ACTIVATIONS",
     "attention",
+    "avg_pool2d",
     "check_attention",
+    "check_conv2d",
     "check_group_norm_silu",
+    "check_linear",
+    "check_picture",
+    "check_timestep_embedding",
+    "conv2d",
     "geglu",
     "group_norm_silu",
+    "linear",
     "quick_gelu",
     "scheduler_step",
+    "timestep_embedding",
+    "upsample_nearest2d",
 ]
+
+ACTIVATIONS = ("none", "silu", "gelu", "quick_gelu", "geglu")
+"""What :func:`linear` may apply to a sum; :func:`conv2d` all but the last."""
 
 
 def attention(
@@ -64,6 +78,148 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -
             f"num_heads: found {num_heads} for widths {query.shape[2]} and {value.shape[2]}, "
             "wanted a divisor of both"
         )
+
+
+def avg_pool2d(x: Tensor, factor: int) -> Tensor:
+    """The mean of each square of ``factor`` × ``factor`` pixels.
+
+    ``x``: (B, H, W, C), result: (B, H // factor, W // factor, C); what is left over at the right and the
+    bottom is not read.
+    """
+    check_picture(x, factor)
+    batch, height, width, channels = x.shape
+    h, w = height // factor, width // factor
+    whole = x[:, : h * factor, : w * factor].reshape(batch, h, factor, w, factor, channels)
+    return whole.mean(dim=(2, 4))
+
+
+def check_picture(x: Tensor, factor: int) -> None:
+    """Raise InputError for arguments that :func:`avg_pool2d` and :func:`upsample_nearest2d` do not take."""
+    if x.dim() != 4:
+        raise InputError(f"x: found shape {tuple(x.shape)}, wanted four axes (B, H, W, C)")
+    if factor < 1:
+        raise InputError(f"factor: found {factor}, wanted 1 or more")
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vector: Tensor | None,
+    residual: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    upsample: int = 1,
+    activation: str = "none",
+    scale: float = 1.0,
+) -> Tensor:
+    """``scale · (activation(conv(upsample(x)) + bias + vector) + residual)``, a picture's channels last.
+
+    ``x``: (B, H, W, I), ``weight``: (O, I, kh, kw), ``bias``: (O,), ``vector``: (B, O), one for all pixels of
+    an image, ``residual`` and result: (B, H', W', O) with ``H' = (H·upsample + top + bottom - kh) // stride +
+    1`` and W' likewise. ``padding``: zeros at (top, bottom, left, right). ``upsample`` repeats each pixel so
+    often in both directions. ``activation``: one of ACTIVATIONS but "geglu".
+    """
+    check_conv2d(x, weight, bias, vector, residual, stride, padding, upsample, activation)
+    top, bottom, left, right = padding
+    picture = upsample_nearest2d(x, upsample).permute(0, 3, 1, 2)  # (B, I, H·upsample, W·upsample)
+    padded = functional.pad(picture, (left, right, top, bottom))
+    y = functional.conv2d(padded, weight, bias, stride).permute(0, 2, 3, 1)  # (B, H', W', O)
+    if vector is not None:
+        y = y + vector[:, None, None, :]
+    return _finished(y, residual, activation, scale)
+
+
+def check_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vector: Tensor | None,
+    residual: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    upsample: int = 1,
+    activation: str = "none",
+) -> None:
+    """Raise InputError for arguments that :func:`conv2d` does not take."""
+    check_picture(x, 1)
+    if weight.dim() != 4 or weight.shape[1] != x.shape[3]:
+        raise InputError(f"weight: found shape {tuple(weight.shape)}, wanted (O, {x.shape[3]}, kh, kw)")
+    if len(padding) != 4 or min(padding) < 0:
+        raise InputError(f"padding: found {list(padding)}, wanted (top, bottom, left, right), none negative")
+    for name, value in (("stride", stride), ("upsample", upsample)):
+        if value < 1:
+            raise InputError(f"{name}: found {value}, wanted 1 or more")
+    if activation not in ACTIVATIONS or activation == "geglu":
+        wanted = ", ".join(name for name in ACTIVATIONS if name != "geglu")
+        raise InputError(f"activation: found {activation!r}, wanted one of {wanted}")
+    sizes = [x.shape[axis] * upsample + sum(padding[2 * axis - 2 : 2 * axis]) for axis in (1, 2)]
+    if any(size < kernel for size, kernel in zip(sizes, weight.shape[2:], strict=True)):
+        raise InputError(
+            f"x: found {sizes[0]} × {sizes[1]} pixels with padding, wanted at least the kernel's "
+            f"{weight.shape[2]} × {weight.shape[3]}"
+        )
+    batch, out = x.shape[0], weight.shape[0]
+    height, width = ((size - k) // stride + 1 for size, k in zip(sizes, weight.shape[2:], strict=True))
+    _check_shape("bias", bias, (out,))
+    _check_shape("vector", vector, (batch, out))
+    _check_shape("residual", residual, (batch, height, width, out))
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    scale: float = 1.0,
+) -> Tensor:
+    """``scale · (activation(x Wᵀ + bias) + residual)`` on the last axis.
+
+    ``x``: (…, K), ``weight``: (O, K), ``bias``: (O,), ``residual`` and result: (…, O), or (…, O / 2) with
+    ``activation`` "geglu", one of ACTIVATIONS.
+    """
+    check_linear(x, weight, bias, residual, activation)
+    return _finished(functional.linear(x, weight, bias), residual, activation, scale)
+
+
+def check_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str = "none"
+) -> None:
+    """Raise InputError for arguments that :func:`linear` does not take."""
+    if x.dim() < 1 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise InputError(
+            f"weight: found shape {tuple(weight.shape)} for x of shape {tuple(x.shape)}, wanted (O, K) with "
+            "K the last axis of x"
+        )
+    if activation not in ACTIVATIONS:
+        raise InputError(f"activation: found {activation!r}, wanted one of {', '.join(ACTIVATIONS)}")
+    out = weight.shape[0]
+    if activation == "geglu" and out % 2:
+        raise InputError(f"weight: found {out} rows, wanted an even number for geglu")
+    _check_shape("bias", bias, (out,))
+    _check_shape("residual", residual, (*x.shape[:-1], out // 2 if activation == "geglu" else out))
+
+
+def _check_shape(name: str, tensor: Tensor | None, wanted: tuple[int, ...]) -> None:
+    if tensor is not None and tuple(tensor.shape) != wanted:
+        raise InputError(f"{name}: found shape {tuple(tensor.shape)}, wanted {wanted}")
+
+
+def _finished(y: Tensor, residual: Tensor | None, activation: str, scale: float) -> Tensor:
+    """``scale · (activation(y) + residual)``, contiguous."""
+    match activation:
+        case "silu":
+            y = y * torch.sigmoid(y)
+        case "gelu":
+            y = 0.5 * y * (1 + torch.erf(y * math.sqrt(0.5)))
+        case "quick_gelu":
+            y = quick_gelu(y)
+        case "geglu":
+            y = geglu(y)
+    if residual is not None:
+        y = y + residual
+    return (y if scale == 1 else scale * y).contiguous()
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -152,3 +308,33 @@ def scheduler_step(
     if noise is not None:
         out = out + noise_coef * noise
     return out, guided
+
+
+def timestep_embedding(timesteps: Tensor, frequencies: Tensor, sine_first: bool) -> Tensor:
+    """The sinusoidal embedding of timesteps (Ho et al. 2020, after Vaswani et al. 2017, section 3.5).
+
+    ``timesteps``: (B,), ``frequencies``: (half,), result: (B, 2·half), the sines of all products before the
+    cosines with ``sine_first``, else after them.
+    """
+    check_timestep_embedding(timesteps, frequencies)
+    angles = timesteps[:, None] * frequencies  # (B, half)
+    parts = (angles.sin(), angles.cos())
+    return torch.cat(parts if sine_first else parts[::-1], dim=1)
+
+
+def check_timestep_embedding(timesteps: Tensor, frequencies: Tensor) -> None:
+    """Raise InputError for arguments that :func:`timestep_embedding` does not take."""
+    for name, tensor in (("timesteps", timesteps), ("frequencies", frequencies)):
+        if tensor.dim() != 1:
+            raise InputError(f"{name}: found shape {tuple(tensor.shape)}, wanted one axis")
+
+
+def upsample_nearest2d(x: Tensor, factor: int) -> Tensor:
+    """Each pixel repeated ``factor`` times in both directions.
+
+    ``x``: (B, H, W, C), result: (B, factor·H, factor·W, C).
+    """
+    check_picture(x, factor)
+    batch, height, width, channels = x.shape
+    repeated = x[:, :, None, :, None, :].expand(batch, height, factor, width, factor, channels)
+    return repeated.reshape(batch, height * factor, width * factor, channels).clone()

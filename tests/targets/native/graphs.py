@@ -91,7 +91,7 @@ class GraphBuilder:
             (*self.values[x].shape[:-1], out),
             {"in": width, "out": out, "activation": activation, "scale": scale},
             {} if bias is None else {"bias": bias},
-            packings=[Packing("direct", "fp32", self.packed(pack_linear(weight)))],
+            packings=[Packing("direct", "fp32", self.packed(_C.linear_pack(weight).tobytes()))],
             stage=stage,
         )
 
@@ -113,9 +113,8 @@ class GraphBuilder:
         tuned: Sequence[Tuned] = (),
     ) -> int:
         out, channels, height, width = weight.shape
-        geometry = (stride, padding, upsample)
         packings = [
-            Packing(name, "fp32", self.packed(pack_conv2d(weight, *geometry, name))) for name in algorithms
+            Packing(name, "fp32", self.packed(_C.conv2d_pack(weight, name).tobytes())) for name in algorithms
         ]
         sides = dict(zip(("pad_top", "pad_bottom", "pad_left", "pad_right"), padding, strict=True))
         attributes = {"in": channels, "out": out, "kernel_h": height, "kernel_w": width, "stride": stride}
@@ -137,18 +136,3 @@ class GraphBuilder:
     def session(self, folder: Path, *outputs: int, threads: int = 1) -> _C.NativeSession:
         write(folder / "m.fdn", self.graph(*outputs))
         return _C.NativeSession(_C.NativeModule(str(folder / "m.fdn")), threads)
-
-
-def pack_linear(weight: NDArray[np.float32]) -> bytes:
-    return padded(weight)
-
-
-def pack_conv2d(
-    weight: NDArray[np.float32], stride: int, padding: tuple[int, int, int, int], upsample: int, name: str
-) -> bytes:
-    return padded(weight)
-
-
-def padded(weight: NDArray[np.float32]) -> bytes:
-    blob = weight.tobytes()
-    return blob + bytes(-len(blob) % 64)
