@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,6 +130,15 @@ class NativeSession:
         rows: int,
         row: int = 0,
     ) -> dict[str, npt.NDArray[Any]]: ...
+    def sample(
+        self,
+        table: Any,
+        latents: FloatArray,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        guidance: float = 1.0,
+        noise: Randn | None = None,
+        callback: Callable[[int, int, FloatArray], object] | None = None,
+    ) -> FloatArray: ...
     def plan(self, sizes: Mapping[str, int], rows: int = 0) -> str: ...
     def planned_bytes(self, sizes: Mapping[str, int], rows: int = 0) -> int: ...
     @property

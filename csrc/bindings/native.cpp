@@ -7,7 +7,7 @@
 #include "bindings/arrays.h"
 #include "kernels/error.h"
 #include "runtime/error.h"
-#include "runtime/session.h"
+#include "runtime/loop.h"
 
 namespace fastdiff::bindings {
 namespace {
@@ -109,6 +109,36 @@ const void* read(const py::object& object, const Value& value, fastdiff::Shape& 
     return array.data();
 }
 
+Linear parse_linear(const py::object& linear) {
+    return {linear.attr("sample").cast<double>(), linear.attr("output").cast<double>()};
+}
+
+// A fastdiff.samplers.table.StepTable.
+SamplerTable parse_table(const py::object& table) {
+    SamplerTable result;
+    result.slots = table.attr("slots").cast<std::size_t>();
+    result.stochastic = table.attr("stochastic").cast<bool>();
+    for (const py::handle step : table.attr("steps")) {
+        SamplerStep row;
+        row.timestep = step.attr("timestep").cast<double>();
+        row.update = parse_linear(step.attr("update"));
+        row.input_scale = step.attr("input_scale").cast<double>();
+        for (const py::handle term : step.attr("history")) {
+            const auto [slot, coef] = term.cast<std::pair<std::size_t, double>>();
+            row.history.push_back({slot, coef});
+        }
+        row.noise_coef = step.attr("noise_coef").cast<double>();
+        row.save_sample = step.attr("save_sample").cast<std::optional<std::size_t>>();
+        row.save_output = step.attr("save_output").cast<std::optional<std::size_t>>();
+        if (const py::object clip = step.attr("clip"); !clip.is_none()) {
+            row.clip = SamplerStep::Clip{parse_linear(clip.attr("x0")), clip.attr("limit").cast<double>(),
+                                         clip.attr("weight").cast<double>()};
+        }
+        result.steps.push_back(std::move(row));
+    }
+    return result;
+}
+
 // A session, and the arrays of one call.
 class NativeSession {
   public:
@@ -144,6 +174,44 @@ class NativeSession {
         call(inputs, result, [&](const Arrays& arrays, const Cancel& cancel) {
             session_.run_stage(stage, sizes, rows, row, arrays, cancel);
         });
+        return result;
+    }
+
+    // fastdiff/samplers/loop.py's sample over this session; `table` is a StepTable.
+    py::array_t<float> sample(const py::object& table, const py::object& latents, const Inputs& named,
+                              double guidance, Randn* noise, const py::object& callback) {
+        const Graph& graph = session_.module().graph();
+        SampleArguments arguments{};
+        arguments.inputs = take(named, true, arguments.shapes);
+        const Value described{"latents", DType::float32, {}, Stage::step};
+        const auto* first = static_cast<const float*>(read(latents, described, arguments.shape));
+        for (std::size_t i = 0; i < graph.inputs.size(); ++i) {
+            const std::string& name = graph.values[index(graph.inputs[i])].name;
+            if (arguments.inputs[i] == nullptr && name != "sample" && name != "timestep") {
+                throw InputError("input " + name + " is missing");
+            }
+        }
+        py::array_t<float> result(std::vector<py::ssize_t>(arguments.shape.begin(), arguments.shape.end()));
+        std::copy_n(first, arguments.shape.elements(), result.mutable_data());
+        arguments.latents = result.mutable_data();
+        arguments.guidance = guidance;
+        arguments.noise = noise;
+        const SamplerTable steps = parse_table(table);
+        StepCallback after_step;
+        if (!callback.is_none()) {
+            after_step = [&](std::size_t done, std::size_t total, std::span<const float> x) {
+                const py::gil_scoped_acquire acquire;
+                // A view of the loop's buffer, kept from being written to.
+                const py::capsule owner(x.data(), [](void*) {});
+                py::array_t<float> view(
+                    std::vector<py::ssize_t>(arguments.shape.begin(), arguments.shape.end()), x.data(),
+                    owner);
+                view.attr("flags").attr("writeable") = false;
+                callback(done, total, view);
+            };
+        }
+        interruptible(
+            [&](const Cancel& cancel) { fastdiff::sample(session_, steps, arguments, after_step, cancel); });
         return result;
     }
 
@@ -217,7 +285,6 @@ class NativeSession {
         return result;
     }
 
-    // Runs `body` without the GIL; Ctrl-C stops it between two kernels.
     template <class Body>
     void call(const std::vector<const void*>& inputs, const py::dict& results, const Body& body) {
         const Graph& graph = session_.module().graph();
@@ -226,6 +293,12 @@ class NativeSession {
             const py::str name(graph.values[index(id)].name);
             outputs.push_back(results.contains(name) ? py::array(results[name]).mutable_data() : nullptr);
         }
+        interruptible([&](const Cancel& cancel) { body(Arrays{inputs, outputs}, cancel); });
+    }
+
+    // Runs `body` without the GIL; Ctrl-C stops it between two kernels.
+    template <class Body>
+    static void interruptible(const Body& body) {
         bool interrupted = false;
         auto last = std::chrono::steady_clock::now();
         const Cancel cancel = [&] {
@@ -239,7 +312,7 @@ class NativeSession {
         };
         try {
             const py::gil_scoped_release release;
-            body(Arrays{inputs, outputs}, cancel);
+            body(cancel);
         } catch (const Cancelled&) {
             if (interrupted) throw py::error_already_set();
             throw;
@@ -271,6 +344,8 @@ void bind_native(py::module_& module) {
         .def("run", &NativeSession::run, py::arg("inputs"))
         .def("run_stage", &NativeSession::run_stage, py::arg("stage"), py::arg("inputs"), py::arg("sizes"),
              py::arg("rows"), py::arg("row") = 0)
+        .def("sample", &NativeSession::sample, py::arg("table"), py::arg("latents"), py::arg("inputs"),
+             py::arg("guidance") = 1.0, py::arg("noise") = nullptr, py::arg("callback") = py::none())
         .def("plan", &NativeSession::plan, py::arg("sizes"), py::arg("rows") = 0)
         .def("planned_bytes", &NativeSession::planned_bytes, py::arg("sizes"), py::arg("rows") = 0)
         .def_property_readonly("arena_bytes", &NativeSession::arena_bytes)

@@ -72,6 +72,9 @@ class Session {
     void run_stage(Stage stage, const Sizes& sizes, std::size_t rows, std::size_t row, const Arrays& arrays,
                    const Cancel& cancel = {});
 
+    // Keeps other threads from running the session, and so what its stages left, until the lock is gone.
+    [[nodiscard]] std::unique_lock<std::recursive_mutex> hold() { return std::unique_lock(turn_); }
+
     // Bytes of activations and scratch that the session holds.
     std::size_t arena_bytes();
 
@@ -82,7 +85,7 @@ class Session {
 
     static constexpr std::size_t kept_plans = 4;
 
-    std::mutex turn_;
+    std::recursive_mutex turn_;
     std::shared_ptr<const Module> module_;
     std::unique_ptr<ThreadPool> pool_;
     std::list<std::shared_ptr<const Plan>> plans_;  // the last used first
