@@ -39,7 +39,10 @@ def conv2d(
     out: FloatArray,
     threads: int = 1,
     isa: str | None = None,
-) -> None: ...
+    affine: FloatArray | None = None,
+    affine_silu: bool = False,
+    sums: bool = False,
+) -> npt.NDArray[np.float64] | None: ...
 def conv2d_pack(weight: FloatArray, algorithm: str, precision: str = "fp32") -> ByteArray: ...
 def conv2d_packed_bytes(weight_shape: Sizes, algorithm: str, precision: str = "fp32") -> int: ...
 def group_norm_silu(
@@ -51,6 +54,7 @@ def group_norm_silu(
     silu: bool,
     layout: str,
     out: FloatArray,
+    threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
 def linear(

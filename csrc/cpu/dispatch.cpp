@@ -7,7 +7,10 @@ template <class I>
 constexpr Kernels table{
     .attention = attention<I>,
     .conv2d = conv2d<I>,
+    .group_norm_affine = group_norm_affine<I>,
+    .group_norm_apply = group_norm_apply<I>,
     .group_norm_silu = group_norm_silu<I>,
+    .group_norm_sums = group_norm_sums<I>,
     .linear = linear<I>,
     .scheduler_step = scheduler_step<I>,
 };

@@ -17,7 +17,14 @@ void attention(const AttentionArgs& args, const Parallel& parallel);
 template <class I>
 void conv2d(const Conv2dArgs& args, const Parallel& parallel);
 template <class I>
-void group_norm_silu(const GroupNormSiluArgs& args);
+void group_norm_affine(const GroupNormSiluArgs& args, double* sums, std::size_t parts, float* affine,
+                       const Parallel& parallel);
+template <class I>
+void group_norm_apply(const GroupNormSiluArgs& args, const float* affine, const Parallel& parallel);
+template <class I>
+void group_norm_silu(const GroupNormSiluArgs& args, const Parallel& parallel);
+template <class I>
+void group_norm_sums(const GroupNormSiluArgs& args, double* sums, const Parallel& parallel);
 template <class I>
 void linear(const LinearArgs& args, const Parallel& parallel);
 template <class I>
@@ -26,7 +33,11 @@ void scheduler_step(const SchedulerStepArgs& args);
 struct Kernels {
     void (*attention)(const AttentionArgs& args, const Parallel& parallel);
     void (*conv2d)(const Conv2dArgs& args, const Parallel& parallel);
-    void (*group_norm_silu)(const GroupNormSiluArgs& args);
+    void (*group_norm_affine)(const GroupNormSiluArgs& args, double* sums, std::size_t parts, float* affine,
+                              const Parallel& parallel);
+    void (*group_norm_apply)(const GroupNormSiluArgs& args, const float* affine, const Parallel& parallel);
+    void (*group_norm_silu)(const GroupNormSiluArgs& args, const Parallel& parallel);
+    void (*group_norm_sums)(const GroupNormSiluArgs& args, double* sums, const Parallel& parallel);
     void (*linear)(const LinearArgs& args, const Parallel& parallel);
     void (*scheduler_step)(const SchedulerStepArgs& args);
 };

@@ -108,6 +108,12 @@ FASTDIFF_INLINE DoubleAvx512 operator+(DoubleAvx512 a, DoubleAvx512 b) { return 
 FASTDIFF_INLINE DoubleAvx512 fmadd(DoubleAvx512 a, DoubleAvx512 b, DoubleAvx512 c) {
     return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 }
-FASTDIFF_INLINE double reduce_add(DoubleAvx512 a) { return _mm512_reduce_add_pd(a.v); }
+// Not _mm512_reduce_add_pd, which starts from an undefined register as well, and warns.
+FASTDIFF_INLINE double reduce_add(DoubleAvx512 a) {
+    const __m256d half =
+        _mm256_add_pd(_mm512_maskz_extractf64x4_pd(0xff, a.v, 0), _mm512_maskz_extractf64x4_pd(0xff, a.v, 1));
+    const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+}
 
 }  // namespace fastdiff
