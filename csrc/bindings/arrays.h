@@ -41,6 +41,7 @@ void bind_attention(py::module_& module);
 void bind_conv2d(py::module_& module);
 void bind_group_norm_silu(py::module_& module);
 void bind_linear(py::module_& module);
+void bind_native(py::module_& module);
 void bind_randn(py::module_& module);
 void bind_scheduler_step(py::module_& module);
 
