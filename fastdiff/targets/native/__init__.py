@@ -1,0 +1,1 @@
+"""The native CPU target: modules as files of native nodes with packed weights, run by ``csrc/``."""
