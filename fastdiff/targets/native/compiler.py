@@ -1,0 +1,129 @@
+"""Compiling a captured module for the native target: fuse, lower, choose, pack, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastdiff import _C
+from fastdiff.build.capture import CapturedModule
+from fastdiff.build.passes import FUSIONS, run_passes
+from fastdiff.config import Precision
+from fastdiff.targets import Compiled, CompileOptions
+from fastdiff.targets.native import file
+from fastdiff.targets.native.file import Node
+from fastdiff.targets.native.lower import Layer, Lowered, lower
+from fastdiff.targets.native.pack import algorithms, pack, packed_bytes
+from fastdiff.targets.native.tactics import Choice, Convolution, Measure, Tunable, choose, neighbours, size_of
+
+__all__ = ["compile_module"]
+
+_PROMPT = ("encoder_hidden_states",)
+_SCHEDULE = ("timestep",)
+"""Inputs that stay the same over a picture's steps, and those that are known before its first."""
+
+
+def compile_module(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
+    """Write ``<module>.fdn`` into ``folder``. Raises CaptureError and OutputError."""
+    from fastdiff.build.passes.prologues import stages
+
+    assert captured.program is not None
+    program = run_passes(captured.program, FUSIONS)
+    lowered = lower(program, captured.spec, stages(program, _PROMPT, _SCHEDULE))
+    choice = _choose(lowered, captured, options)
+    graph = pack(lowered, choice.packings, choice.tuned, options.precision)
+    name = f"{captured.name}.fdn"
+    file.write(folder / name, graph)
+    tactics: dict[str, Any] = {
+        "format": "fdn",
+        "memory": options.memory,
+        "weight_bytes": sum(weight.nbytes for weight in graph.weights),
+        "fp32_bytes": _plain_bytes(lowered),
+        "layers": choice.table,
+    }
+    return Compiled((name,), tactics)
+
+
+def _choose(lowered: Lowered, captured: CapturedModule, options: CompileOptions) -> Choice:
+    """Measure and choose for the sizes that were asked for; without any, every layer stays "direct"."""
+    if not options.sizes:
+        return Choice({}, {}, [])
+    sizes = neighbours(options.sizes, captured.spec.shapes)
+    layers = [tunable(lowered, layer, sizes, options.precision) for layer in _convolutions(lowered)]
+    others = sum(weight.nbytes for weight in lowered.graph.weights)
+    others += sum(
+        packed_bytes(lowered.graph.nodes[layer.node], layer, "direct", options.precision)
+        for layer in lowered.layers
+        if lowered.graph.nodes[layer.node].op == "linear"
+    )
+    budget = int(options.memory * _plain_bytes(lowered)) - others
+    return choose(layers, sizes, _measure(options), budget)
+
+
+def _convolutions(lowered: Lowered) -> list[Layer]:
+    return [layer for layer in lowered.layers if lowered.graph.nodes[layer.node].op == "conv2d"]
+
+
+def tunable(
+    lowered: Lowered, layer: Layer, sizes: tuple[Mapping[str, int], ...], precision: Precision
+) -> Tunable:
+    """A conv2d as the tactics see it: what it computes at each size, and what each algorithm stores."""
+    node = lowered.graph.nodes[layer.node]
+    assert node.inputs[0] is not None
+    shape = lowered.graph.values[node.inputs[0]].shape
+    stored = {name: packed_bytes(node, layer, name, precision) for name in algorithms(node)}
+    return Tunable(
+        layer.node,
+        node.path or layer.key,
+        f"{layer.key} {' '.join(stored)}",
+        tuple(_convolution(node, *(size_of(dim, at) for dim in shape[:3])) for at in sizes),
+        stored,
+    )
+
+
+def _convolution(node: Node, batch: int, height: int, width: int) -> Convolution:
+    a: Mapping[str, Any] = node.attributes
+    return Convolution(
+        batch=batch,
+        height=height,
+        width=width,
+        in_channels=a["in"],
+        out_channels=a["out"],
+        kernel=(a["kernel_h"], a["kernel_w"]),
+        stride=a["stride"],
+        padding=(a["pad_top"], a["pad_bottom"], a["pad_left"], a["pad_right"]),
+        upsample=a["upsample"],
+    )
+
+
+def _measure(options: CompileOptions) -> Measure:
+    stored = "fp16" if options.precision is Precision.FP16 else "fp32"
+
+    def measure(convolution: Convolution, algorithm: str) -> float:
+        return _C.measure_conv2d(
+            (convolution.batch, convolution.height, convolution.width, convolution.in_channels),
+            convolution.out_channels,
+            convolution.kernel,
+            convolution.stride,
+            convolution.padding,
+            convolution.upsample,
+            algorithm,
+            stored,
+            options.threads,
+        )
+
+    return measure
+
+
+def _plain_bytes(lowered: Lowered) -> int:
+    """Bytes of all weights in float32 as the checkpoint holds them, which the budget is a multiple of."""
+    sizes = {layer.key: 4 * _product(layer.shape) for layer in lowered.layers}
+    return sum(weight.nbytes for weight in lowered.graph.weights) + sum(sizes.values())
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
