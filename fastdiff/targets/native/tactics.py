@@ -173,29 +173,33 @@ def _subsets(names: tuple[str, ...]) -> list[tuple[str, ...]]:
 def _knapsack(
     layers: Sequence[Tunable], costs: Mapping[str, Mapping[tuple[str, ...], float]], budget: int
 ) -> dict[str, tuple[str, ...]]:
-    """The packings of each weight: greedy along the lower hulls of time over bytes."""
-    hulls = {
-        layer.weight: _hull(
-            [
-                (sum(layer.bytes[name] for name in kept), cost, kept)
-                for kept, cost in costs[layer.weight].items()
-            ]
-        )
+    """The packings of each weight: greedy along the lower hulls of time over bytes, then what still fits."""
+    options = {
+        layer.weight: [
+            (sum(layer.bytes[name] for name in kept), cost, kept)
+            for kept, cost in costs[layer.weight].items()
+        ]
         for layer in layers
     }
-    left = budget - sum(hull[0][0] for hull in hulls.values())
-    position = dict.fromkeys(hulls, 0)
-    queue = [_gain(hull, 0, weight) for weight, hull in hulls.items() if len(hull) > 1]
+    hulls = {weight: _hull(of_weight) for weight, of_weight in options.items()}
+    chosen = {weight: hull[0] for weight, hull in hulls.items()}
+    left = budget - sum(option[0] for option in chosen.values())
+    queue = [_step(hull, 0, weight) for weight, hull in hulls.items() if len(hull) > 1]
     heapq.heapify(queue)
     while queue:
-        _, extra, weight = heapq.heappop(queue)
+        _, weight, at = heapq.heappop(queue)
+        extra = hulls[weight][at][0] - chosen[weight][0]
         if extra > left:
             continue  # later steps of this weight need this one
         left -= extra
-        position[weight] += 1
-        if position[weight] + 1 < len(hulls[weight]):
-            heapq.heappush(queue, _gain(hulls[weight], position[weight], weight))
-    return {weight: hull[position[weight]][2] for weight, hull in hulls.items()}
+        chosen[weight] = hulls[weight][at]
+        if at + 1 < len(hulls[weight]):
+            heapq.heappush(queue, _step(hulls[weight], at, weight))
+    while best := _best_that_fits(options, chosen, left):
+        weight, option = best
+        left -= option[0] - chosen[weight][0]
+        chosen[weight] = option
+    return {weight: option[2] for weight, option in chosen.items()}
 
 
 Option = tuple[int, float, tuple[str, ...]]
@@ -218,9 +222,23 @@ def _rate(before: Option, after: Option) -> float:
     return (before[1] - after[1]) / max(after[0] - before[0], 1)
 
 
-def _gain(hull: list[Option], at: int, weight: str) -> tuple[float, int, str]:
-    """The step from ``at`` to the next option, as the queue orders it: the best rate first."""
-    return -_rate(hull[at], hull[at + 1]), hull[at + 1][0] - hull[at][0], weight
+def _step(hull: list[Option], at: int, weight: str) -> tuple[float, str, int]:
+    """The step of ``weight`` from ``at`` to the next option, as the queue orders it: the best rate first."""
+    return -_rate(hull[at], hull[at + 1]), weight, at + 1
+
+
+def _best_that_fits(
+    options: Mapping[str, list[Option]], chosen: Mapping[str, Option], left: int
+) -> tuple[str, Option] | None:
+    """Of all changes that cost ``left`` bytes at most, the one that saves most time, if any saves some."""
+    best: tuple[float, str, Option] | None = None
+    for weight, of_weight in options.items():
+        now = chosen[weight]
+        for option in of_weight:
+            saved = now[1] - option[1]
+            if option[0] - now[0] <= left and saved > (best[0] if best else 0.0):
+                best = saved, weight, option
+    return best and best[1:]
 
 
 def _row(
