@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdiff import _C
 from fastdiff.build.capture import CapturedModule
-from fastdiff.build.passes import FUSIONS, run_passes
+from fastdiff.build.passes import FUSIONS, run_passes, stages
 from fastdiff.config import Precision
 from fastdiff.targets import Compiled, CompileOptions
 from fastdiff.targets.native import file
@@ -17,20 +17,16 @@ from fastdiff.targets.native.lower import Layer, Lowered, lower
 from fastdiff.targets.native.pack import algorithms, pack, packed_bytes
 from fastdiff.targets.native.tactics import Choice, Convolution, Measure, Tunable, choose, neighbours, size_of
 
-__all__ = ["compile_module"]
+__all__ = ["compile_module", "lower_module"]
 
-_PROMPT = ("encoder_hidden_states",)
-_SCHEDULE = ("timestep",)
+_PROMPT = {"encoder_hidden_states"}
+_SCHEDULE = {"timestep"}
 """Inputs that stay the same over a picture's steps, and those that are known before its first."""
 
 
 def compile_module(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
     """Write ``<module>.fdn`` into ``folder``. Raises CaptureError and OutputError."""
-    from fastdiff.build.passes.prologues import stages
-
-    assert captured.program is not None
-    program = run_passes(captured.program, FUSIONS)
-    lowered = lower(program, captured.spec, stages(program, _PROMPT, _SCHEDULE))
+    lowered = lower_module(captured)
     choice = _choose(lowered, captured, options)
     graph = pack(lowered, choice.packings, choice.tuned, options.precision)
     name = f"{captured.name}.fdn"
@@ -45,12 +41,21 @@ def compile_module(captured: CapturedModule, folder: Path, options: CompileOptio
     return Compiled((name,), tactics)
 
 
+def lower_module(captured: CapturedModule) -> Lowered:
+    """The native graph of a captured module, after the fusing passes. Raises CaptureError."""
+    assert captured.program is not None
+    program = run_passes(captured.program, FUSIONS)
+    names = {tensor.name for tensor in captured.spec.inputs}
+    of_nodes = stages(program, names & _PROMPT, names & _SCHEDULE)
+    return lower(program, captured.spec, {node: stage.value for node, stage in of_nodes.items()})
+
+
 def _choose(lowered: Lowered, captured: CapturedModule, options: CompileOptions) -> Choice:
     """Measure and choose for the sizes that were asked for; without any, every layer stays "direct"."""
     if not options.sizes:
         return Choice({}, {}, [])
     sizes = neighbours(options.sizes, captured.spec.shapes)
-    layers = [tunable(lowered, layer, sizes, options.precision) for layer in _convolutions(lowered)]
+    layers = [_tunable(lowered, layer, sizes, options.precision) for layer in _convolutions(lowered)]
     others = sum(weight.nbytes for weight in lowered.graph.weights)
     others += sum(
         packed_bytes(lowered.graph.nodes[layer.node], layer, "direct", options.precision)
@@ -65,7 +70,7 @@ def _convolutions(lowered: Lowered) -> list[Layer]:
     return [layer for layer in lowered.layers if lowered.graph.nodes[layer.node].op == "conv2d"]
 
 
-def tunable(
+def _tunable(
     lowered: Lowered, layer: Layer, sizes: tuple[Mapping[str, int], ...], precision: Precision
 ) -> Tunable:
     """A conv2d as the tactics see it: what it computes at each size, and what each algorithm stores."""
