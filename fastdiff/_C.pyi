@@ -4,11 +4,33 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+Sizes = tuple[int, int, int, int]
 
 version: str
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
+def conv2d(
+    x: FloatArray,
+    packed: ByteArray,
+    weight_shape: Sizes,
+    bias: FloatArray | None,
+    vector: FloatArray | None,
+    residual: FloatArray | None,
+    stride: int,
+    padding: Sizes,
+    upsample: int,
+    activation: str,
+    scale: float,
+    algorithm: str,
+    precision: str,
+    out: FloatArray,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
+def conv2d_pack(weight: FloatArray, algorithm: str, precision: str = "fp32") -> ByteArray: ...
+def conv2d_packed_bytes(weight_shape: Sizes, algorithm: str, precision: str = "fp32") -> int: ...
 def group_norm_silu(
     x: FloatArray,
     weight: FloatArray | None,
@@ -20,6 +42,41 @@ def group_norm_silu(
     out: FloatArray,
     isa: str | None = None,
 ) -> None: ...
+def linear(
+    x: FloatArray,
+    packed: ByteArray,
+    bias: FloatArray | None,
+    residual: FloatArray | None,
+    activation: str,
+    scale: float,
+    precision: str,
+    out: FloatArray,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
+def linear_pack(weight: FloatArray, precision: str = "fp32") -> ByteArray: ...
+def measure_conv2d(
+    x_shape: Sizes,
+    weight_shape: Sizes,
+    stride: int,
+    padding: Sizes,
+    upsample: int,
+    algorithm: str,
+    precision: str,
+    threads: int,
+    budget: float,
+    isa: str | None = None,
+) -> float: ...
+def measure_linear(
+    rows: int,
+    inputs: int,
+    outputs: int,
+    activation: str,
+    precision: str,
+    threads: int,
+    budget: float,
+    isa: str | None = None,
+) -> float: ...
 def scheduler_step(
     sample: FloatArray,
     cond: FloatArray,

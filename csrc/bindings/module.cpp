@@ -35,7 +35,9 @@ PYBIND11_MODULE(_C, module) {
         "isa", [] { return std::string(fastdiff::isa_name(fastdiff::active_isa())); },
         "The instruction set in use; InputError when FASTDIFF_ISA names one that cannot run here.");
     module.def("available_isas", &available_isas, "The instruction sets that run here, fastest first.");
+    fastdiff::bindings::bind_conv2d(module);
     fastdiff::bindings::bind_group_norm_silu(module);
+    fastdiff::bindings::bind_linear(module);
     fastdiff::bindings::bind_randn(module);
     fastdiff::bindings::bind_scheduler_step(module);
 }

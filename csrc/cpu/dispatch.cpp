@@ -5,7 +5,9 @@ namespace {
 
 template <class I>
 constexpr Kernels table{
+    .conv2d = conv2d<I>,
     .group_norm_silu = group_norm_silu<I>,
+    .linear = linear<I>,
     .scheduler_step = scheduler_step<I>,
 };
 

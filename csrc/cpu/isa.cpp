@@ -22,7 +22,7 @@ std::string join(const std::vector<Isa>& isas) {
 // operating system does not save the registers.
 bool cpu_runs_avx2() {
 #if FASTDIFF_HAVE_AVX2
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #else
     return false;
 #endif

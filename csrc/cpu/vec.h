@@ -6,7 +6,8 @@
 //   v.store(p), v.store(p, n)              likewise: nothing beyond n is written
 //   V::broadcast(s), V::zero()
 //   + - * /, fmadd(a, b, c) = a*b + c, fnmadd(a, b, c) = c - a*b, min, max, reduce_add
-//   round, scale_by_power_of_two(v, n), reciprocal, exp
+//   round, scale_by_power_of_two(v, n), reciprocal, abs, copy_sign(magnitude, sign), exp, erf
+//   V::load_half(p)                        V::width half-precision numbers
 //   Vec<double, I>                         half as wide, for accumulating: load_floats widens while loading
 //
 // Every file sees the specialisation of its own instruction set only, all functions are inlined into their
@@ -20,7 +21,9 @@
 
 #include "cpu/isa_tags.h"
 
+#ifndef FASTDIFF_INLINE
 #define FASTDIFF_INLINE [[gnu::always_inline]] inline
+#endif
 
 namespace fastdiff {
 
@@ -59,6 +62,28 @@ FASTDIFF_INLINE Vec<float, I> exp(Vec<float, I> x) {
     return scale_by_power_of_two(p, n);
 }
 
+// erf(x) to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26).
+template <class I>
+FASTDIFF_INLINE Vec<float, I> erf(Vec<float, I> x) {
+    using V = Vec<float, I>;
+    const V z = min(V::broadcast(4.0f), abs(x));  // erf(4) rounds to 1
+    const V t = reciprocal(fmadd(V::broadcast(0.3275911f), z, V::broadcast(1.0f)));
+    V p = V::broadcast(1.061405429f);
+    p = fmadd(p, t, V::broadcast(-1.453152027f));
+    p = fmadd(p, t, V::broadcast(1.421413741f));
+    p = fmadd(p, t, V::broadcast(-0.284496736f));
+    p = fmadd(p, t, V::broadcast(0.254829592f));
+    return copy_sign(fnmadd(p * t, exp(V::zero() - z * z), V::broadcast(1.0f)), x);
+}
+
+// x * Phi(x) with the exact normal distribution (Hendrycks and Gimpel 2016). NaN stays NaN.
+template <class I>
+FASTDIFF_INLINE Vec<float, I> gelu(Vec<float, I> x) {
+    using V = Vec<float, I>;
+    const V half = V::broadcast(0.5f) * x;
+    return fmadd(half, erf(x * V::broadcast(0.70710678118654752f)), half);
+}
+
 // x * sigmoid(x) (Hendrycks and Gimpel 2016; Ramachandran et al. 2017). NaN stays NaN.
 template <class I>
 FASTDIFF_INLINE Vec<float, I> silu(Vec<float, I> x) {
@@ -67,6 +92,14 @@ FASTDIFF_INLINE Vec<float, I> silu(Vec<float, I> x) {
     x = max(V::broadcast(-80.0f), x);
     const V e = exp(V::zero() - min(V::broadcast(86.0f), x));
     return x * reciprocal(V::broadcast(1.0f) + e);
+}
+
+// x * sigmoid(1.702 x), CLIP's approximation of gelu. NaN stays NaN.
+template <class I>
+FASTDIFF_INLINE Vec<float, I> quick_gelu(Vec<float, I> x) {
+    using V = Vec<float, I>;
+    const V z = max(V::broadcast(-80.0f), min(V::broadcast(86.0f), x * V::broadcast(1.702f)));
+    return x * reciprocal(V::broadcast(1.0f) + exp(V::zero() - z));
 }
 
 }  // namespace fastdiff

@@ -16,6 +16,9 @@ struct Vec<float, isa::Avx2> {
     FASTDIFF_INLINE static Vec load(const float* p, std::size_t n) {
         return {_mm256_maskload_ps(p, mask(n))};
     }
+    FASTDIFF_INLINE static Vec load_half(const std::uint16_t* p) {
+        return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
     FASTDIFF_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
     FASTDIFF_INLINE void store(float* p, std::size_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
 
@@ -56,6 +59,11 @@ FASTDIFF_INLINE FloatAvx2 fmadd(FloatAvx2 a, FloatAvx2 b, FloatAvx2 c) {
 }
 FASTDIFF_INLINE FloatAvx2 fnmadd(FloatAvx2 a, FloatAvx2 b, FloatAvx2 c) {
     return {_mm256_fnmadd_ps(a.v, b.v, c.v)};
+}
+FASTDIFF_INLINE FloatAvx2 abs(FloatAvx2 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+FASTDIFF_INLINE FloatAvx2 copy_sign(FloatAvx2 magnitude, FloatAvx2 sign) {
+    const __m256 bit = _mm256_set1_ps(-0.0f);
+    return {_mm256_or_ps(_mm256_andnot_ps(bit, magnitude.v), _mm256_and_ps(bit, sign.v))};
 }
 FASTDIFF_INLINE FloatAvx2 round(FloatAvx2 a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};

@@ -16,6 +16,9 @@ struct Vec<float, isa::Avx512> {
     FASTDIFF_INLINE static Vec load(const float* p, std::size_t n) {
         return {_mm512_maskz_loadu_ps(mask(n), p)};
     }
+    FASTDIFF_INLINE static Vec load_half(const std::uint16_t* p) {
+        return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+    }
     FASTDIFF_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
     FASTDIFF_INLINE void store(float* p, std::size_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
 
@@ -52,6 +55,12 @@ FASTDIFF_INLINE FloatAvx512 fmadd(FloatAvx512 a, FloatAvx512 b, FloatAvx512 c) {
 }
 FASTDIFF_INLINE FloatAvx512 fnmadd(FloatAvx512 a, FloatAvx512 b, FloatAvx512 c) {
     return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
+}
+FASTDIFF_INLINE FloatAvx512 abs(FloatAvx512 a) { return {_mm512_abs_ps(a.v)}; }
+FASTDIFF_INLINE FloatAvx512 copy_sign(FloatAvx512 magnitude, FloatAvx512 sign) {
+    const __m512i bit = _mm512_set1_epi32(static_cast<int>(0x80000000u));
+    return {_mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign.v), _mm512_castps_si512(magnitude.v), 0xCA))};
 }
 FASTDIFF_INLINE FloatAvx512 round(FloatAvx512 a) {
     return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};

@@ -23,6 +23,16 @@ struct Vec<float, isa::Portable> {
         for (std::size_t i = 0; i < n && i < width; ++i) lanes[i] = p[i];
         return load(lanes);
     }
+    // Half precision has 5 exponent bits of bias 15: shifted into a float's place, the value is 2^-112 of
+    // what it should be, but for infinity and NaN, whose exponent becomes a float's largest.
+    FASTDIFF_INLINE static Vec load_half(const std::uint16_t* p) {
+        const Bits half = {p[0], p[1], p[2], p[3]};
+        const Bits magnitude = (half & 0x7fff) << 13;
+        const Register scaled = reinterpret_cast<Register>(magnitude) * 0x1p112f;
+        const Bits special = (half & 0x7c00) == 0x7c00;
+        const Bits bits = reinterpret_cast<Bits>(scaled) | (special & 0x7f800000);
+        return {reinterpret_cast<Register>(bits | ((half & 0x8000) << 16))};
+    }
     FASTDIFF_INLINE void store(float* p) const { __builtin_memcpy(p, &v, sizeof(v)); }
     FASTDIFF_INLINE void store(float* p, std::size_t n) const {
         float lanes[width];
@@ -66,6 +76,15 @@ FASTDIFF_INLINE FloatPortable fmadd(FloatPortable a, FloatPortable b, FloatPorta
 }
 FASTDIFF_INLINE FloatPortable fnmadd(FloatPortable a, FloatPortable b, FloatPortable c) {
     return {c.v - a.v * b.v};
+}
+FASTDIFF_INLINE FloatPortable abs(FloatPortable a) {
+    using Bits = FloatPortable::Bits;
+    return {reinterpret_cast<FloatPortable::Register>(reinterpret_cast<Bits>(a.v) & 0x7fffffff)};
+}
+FASTDIFF_INLINE FloatPortable copy_sign(FloatPortable magnitude, FloatPortable sign) {
+    using Bits = FloatPortable::Bits;
+    const Bits bit = reinterpret_cast<Bits>(sign.v) & static_cast<std::int32_t>(0x80000000u);
+    return {reinterpret_cast<FloatPortable::Register>(reinterpret_cast<Bits>(abs(magnitude).v) | bit)};
 }
 // Adding 1.5 * 2^23 leaves no bits for a fraction; valid below 2^22.
 FASTDIFF_INLINE FloatPortable round(FloatPortable a) {

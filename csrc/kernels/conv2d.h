@@ -29,10 +29,10 @@ struct Conv2dShape {
     std::size_t pad_top, pad_bottom, pad_left, pad_right;
     std::size_t upsample;  // 1 or 2
 
-    [[nodiscard]] constexpr std::size_t out_height() const {
+    [[nodiscard, gnu::always_inline]] constexpr std::size_t out_height() const {
         return (height * upsample + pad_top + pad_bottom - kernel_h) / stride + 1;
     }
-    [[nodiscard]] constexpr std::size_t out_width() const {
+    [[nodiscard, gnu::always_inline]] constexpr std::size_t out_width() const {
         return (width * upsample + pad_left + pad_right - kernel_w) / stride + 1;
     }
 };

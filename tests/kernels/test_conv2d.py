@@ -1,16 +1,18 @@
-"""fastdiff::conv2d: the reference against PyTorch's in double precision, and the registered op."""
+"""conv2d: the reference against PyTorch in double precision, the registered op, the CPU kernel."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fastdiff.errors import InputError
-from fastdiff.kernels import library, reference
+from fastdiff.kernels import conv2d, library, pack_conv2d, reference
+from fastdiff.kernels.conv2d import ALGORITHMS
 from tests.compare import assert_close
 
 PYTORCH = {
@@ -101,3 +103,160 @@ def test_refused(change: dict[str, Any], words: str) -> None:
         library.conv2d(
             **{name: torch.ones(v) if isinstance(v, tuple) else v for name, v in arguments.items()}
         )
+
+
+HALF = 2**-11  # largest relative error of rounding to half precision
+BOUNDS = {
+    # One sum after the other: the error grows with the root of the number of terms, 5,400 at most here.
+    ("direct", "fp32"): 2e-6,
+    ("direct", "fp16"): 2e-6,
+    # The transforms lose some bits (Lavin and Gray 2016, section 5.3). Rounding transformed weights to halves
+    # loses more, as large ones cancel.
+    ("winograd2", "fp32"): 1e-6,
+    ("winograd2", "fp16"): 1.5 * HALF,
+    ("winograd4", "fp32"): 3e-6,
+    ("winograd4", "fp16"): 4 * HALF,
+}
+
+
+def arrays(rng: np.random.Generator, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def doubles(*values: np.ndarray | None) -> list[Tensor | None]:
+    return [None if v is None else torch.from_numpy(v.copy()).double() for v in values]
+
+
+# (batch, height, width, in, out, padding, upsample) of 3×3 kernels
+KERNEL_SIZES = [
+    pytest.param((1, 1, 1, 1, 1, (1, 1, 1, 1), 1), id="one pixel, one channel"),
+    pytest.param((2, 5, 7, 17, 19, (1, 1, 1, 1), 1), id="odd map, channels that end inside a register"),
+    pytest.param((1, 8, 8, 32, 33, (1, 1, 1, 1), 1), id="whole tiles, one output more than two panels"),
+    pytest.param((1, 4, 30, 4, 40, (1, 1, 1, 1), 1), id="a latent's 4 channels, rows wider than a tile"),
+    pytest.param((2, 9, 5, 600, 20, (1, 1, 1, 1), 1), id="more channels than a depth block"),
+    pytest.param((1, 6, 4, 130, 18, (0, 1, 0, 1), 1), id="asymmetric padding"),
+    pytest.param((1, 3, 5, 8, 16, (2, 0, 1, 3), 1), id="four different paddings"),
+    pytest.param((1, 3, 3, 8, 16, (0, 0, 0, 0), 1), id="no padding: one output pixel"),
+    pytest.param((2, 3, 5, 20, 24, (1, 1, 1, 1), 2), id="upsampled"),
+    pytest.param((3, 40, 44, 3, 5, (1, 1, 1, 1), 1), id="more tiles than a round"),
+    pytest.param((0, 4, 4, 3, 5, (1, 1, 1, 1), 1), id="empty batch"),
+]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("size", KERNEL_SIZES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_kernel(rng, isa, size, algorithm, precision):
+    batch, height, width, inner, outer, padding, up = size
+    x, weight, bias = arrays(rng, (batch, height, width, inner), (outer, inner, 3, 3), (outer,))
+    packed = pack_conv2d(weight, algorithm, precision)
+    found = conv2d(x, packed, bias, padding=padding, upsample=up, isa=isa)
+    stored = weight if precision == "fp32" else weight.astype(np.float16)
+    wanted = reference.conv2d(*doubles(x, stored, bias), None, None, 1, padding, up)
+    assert_close(found, wanted, rel_l2=BOUNDS[algorithm, precision], label=algorithm)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        pytest.param((3, 3), 2, (1, 1, 1, 1), id="a U-Net's downsampling"),
+        pytest.param((3, 3), 2, (0, 1, 0, 1), id="a VAE encoder's downsampling"),
+        pytest.param((1, 1), 2, (0, 0, 0, 0), id="strided, nothing to pad: read where it lies"),
+        pytest.param((5, 1), 1, (2, 2, 0, 0), id="a tall kernel"),
+        pytest.param((7, 7), 3, (3, 3, 3, 3), id="49 taps, stride 3"),
+    ],
+)
+def test_kernel_other_kernels(rng, isa, kernel, stride, padding):
+    x, weight, bias = arrays(rng, (2, 9, 12, 21), (37, 21, *kernel), (37,))
+    found = conv2d(x, pack_conv2d(weight), bias, stride=stride, padding=padding, isa=isa)
+    wanted = reference.conv2d(*doubles(x, weight, bias), None, None, stride, padding)
+    assert_close(found, wanted, rel_l2=1e-6, label="direct")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("activation", PYTORCH)
+def test_kernel_epilogue(rng, isa, algorithm, activation):
+    x, weight, bias, vector, residual = arrays(
+        rng, (2, 5, 6, 8), (18, 8, 3, 3), (18,), (2, 18), (2, 5, 6, 18)
+    )
+    packed, padding = pack_conv2d(weight, algorithm), (1, 1, 1, 1)
+    for terms in ((bias, vector, residual), (None, None, residual), (None, vector, None)):
+        found = conv2d(x, packed, *terms, padding=padding, activation=activation, scale=0.7, isa=isa)
+        wanted = reference.conv2d(*doubles(x, weight, *terms), 1, padding, activation=activation, scale=0.7)
+        assert_close(found, wanted, rel_l2=BOUNDS[algorithm, "fp32"], label=activation)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_kernel_does_not_depend_on_the_threads(rng, isa, algorithm, precision):
+    for size, outer in (((2, 14, 30, 20), 70), ((1, 4, 4, 40), 130)):
+        x, weight = arrays(rng, size, (outer, size[3], 3, 3))
+        packed = pack_conv2d(weight, algorithm, precision)
+        one, *others = (conv2d(x, packed, padding=(1, 1, 1, 1), threads=n, isa=isa) for n in (1, 2, 3))
+        assert all(np.array_equal(one, other) for other in others)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_kernel_on_slices(rng, isa, algorithm):
+    # The inputs of a concatenation are slices of its result.
+    x, residual, out, weight = arrays(rng, (2, 5, 6, 40), (2, 5, 6, 30), (2, 5, 6, 50), (18, 20, 3, 3))
+    before, padding = out.copy(), (1, 1, 1, 1)
+    conv2d(
+        x[..., 7:27],
+        pack_conv2d(weight, algorithm),
+        None,
+        None,
+        residual[..., 1:19],
+        padding=padding,
+        out=out[..., 16:34],
+        isa=isa,
+    )
+    wanted = reference.conv2d(*doubles(x[..., 7:27], weight, None, None, residual[..., 1:19]), 1, padding)
+    assert_close(out[..., 16:34], wanted, rel_l2=BOUNDS[algorithm, "fp32"], label=algorithm)
+    assert np.array_equal(out[..., :16], before[..., :16])
+    assert np.array_equal(out[..., 34:], before[..., 34:])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_kernel_in_place_of_the_residual(rng, isa, algorithm):
+    x, weight, residual = arrays(rng, (1, 9, 7, 20), (33, 20, 3, 3), (1, 9, 7, 33))
+    packed, padding = pack_conv2d(weight, algorithm), (1, 1, 1, 1)
+    wanted = conv2d(x, packed, None, None, residual, padding=padding, isa=isa)
+    conv2d(x, packed, None, None, residual, padding=padding, out=residual, isa=isa)
+    assert np.array_equal(residual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x": np.ones((1, 4, 4, 4), np.float32)}, "wanted (batch, height, width, 5)"),
+        ({"x": np.ones((1, 4, 4, 5))}, "found dtype float64"),
+        ({"x": np.ones((1, 2, 4, 5), np.float32)}, "fits into the padded 2×4"),
+        ({"bias": np.ones(4, np.float32)}, "wanted (6,)"),
+        ({"vector": np.ones((2, 6), np.float32)}, "wanted (1, 6)"),
+        ({"residual": np.ones((1, 4, 4, 6), np.float32)}, "wanted (1, 2, 2, 6)"),
+        ({"activation": "geglu"}, "found 'geglu'"),
+        ({"upsample": 3}, "found 3, wanted 1 or 2"),
+        ({"stride": 0}, "stride 1 or more"),
+        ({"padding": (-1, 0, 0, 0)}, "no negative padding"),
+        (
+            {"weight": pack_conv2d(np.ones((6, 5, 3, 3), np.float32), "winograd4"), "stride": 2},
+            "wanted direct",
+        ),
+    ],
+)
+def test_kernel_refuses(change: dict[str, Any], words: str) -> None:
+    good = {"x": np.ones((1, 4, 4, 5), np.float32), "weight": pack_conv2d(np.ones((6, 5, 3, 3), np.float32))}
+    assert conv2d(**good).shape == (1, 2, 2, 6)
+    with pytest.raises(InputError) as error:
+        conv2d(**{**good, **change})
+    assert words in str(error.value)
+
+
+def test_pack_refuses_what_an_algorithm_cannot_do() -> None:
+    for kernel in ((1, 1), (5, 5)):
+        with pytest.raises(InputError, match="wanted direct"):
+            pack_conv2d(np.ones((2, 2, *kernel), np.float32), "winograd2")
+    with pytest.raises(InputError, match="49 taps"):
+        pack_conv2d(np.ones((2, 2, 8, 8), np.float32))

@@ -8,24 +8,43 @@ from torch.export import ExportedProgram
 
 from fastdiff.build.passes.activations import fuse_activations
 from fastdiff.build.passes.attention import fuse_attention
+from fastdiff.build.passes.canonical import canonical
+from fastdiff.build.passes.channels_last import channels_last
+from fastdiff.build.passes.epilogues import fuse_epilogues
 from fastdiff.build.passes.group_norm_silu import fuse_group_norm_silu
 from fastdiff.build.passes.normalise import normalise
+from fastdiff.build.passes.prologues import Stage, stages
+from fastdiff.build.passes.timestep_embedding import fuse_timestep_embedding
 
 __all__ = [
     "FUSIONS",
     "PASSES",
+    "Stage",
+    "canonical",
+    "channels_last",
     "fuse_activations",
     "fuse_attention",
+    "fuse_epilogues",
     "fuse_group_norm_silu",
+    "fuse_timestep_embedding",
     "normalise",
     "run_passes",
+    "stages",
 ]
 
 Pass = Callable[[ExportedProgram], ExportedProgram]
 
 PASSES: tuple[Pass, ...] = (normalise,)
 """What every target's graph goes through, in this order; the result is ATen alone."""
-FUSIONS: tuple[Pass, ...] = (fuse_attention, fuse_activations, fuse_group_norm_silu)
+FUSIONS: tuple[Pass, ...] = (
+    fuse_attention,
+    fuse_activations,
+    fuse_group_norm_silu,
+    fuse_timestep_embedding,
+    canonical,
+    channels_last,
+    fuse_epilogues,
+)
 """What comes after for a target that has kernels for the ``fastdiff::`` ops, in this order."""
 
 

@@ -1,8 +1,8 @@
 """normalise: remove nodes that change nothing and evaluate those that depend on nothing.
 
 Removed are dropout in evaluation, clones, casts to the type a tensor already has, views to its own
-shape, multiplication and division by 1 and addition of 0. Folded are operators whose inputs are constants,
-such as the frequency table of the timestep embedding.
+shape, multiplication and division by 1 or by ones and addition of 0. Folded are operators whose inputs are
+constants, such as the frequency table of the timestep embedding.
 """
 
 from __future__ import annotations
@@ -161,6 +161,8 @@ def _writes(node: fx.Node) -> bool:
 
 def _is_neutral(node: fx.Node) -> bool:
     operand = node.args[1] if len(node.args) > 1 else None
+    if isinstance(operand, fx.Node) and operand.target is aten.ones.default:
+        operand = 1
     if isinstance(operand, bool) or not isinstance(operand, (int, float)):
         return False
     return operand == _NEUTRAL[node.target]

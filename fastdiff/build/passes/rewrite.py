@@ -10,8 +10,9 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-__all__ = ["Rewrite", "calls"]
+__all__ = ["Rewrite", "calls", "same_size"]
 
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -40,10 +41,28 @@ class Rewrite:
         with self.graph.inserting_before(before):
             node = self.graph.call_function(target, args, kwargs)
         values, named = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-        with _fake_mode(values):
-            node.meta = {k: v for k, v in before.meta.items() if k in ("nn_module_stack", "stack_trace")}
-            node.meta["val"] = target(*values, **named)
+        node.meta = {k: v for k, v in before.meta.items() if k in ("nn_module_stack", "stack_trace")}
+        try:
+            with _fake_mode(values), torch.no_grad():
+                node.meta["val"] = target(*values, **named)
+        except Exception:
+            self.graph.erase_node(node)
+            raise
         return node
+
+    def size(self, before: fx.Node, node: fx.Node, axis: int) -> int | fx.Node:
+        """The length of ``node`` along ``axis``, as a view takes it: a number or a node."""
+        length = node.meta["val"].shape[axis]
+        if isinstance(length, int):
+            return length
+        return self.call(before, torch.ops.aten.sym_size.int, node, axis)
+
+    def view(self, before: fx.Node, x: fx.Node, sizes: list[Any]) -> fx.Node:
+        """A new node in front of ``before``: ``x`` with other sizes, by a copy where memory demands one."""
+        try:
+            return self.call(before, torch.ops.aten.view.default, x, sizes)
+        except RuntimeError:  # "view size is not compatible with input tensor's size and stride"
+            return self.call(before, torch.ops.aten.reshape.default, x, sizes)
 
     def replace(self, node: fx.Node, source: fx.Node) -> None:
         """Let ``source`` take the place of ``node``, also among the outputs that the signature names."""
@@ -117,3 +136,8 @@ def _fake_mode(values: Any) -> FakeTensorMode:
 def calls(node: Any, *targets: Any) -> bool:
     """Whether ``node`` is a node that calls one of ``targets``."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def same_size(a: Any, b: Any) -> bool:
+    """Whether two sizes, numbers or symbolic, are provably equal."""
+    return statically_known_true(a == b)

@@ -1,0 +1,95 @@
+#include "cpu/blocks.h"
+
+namespace fastdiff {
+namespace {
+
+// Rows of A in a block: enough to use what was loaded of B many times, few enough to stay in the second-level
+// cache.
+constexpr std::size_t block_rows = 112;
+// Fewest items per thread, so that a thread that is slowed down does not hold the others up for long.
+constexpr std::size_t items_per_thread = 4;
+// Floats of transformed tiles in a Winograd round: they pass through the last-level cache.
+constexpr std::size_t round_floats = std::size_t{2} << 20;
+constexpr std::size_t most_round_tiles = 224, least_round_tiles = 28, block_tiles = 56;
+
+// Row strides of A are odd multiples of a cache line, so that the rows of a tile fall into different cache
+// sets.
+std::size_t spread(std::size_t channels) {
+    const std::size_t lines = div_up(channels, 16);
+    return 16 * (lines % 2 == 0 ? lines + 1 : lines);
+}
+
+// Into how many ranges `groups` is cut so that there are enough items for all threads.
+std::size_t column_blocks(std::size_t row_blocks, std::size_t groups, std::size_t threads) {
+    const std::size_t wanted = threads < 2 ? 1 : div_up(items_per_thread * threads, row_blocks);
+    return wanted < groups ? wanted : groups;
+}
+
+}  // namespace
+
+LinearBlocks linear_blocks(const LinearArgs& args, std::size_t threads) {
+    LinearBlocks b{};
+    const bool halves = args.activation == Activation::geglu;
+    b.panels = div_up(args.out, 16);
+    b.panels_at_once = args.rows <= few_rows ? 2 * group_panels : group_panels;
+    if (halves) b.panels_at_once /= 2;  // each panel of y takes two of W
+    b.row_blocks = div_up(args.rows, block_rows);
+    b.rows = b.row_blocks == 0 ? 0 : div_up(args.rows, b.row_blocks);
+    b.column_blocks = column_blocks(b.row_blocks, div_up(b.panels, b.panels_at_once), threads);
+    const bool unaligned = halves && args.out % 16 != 0;
+    if (unaligned) b.column_blocks = 1;
+    const std::size_t at_once = unaligned ? div_up(2 * args.out, 16) : 2 * group_panels;
+    b.sums = b.rows * 16 * at_once;
+    b.weights = args.type == WeightType::fp32 ? 0 : depth_block * 16 * 2 * group_panels;
+    return b;
+}
+
+DirectBlocks direct_blocks(const Conv2dArgs& args, std::size_t threads) {
+    const Conv2dShape& s = args.shape;
+    DirectBlocks b{};
+    b.padded = s.upsample != 1 || s.pad_top + s.pad_bottom + s.pad_left + s.pad_right != 0;
+    b.copy_height = s.height * s.upsample + s.pad_top + s.pad_bottom;
+    b.copy_width = s.width * s.upsample + s.pad_left + s.pad_right;
+    b.copy_step = s.in < 16 ? s.in : spread(s.in);
+    b.copy = b.padded ? round_up(s.batch * b.copy_height * b.copy_width * b.copy_step, 16) : 0;
+    b.panels = div_up(s.out, 16);
+    const std::size_t rows = s.batch * s.out_height();
+    const std::size_t per_block = s.out_width() == 0 ? 1 : div_up(block_rows, s.out_width());
+    b.row_blocks = div_up(rows, per_block);
+    b.rows = b.row_blocks == 0 ? 0 : div_up(rows, b.row_blocks);
+    b.column_blocks = column_blocks(b.row_blocks, div_up(b.panels, group_panels), threads);
+    b.sums = b.rows * s.out_width() * 16 * group_panels;
+    b.weights = args.type == WeightType::fp32 ? 0 : depth_block * 16 * group_panels;
+    return b;
+}
+
+WinogradBlocks winograd_blocks(const Conv2dArgs& args, std::size_t threads) {
+    const Conv2dShape& s = args.shape;
+    WinogradBlocks b{};
+    b.m = args.algorithm == ConvAlgorithm::winograd2 ? 2 : 4;
+    b.points = (b.m + 2) * (b.m + 2);
+    b.tiles_high = div_up(s.out_height(), b.m);
+    b.tiles_wide = div_up(s.out_width(), b.m);
+    b.tiles = s.batch * b.tiles_high * b.tiles_wide;
+    b.row = spread(s.in);
+    std::size_t most = round_floats / (b.points * b.row);
+    most = most < least_round_tiles ? least_round_tiles : most > most_round_tiles ? most_round_tiles : most;
+    b.rounds = div_up(b.tiles, most);
+    b.round_tiles = b.rounds == 0 ? 0 : div_up(b.tiles, b.rounds);
+    b.panels = div_up(s.out, 16);
+    b.groups = div_up(b.panels, group_panels);
+    b.tile_blocks = div_up(b.round_tiles, block_tiles);
+    // Few groups of columns: cut the tiles instead.
+    const std::size_t wanted = threads < 2 ? 1 : div_up(items_per_thread * threads, b.groups);
+    const std::size_t most_blocks = div_up(b.round_tiles, 14);
+    if (b.tile_blocks < wanted) b.tile_blocks = wanted < most_blocks ? wanted : most_blocks;
+    b.block_tiles = b.tile_blocks == 0 ? 0 : div_up(b.round_tiles, b.tile_blocks);
+    // One line more than the tiles take: points fall into different cache sets.
+    b.plane = spread(b.round_tiles * b.row);
+    b.zeros = round_up(s.in, 16);
+    b.sums = b.points * b.block_tiles * 16 * group_panels;
+    b.weights = args.type == WeightType::fp32 ? 0 : s.in * 16 * group_panels;
+    return b;
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,229 @@
+// Compiled once per instruction set; the contract is in kernels/conv2d.h. Winograd's minimal filtering F(m×m,
+// 3×3) (Lavin and Gray 2016): tiles of (m+2)² pixels are transformed, multiplied with transformed weights
+// point by point, as (m+2)² GEMMs over the channels, and transformed back to m×m pixels.
+//
+// Work goes in rounds of as many tiles as stay in the last-level cache once transformed. In a round all
+// threads first transform, then multiply; a thread's sums for a block of tiles and 32 channels stay in its
+// own cache until they are transformed back and stored.
+#include "cpu/blocks.h"
+#include "cpu/conv2d.h"
+#include "cpu/epilogue.h"
+#include "cpu/gemm.h"
+#include "cpu/winograd.h"
+
+namespace fastdiff {
+namespace {
+
+struct Context {
+    const Conv2dArgs& args;
+    WinogradBlocks blocks;
+    const float* zeros;
+    float* transformed;  // [point][tile of the round][channel]
+    float* scratch;      // of the threads
+    Range tiles;         // of the round
+};
+
+struct Place {
+    std::size_t image, y, x;  // of the first output pixel
+};
+
+FASTDIFF_INLINE Place place_of(std::size_t tile, const WinogradBlocks& b) {
+    const std::size_t per_image = b.tiles_high * b.tiles_wide;
+    const std::size_t rest = tile % per_image;
+    return {tile / per_image, rest / b.tiles_wide * b.m, rest % b.tiles_wide * b.m};
+}
+
+// V::width channels of a tile, from the pixels' pointers to (m+2)² points that lie `plane` floats apart.
+template <class I, int M>
+FASTDIFF_INLINE void transform_input(const float* const* pixel, std::size_t channel, std::size_t count,
+                                     float* to, std::size_t plane) {
+    using V = Vec<float, I>;
+    using T = winograd::Transform<M>;
+    constexpr int n = M + 2;
+    V half[n][n];  // transformed along y
+#pragma GCC unroll 6
+    for (int x = 0; x < n; ++x) {
+        V d[n], t[n];
+#pragma GCC unroll 6
+        for (int y = 0; y < n; ++y) {
+            const float* p = pixel[y * n + x] + channel;
+            d[y] = count >= V::width ? V::load(p) : V::load(p, count);
+        }
+        T::input(d, t);
+#pragma GCC unroll 6
+        for (int y = 0; y < n; ++y) half[y][x] = t[y];
+    }
+#pragma GCC unroll 6
+    for (int y = 0; y < n; ++y) {
+        V t[n];
+        T::input(half[y], t);
+#pragma GCC unroll 6
+        for (int x = 0; x < n; ++x) t[x].store(to + static_cast<std::size_t>(y * n + x) * plane);
+    }
+}
+
+template <class I, int M>
+void transform_tile(void* context, std::size_t index, std::size_t) {
+    using V = Vec<float, I>;
+    const Context& c = *static_cast<const Context*>(context);
+    const Conv2dArgs& args = c.args;
+    const Conv2dShape& s = args.shape;
+    constexpr std::size_t n = M + 2;
+    const Place place = place_of(c.tiles.begin + index, c.blocks);
+    const float* pixel[n * n];
+    for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t j = 0; j < n; ++j) {
+            const std::size_t y = place.y + i, x = place.x + j;  // with padding
+            const bool inside = y >= s.pad_top && y - s.pad_top < s.height * s.upsample && x >= s.pad_left &&
+                                x - s.pad_left < s.width * s.upsample;
+            pixel[i * n + j] = c.zeros;
+            if (!inside) continue;
+            const std::size_t row = place.image * s.height + (y - s.pad_top) / s.upsample;
+            pixel[i * n + j] = args.x + (row * s.width + (x - s.pad_left) / s.upsample) * args.x_stride;
+        }
+    }
+    float* to = c.transformed + index * c.blocks.row;
+    std::size_t channel = 0;
+    for (; channel + V::width <= s.in; channel += V::width) {
+        transform_input<I, M>(pixel, channel, V::width, to + channel, c.blocks.plane);
+    }
+    if (channel < s.in) transform_input<I, M>(pixel, channel, s.in - channel, to + channel, c.blocks.plane);
+}
+
+// Sums of the block's tiles for `panels` panels from panel `first`, at all points: [point][tile][16·panels].
+template <class I>
+void multiply(const Context& c, Range tiles, std::size_t first, std::size_t panels, float* sums,
+              float* widened) {
+    const Conv2dArgs& args = c.args;
+    const WinogradBlocks& b = c.blocks;
+    const std::size_t depth = args.shape.in;
+    const std::size_t matrix = depth * gemm::panel_width;  // weights of a point and a panel
+    const auto at_once = static_cast<std::size_t>(gemm::max_panels<I>);
+    constexpr std::ptrdiff_t tap = 0;
+    gemm::Tile t{};
+    t.lda = b.row;
+    t.tap = &tap;
+    t.taps = 1;
+    t.depth = depth;
+    t.ldc = panels * gemm::panel_width;
+    for (std::size_t point = 0; point < b.points; ++point) {
+        for (std::size_t p = 0; p < panels;) {
+            const std::size_t now = panels - p >= at_once ? at_once : 1;
+            const std::size_t offset = ((first + p) * b.points + point) * matrix;
+            if (args.type == WeightType::fp32) {
+                t.b = static_cast<const float*>(args.weight) + offset;
+                t.panel = b.points * matrix;
+            } else {
+                const auto* half = static_cast<const std::uint16_t*>(args.weight) + offset;
+                for (std::size_t q = 0; q < now; ++q) {
+                    widen<I>(half + q * b.points * matrix, widened + q * matrix, matrix);
+                }
+                t.b = widened;
+                t.panel = matrix;
+            }
+            const auto most = static_cast<std::size_t>(gemm::max_rows<I>(static_cast<int>(now)));
+            const std::size_t count = tiles.end - tiles.begin, parts = div_up(count, most);
+            for (std::size_t i = 0; i < parts; ++i) {
+                const Range part = part_of(count, parts, i);
+                t.a = c.transformed + point * b.plane + (tiles.begin + part.begin) * b.row;
+                t.c = sums + (point * b.block_tiles + part.begin) * t.ldc + p * gemm::panel_width;
+                gemm::tile_function<I>(static_cast<int>(part.end - part.begin), static_cast<int>(now))(t);
+            }
+            p += now;
+        }
+    }
+}
+
+// V::width channels of a tile's output, from its sums, `step` floats apart, to the pixels that exist.
+template <class I, int M>
+FASTDIFF_INLINE void transform_output(const Context& c, const Place& place, const float* sums,
+                                      std::size_t step, std::size_t channel, std::size_t count,
+                                      const Epilogue& e) {
+    using V = Vec<float, I>;
+    using T = winograd::Transform<M>;
+    constexpr int n = M + 2;
+    const Conv2dArgs& args = c.args;
+    const std::size_t height = args.shape.out_height(), width = args.shape.out_width();
+    V half[n][M];  // transformed along x
+#pragma GCC unroll 6
+    for (int y = 0; y < n; ++y) {
+        V t[n];
+#pragma GCC unroll 6
+        for (int x = 0; x < n; ++x) t[x] = V::load(sums + static_cast<std::size_t>(y * n + x) * step);
+        T::output(t, half[y]);
+    }
+    V result[M][M];
+#pragma GCC unroll 4
+    for (int x = 0; x < M; ++x) {
+        V t[n], r[M];
+#pragma GCC unroll 6
+        for (int y = 0; y < n; ++y) t[y] = half[y][x];
+        T::output(t, r);
+#pragma GCC unroll 4
+        for (int y = 0; y < M; ++y) result[y][x] = r[y];
+    }
+    const float* vector = args.vector != nullptr ? args.vector + place.image * args.vector_stride : nullptr;
+    for (std::size_t y = 0; y < M && place.y + y < height; ++y) {
+        for (std::size_t x = 0; x < M && place.x + x < width; ++x) {
+            const std::size_t pixel = (place.image * height + place.y + y) * width + place.x + x;
+            finish<I>(result[y][x], e, vector,
+                      args.residual != nullptr ? args.residual + pixel * args.residual_stride : nullptr,
+                      args.y + pixel * args.y_stride, channel, count);
+        }
+    }
+}
+
+template <class I, int M>
+void multiply_block(void* context, std::size_t index, std::size_t thread) {
+    using V = Vec<float, I>;
+    const Context& c = *static_cast<const Context*>(context);
+    const WinogradBlocks& b = c.blocks;
+    const std::size_t out = c.args.shape.out;
+    // Consecutive items share their weights.
+    const std::size_t group = index / b.tile_blocks;
+    const Range tiles = part_of(c.tiles.end - c.tiles.begin, b.tile_blocks, index % b.tile_blocks);
+    const std::size_t first = group * group_panels;
+    const std::size_t panels = b.panels - first < group_panels ? b.panels - first : group_panels;
+    float* sums = c.scratch + thread * (b.sums + b.weights);
+    multiply<I>(c, tiles, first, panels, sums, sums + b.sums);
+    const Epilogue e{c.args.bias, c.args.activation, c.args.scale};
+    const std::size_t ldc = panels * 16;
+    for (std::size_t tile = tiles.begin; tile < tiles.end; ++tile) {
+        const Place place = place_of(c.tiles.begin + tile, b);
+        for (std::size_t j = 0; j < ldc && first * 16 + j < out; j += V::width) {
+            transform_output<I, M>(c, place, sums + (tile - tiles.begin) * ldc + j, b.block_tiles * ldc,
+                                   first * 16 + j, out - first * 16 - j, e);
+        }
+    }
+}
+
+template <class I, int M>
+void run(Context& c, const Parallel& parallel) {
+    const WinogradBlocks& b = c.blocks;
+    for (std::size_t round = 0; round < b.rounds; ++round) {
+        c.tiles = part_of(b.tiles, b.rounds, round);
+        parallel.run(parallel, c.tiles.end - c.tiles.begin, transform_tile<I, M>, &c);
+        parallel.run(parallel, b.groups * b.tile_blocks, multiply_block<I, M>, &c);
+    }
+}
+
+}  // namespace
+
+template <class I>
+void conv2d_winograd(const Conv2dArgs& args, const Parallel& parallel) {
+    Context c{args, winograd_blocks(args, parallel.threads), nullptr, nullptr, nullptr, {}};
+    auto* zeros = static_cast<float*>(args.scratch);
+    for (std::size_t i = 0; i < c.blocks.zeros; ++i) zeros[i] = 0.0f;
+    c.zeros = zeros;
+    c.transformed = zeros + c.blocks.zeros;
+    c.scratch = c.transformed + c.blocks.points * c.blocks.plane;
+    if (c.blocks.m == 2) {
+        run<I, 2>(c, parallel);
+    } else {
+        run<I, 4>(c, parallel);
+    }
+}
+
+template void conv2d_winograd<isa::FASTDIFF_ISA>(const Conv2dArgs&, const Parallel&);
+
+}  // namespace fastdiff
