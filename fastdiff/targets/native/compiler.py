@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,23 @@ from fastdiff.targets import Compiled, CompileOptions
 from fastdiff.targets.native import file
 from fastdiff.targets.native.file import Node
 from fastdiff.targets.native.lower import Layer, Lowered, lower
-from fastdiff.targets.native.pack import algorithms, pack, packed_bytes
-from fastdiff.targets.native.tactics import Choice, Convolution, Measure, Tunable, choose, neighbours, size_of
+from fastdiff.targets.native.pack import algorithms, pack, packed_bytes, stored_type
+from fastdiff.targets.native.tactics import (
+    Choice,
+    Convolution,
+    Measure,
+    Product,
+    Tunable,
+    Work,
+    choose,
+    neighbours,
+    size_of,
+)
 
 __all__ = ["compile_module", "lower_module"]
 
+_SECONDS = 0.02
+"""That one measurement may take, beyond the least number of runs."""
 _PROMPT = {"encoder_hidden_states"}
 _SCHEDULE = {"timestep"}
 """Inputs that stay the same over a picture's steps, and those that are known before its first."""
@@ -55,25 +69,16 @@ def _choose(lowered: Lowered, captured: CapturedModule, options: CompileOptions)
     if not options.sizes:
         return Choice({}, {}, [])
     sizes = neighbours(options.sizes, captured.spec.shapes)
-    layers = [_tunable(lowered, layer, sizes, options.precision) for layer in _convolutions(lowered)]
+    layers = [_tunable(lowered, layer, sizes, options.precision) for layer in lowered.layers]
     others = sum(weight.nbytes for weight in lowered.graph.weights)
-    others += sum(
-        packed_bytes(lowered.graph.nodes[layer.node], layer, "direct", options.precision)
-        for layer in lowered.layers
-        if lowered.graph.nodes[layer.node].op == "linear"
-    )
     budget = int(options.memory * _plain_bytes(lowered)) - others
     return choose(layers, sizes, _measure(options), budget)
-
-
-def _convolutions(lowered: Lowered) -> list[Layer]:
-    return [layer for layer in lowered.layers if lowered.graph.nodes[layer.node].op == "conv2d"]
 
 
 def _tunable(
     lowered: Lowered, layer: Layer, sizes: tuple[Mapping[str, int], ...], precision: Precision
 ) -> Tunable:
-    """A conv2d as the tactics see it: what it computes at each size, and what each algorithm stores."""
+    """A layer as the tactics see it: what it computes at each size, and what each algorithm stores."""
     node = lowered.graph.nodes[layer.node]
     assert node.inputs[0] is not None
     shape = lowered.graph.values[node.inputs[0]].shape
@@ -81,18 +86,21 @@ def _tunable(
     return Tunable(
         layer.node,
         node.path or layer.key,
-        f"{layer.key} {' '.join(stored)}",
-        tuple(_convolution(node, *(size_of(dim, at) for dim in shape[:3])) for at in sizes),
+        f"{node.op} {layer.key} {' '.join(stored)}",
+        tuple(_work(node, layer, [size_of(dim, at) for dim in shape]) for at in sizes),
         stored,
     )
 
 
-def _convolution(node: Node, batch: int, height: int, width: int) -> Convolution:
+def _work(node: Node, layer: Layer, shape: list[int]) -> Work:
+    """What a layer computes on an input of ``shape``."""
     a: Mapping[str, Any] = node.attributes
+    if node.op == "linear":
+        return Product(math.prod(shape[:-1]), a["in"], layer.shape[0], a["activation"])
     return Convolution(
-        batch=batch,
-        height=height,
-        width=width,
+        batch=shape[0],
+        height=shape[1],
+        width=shape[2],
         in_channels=a["in"],
         out_channels=a["out"],
         kernel=(a["kernel_h"], a["kernel_w"]),
@@ -103,19 +111,23 @@ def _convolution(node: Node, batch: int, height: int, width: int) -> Convolution
 
 
 def _measure(options: CompileOptions) -> Measure:
-    stored = "fp16" if options.precision is Precision.FP16 else "fp32"
+    stored = stored_type(options.precision)
+    threads = options.threads or len(os.sched_getaffinity(0))
 
-    def measure(convolution: Convolution, algorithm: str) -> float:
+    def measure(work: Work, algorithm: str) -> float:
+        if isinstance(work, Product):
+            sizes = (work.rows, work.inputs, work.outputs)
+            return _C.measure_linear(*sizes, work.activation, stored, threads, _SECONDS)
         return _C.measure_conv2d(
-            (convolution.batch, convolution.height, convolution.width, convolution.in_channels),
-            convolution.out_channels,
-            convolution.kernel,
-            convolution.stride,
-            convolution.padding,
-            convolution.upsample,
+            (work.batch, work.height, work.width, work.in_channels),
+            (work.out_channels, work.in_channels, *work.kernel),
+            work.stride,
+            work.padding,
+            work.upsample,
             algorithm,
             stored,
-            options.threads,
+            threads,
+            _SECONDS,
         )
 
     return measure
@@ -123,12 +135,5 @@ def _measure(options: CompileOptions) -> Measure:
 
 def _plain_bytes(lowered: Lowered) -> int:
     """Bytes of all weights in float32 as the checkpoint holds them, which the budget is a multiple of."""
-    sizes = {layer.key: 4 * _product(layer.shape) for layer in lowered.layers}
+    sizes = {layer.key: 4 * math.prod(layer.shape) for layer in lowered.layers}
     return sum(weight.nbytes for weight in lowered.graph.weights) + sum(sizes.values())
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result

@@ -39,6 +39,8 @@ _RESHAPES = (
     aten.unsqueeze.default,
     aten.view.default,
 )
+_MOST_TAPS = 49
+"""Of a convolution's kernel, as csrc/kernels/conv2d.h has it."""
 _COPIES = (aten.clone.default, aten.contiguous.default)
 
 
@@ -46,6 +48,12 @@ _COPIES = (aten.clone.default, aten.contiguous.default)
 def _conv2d(to: Lowering, node: fx.Node) -> None:
     a = _arguments(node)
     kernel_h, kernel_w = a["weight"].meta["val"].shape[2:]
+    if kernel_h * kernel_w > _MOST_TAPS or to.integer(a["upsample"], node) not in (1, 2):
+        raise to.error(
+            node,
+            f"its kernel is {kernel_h}×{kernel_w} and upsampling {a['upsample']}, wanted at most"
+            f" {_MOST_TAPS} taps and upsampling by 1 or 2",
+        )
     top, bottom, left, right = (to.integer(pad, node) for pad in a["padding"])
     attributes = {
         "in": a["weight"].meta["val"].shape[1],

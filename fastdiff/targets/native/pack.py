@@ -18,7 +18,7 @@ from fastdiff.errors import CaptureError
 from fastdiff.targets.native.file import Graph, Node, Packing, Tuned, Weight
 from fastdiff.targets.native.lower import Layer, Lowered
 
-__all__ = ["ALGORITHMS", "algorithms", "pack", "packed_bytes"]
+__all__ = ["ALGORITHMS", "algorithms", "pack", "packed_bytes", "stored_type"]
 
 ALGORITHMS = ("direct", "winograd2", "winograd4")
 """Of conv2d; linear has the first alone."""
@@ -36,10 +36,11 @@ def algorithms(node: Node) -> tuple[str, ...]:
 
 def packed_bytes(node: Node, layer: Layer, algorithm: str, precision: Precision) -> int:
     """Bytes of a layer's weights as one algorithm wants them."""
-    stored = _stored(precision)
+    stored = stored_type(precision)
     if node.op == "linear":
         return _C.linear_packed_bytes(layer.shape[1], layer.shape[0], stored)
-    return _C.conv2d_packed_bytes(layer.shape, algorithm, stored)
+    out, inputs, height, width = layer.shape
+    return _C.conv2d_packed_bytes((out, inputs, height, width), algorithm, stored)
 
 
 def pack(
@@ -68,7 +69,7 @@ def pack(
         for algorithm in chosen.get(layer.node, ALGORITHMS[:1]):
             key = (node.op, layer.key, algorithm)
             if key not in known:
-                known[key] = Packing(algorithm, _stored(precision), len(weights))
+                known[key] = Packing(algorithm, stored_type(precision), len(weights))
                 weights.append(_packed(node, layer, algorithm, precision))
             packings.append(known[key])
         nodes[layer.node] = dataclasses.replace(
@@ -77,7 +78,8 @@ def pack(
     return dataclasses.replace(graph, nodes=tuple(nodes), weights=tuple(weights))
 
 
-def _stored(precision: Precision) -> str:
+def stored_type(precision: Precision) -> str:
+    """What ``csrc`` calls the type of the packed weights."""
     return "fp16" if precision is Precision.FP16 else "fp32"
 
 
@@ -88,8 +90,8 @@ def _packed(node: Node, layer: Layer, algorithm: str, precision: Precision) -> W
     def load() -> NDArray[Any]:
         weight = _checked(name, layer.weight(), precision)
         if node.op == "linear":
-            return _C.linear_pack(weight, _stored(precision))
-        return _C.conv2d_pack(weight, algorithm, _stored(precision))
+            return _C.linear_pack(weight, stored_type(precision))
+        return _C.conv2d_pack(weight, algorithm, stored_type(precision))
 
     return Weight(name, "packed", (size,), load)
 

@@ -1,4 +1,4 @@
-"""Tactics: the algorithm of each convolution, measured at build and chosen under a budget of memory.
+"""Tactics: the algorithm of each layer, measured at build and chosen under a budget of memory.
 
 Winograd's transformed weights take 16/9 (F(2×2)) and 4 times (F(4×4)) the bytes of the plain ones, and
 which algorithm is fastest differs from size to size. A layer may keep several packings. Which ones is a
@@ -17,7 +17,17 @@ from typing import Any
 from fastdiff.config import SizeRange
 from fastdiff.targets.native.file import Dim, Tuned
 
-__all__ = ["Choice", "Convolution", "Measure", "Tunable", "choose", "neighbours", "size_of"]
+__all__ = [
+    "Choice",
+    "Convolution",
+    "Measure",
+    "Product",
+    "Tunable",
+    "Work",
+    "choose",
+    "neighbours",
+    "size_of",
+]
 
 _NEIGHBOUR = 0.25
 """Weight of a neighbouring size's time against that of the size that was asked for."""
@@ -57,8 +67,29 @@ class Convolution:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A linear at one size: ``outputs`` counts rows of its weight."""
+
+    rows: int
+    inputs: int
+    outputs: int
+    activation: str
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions."""
+        return 2.0 * self.rows * self.inputs * self.outputs
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.inputs} -> {self.outputs}"
+
+
+Work = Convolution | Product
+
+
+@dataclass(frozen=True)
 class Tunable:
-    """A layer to choose for: its convolution at each size, and the bytes of each algorithm's packing.
+    """A layer to choose for: its work at each size, and the bytes of each algorithm's packing.
 
     ``weight`` is the same for layers that share a weight, which share its packings as well.
     """
@@ -66,12 +97,12 @@ class Tunable:
     node: int
     name: str
     weight: str
-    convolutions: tuple[Convolution, ...]
+    work: tuple[Work, ...]
     bytes: Mapping[str, int]
 
 
-Measure = Callable[[Convolution, str], float]
-"""Seconds that an algorithm takes for a convolution."""
+Measure = Callable[[Work, str], float]
+"""Seconds that an algorithm takes."""
 
 
 @dataclass(frozen=True)
@@ -125,42 +156,41 @@ def choose(
 ) -> Choice:
     """Choose the packings of all layers, at most ``budget`` bytes, or the smallest of each if that is less.
 
-    ``sizes`` are what the layers' convolutions were made for, the first being what was asked for. Each
-    different convolution is measured once per algorithm.
+    ``sizes`` are what the layers' work was made for, the first being what was asked for. Equal work is
+    measured once per algorithm.
     """
     times = _measure(layers, measure)
     packings = _knapsack(layers, _costs(layers, times), budget)
     tuned, rows = {}, []
     for layer in layers:
         kept = packings[layer.weight]
-        best = [min((times[c, name], name) for name in kept)[1] for c in layer.convolutions]
+        best = [min((times[c, name], name) for name in kept)[1] for c in layer.work]
         tuned[layer.node] = tuple(
             Tuned(dict(size), algorithm) for size, algorithm in zip(sizes, best, strict=True)
         )
-        rows += [(layer, c, name) for c, name in zip(layer.convolutions, best, strict=True)]
+        rows += [(layer, c, name) for c, name in zip(layer.work, best, strict=True)]
     chosen = {layer.node: packings[layer.weight] for layer in layers}
     return Choice(chosen, tuned, [_row(layer, c, name, times) for layer, c, name in rows])
 
 
-def _measure(layers: Sequence[Tunable], measure: Measure) -> dict[tuple[Convolution, str], float]:
-    wanted = dict.fromkeys((c, name) for layer in layers for c in layer.convolutions for name in layer.bytes)
+def _measure(layers: Sequence[Tunable], measure: Measure) -> dict[tuple[Work, str], float]:
+    wanted = dict.fromkeys((c, name) for layer in layers for c in layer.work for name in layer.bytes)
     return {(convolution, name): measure(convolution, name) for convolution, name in wanted}
 
 
 def _costs(
-    layers: Sequence[Tunable], times: Mapping[tuple[Convolution, str], float]
+    layers: Sequence[Tunable], times: Mapping[tuple[Work, str], float]
 ) -> dict[str, dict[tuple[str, ...], float]]:
     """What each set of packings of each weight costs in time, as a share of the whole module's least."""
-    count = max((len(layer.convolutions) for layer in layers), default=0)
+    count = max((len(layer.work) for layer in layers), default=0)
     least = [
-        sum(min(times[layer.convolutions[k], name] for name in layer.bytes) for layer in layers)
-        for k in range(count)
+        sum(min(times[layer.work[k], name] for name in layer.bytes) for layer in layers) for k in range(count)
     ]
     costs: dict[str, dict[tuple[str, ...], float]] = {}
     for layer in layers:
         of_weight = costs.setdefault(layer.weight, {})
         for kept in _subsets(tuple(layer.bytes)):
-            for k, convolution in enumerate(layer.convolutions):
+            for k, convolution in enumerate(layer.work):
                 share = min(times[convolution, name] for name in kept) / max(least[k], 1e-12)
                 of_weight[kept] = of_weight.get(kept, 0.0) + share * (_NEIGHBOUR if k else 1.0)
     return costs
@@ -242,14 +272,14 @@ def _best_that_fits(
 
 
 def _row(
-    layer: Tunable, convolution: Convolution, algorithm: str, times: Mapping[tuple[Convolution, str], float]
+    layer: Tunable, work: Work, algorithm: str, times: Mapping[tuple[Work, str], float]
 ) -> dict[str, Any]:
-    seconds = times[convolution, algorithm]
+    seconds = times[work, algorithm]
     return {
         "layer": layer.name,
-        "shape": str(convolution),
+        "shape": str(work),
         "tactic": algorithm,
         "ms": round(seconds * 1e3, 4),
-        "gflops": round(convolution.flops / seconds / 1e9, 1),
-        "measured_ms": {name: round(times[convolution, name] * 1e3, 4) for name in layer.bytes},
+        "gflops": round(work.flops / seconds / 1e9, 1),
+        "measured_ms": {name: round(times[work, name] * 1e3, 4) for name in layer.bytes},
     }

@@ -183,21 +183,19 @@ def test_greedy_is_one_step_from_the_optimum(seed: int) -> None:
     times = {
         (convolution, name): float(rng.uniform(0.1, 1) / factor)
         for one in layers
-        for convolution in one.convolutions
+        for convolution in one.work
         for name, factor in zip(BYTES, (1, 2, 3), strict=True)
     }
     budget = int(2.5 * sum(one.bytes["direct"] for one in layers))
     choice = choose(layers, SIZES, lambda convolution, name: times[convolution, name], budget)
 
     totals = [
-        sum(min(times[one.convolutions[k], name] for name in BYTES) for one in layers)
-        for k in range(len(SIZES))
+        sum(min(times[one.work[k], name] for name in BYTES) for one in layers) for k in range(len(SIZES))
     ]
 
     def cost(one: Tunable, kept: tuple[str, ...]) -> float:
         shares = [
-            min(times[c, name] for name in kept) / total
-            for c, total in zip(one.convolutions, totals, strict=True)
+            min(times[c, name] for name in kept) / total for c, total in zip(one.work, totals, strict=True)
         ]
         return shares[0] + 0.25 * shares[1]
 
