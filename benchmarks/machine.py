@@ -18,7 +18,7 @@ import torch
 
 from fastdiff import _C
 
-__all__ = ["Machine", "alternate", "copy_gbps", "describe", "sgemm_gflops"]
+__all__ = ["Machine", "alternate", "copy_gbps", "describe", "sgemm", "sgemm_gflops", "verify"]
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,24 @@ def copy_gbps(working_set: int) -> float:
     return working_set / seconds / 1e9
 
 
-def sgemm_gflops(size: int = 1536) -> float:
-    """GFLOP/s of PyTorch's float32 matrix product of two square matrices, with PyTorch's thread count."""
+def sgemm(size: int = 1536) -> tuple[Callable[[], object], int]:
+    """PyTorch's float32 product of two square matrices, and its floating-point operations per call."""
     a, b, c = torch.rand(size, size), torch.rand(size, size), torch.empty(size, size)
+    return lambda: torch.mm(a, b, out=c), 2 * size**3
+
+
+def sgemm_gflops(size: int = 1536) -> float:
+    """GFLOP/s of :func:`sgemm` with PyTorch's thread count."""
+    product, flop = sgemm(size)
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    return 2 * size**3 / alternate({"mm": lambda: torch.mm(a, b, out=c)}, rounds=9, clock=clock)["mm"] / 1e9
+    return flop / alternate({"mm": product}, rounds=9, clock=clock)["mm"] / 1e9
+
+
+def verify(found: np.ndarray, wanted: torch.Tensor, tolerance: float, label: str) -> None:
+    """Exit without figures when the relative L2 error against ``wanted``, float64, is over ``tolerance``."""
+    error = float((torch.from_numpy(found).double() - wanted).norm() / wanted.norm())
+    if not error <= tolerance:
+        raise SystemExit(f"{label}: relative L2 {error:.2e}, allowed {tolerance:.0e}; no figures")
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,17 @@ version: str
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
+def attention(
+    query: FloatArray,
+    key: FloatArray,
+    value: FloatArray,
+    num_heads: int,
+    scale: float,
+    causal: bool,
+    out: FloatArray | None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
 def conv2d(
     x: FloatArray,
     packed: ByteArray,
@@ -28,7 +40,10 @@ def conv2d(
     out: FloatArray,
     threads: int = 1,
     isa: str | None = None,
-) -> None: ...
+    affine: FloatArray | None = None,
+    affine_silu: bool = False,
+    sums: bool = False,
+) -> npt.NDArray[np.float64] | None: ...
 def conv2d_pack(weight: FloatArray, algorithm: str, precision: str = "fp32") -> ByteArray: ...
 def conv2d_packed_bytes(weight_shape: Sizes, algorithm: str, precision: str = "fp32") -> int: ...
 def group_norm_silu(
@@ -40,6 +55,7 @@ def group_norm_silu(
     silu: bool,
     layout: str,
     out: FloatArray,
+    threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
 def linear(
@@ -93,6 +109,36 @@ def scheduler_step(
     guided: FloatArray,
     isa: str | None = None,
 ) -> None: ...
+
+class NativeModule:
+    def __init__(self, path: str) -> None: ...
+    @property
+    def inputs(self) -> list[tuple[str, str, tuple[int | str, ...]]]: ...
+    @property
+    def outputs(self) -> list[tuple[str, str, tuple[int | str, ...]]]: ...
+    @property
+    def symbols(self) -> dict[str, tuple[int, int | None, int]]: ...
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+class NativeSession:
+    def __init__(self, module: NativeModule, threads: int) -> None: ...
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]: ...
+    def run_stage(
+        self,
+        stage: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        sizes: Mapping[str, int],
+        rows: int,
+        row: int = 0,
+    ) -> dict[str, npt.NDArray[Any]]: ...
+    def plan(self, sizes: Mapping[str, int], rows: int = 0) -> str: ...
+    def planned_bytes(self, sizes: Mapping[str, int], rows: int = 0) -> int: ...
+    @property
+    def arena_bytes(self) -> int: ...
+    threads: int
 
 class Randn:
     def __init__(self, seed: int, box_muller: str | None = None) -> None: ...

@@ -37,9 +37,11 @@ void refuse_partial_overlap(const float* out, const std::string& out_name, const
 // The instruction set of one call: the named one, else the process's.
 Isa choose_isa(const std::optional<std::string>& name);
 
+void bind_attention(py::module_& module);
 void bind_conv2d(py::module_& module);
 void bind_group_norm_silu(py::module_& module);
 void bind_linear(py::module_& module);
+void bind_native(py::module_& module);
 void bind_randn(py::module_& module);
 void bind_scheduler_step(py::module_& module);
 

@@ -7,7 +7,7 @@
 #include "bindings/gemm_arguments.h"
 #include "cpu/dispatch.h"
 #include "kernels/error.h"
-#include "runtime/aligned.h"
+#include "kernels/group_norm_silu.h"
 #include "runtime/measure.h"
 
 namespace fastdiff::bindings {
@@ -101,22 +101,22 @@ std::array<std::size_t, 4> four(const Shape& shape, const std::string& name) {
     return sizes;
 }
 
-void run(const py::object& x, const py::object& packed, const std::array<std::size_t, 4>& weight_shape,
-         const py::object& bias, const py::object& vector, const py::object& residual, std::size_t stride,
-         const Padding& padding, std::size_t upsample, const std::string& activation, double scale,
-         const std::string& algorithm, const std::string& precision, const py::object& out,
-         std::size_t threads, const std::optional<std::string>& isa) {
-    const Rows from = rows_of(x, "x"), to = rows_of(out, "out", true);
+py::object run(const py::object& x, const py::object& packed, const std::array<std::size_t, 4>& weight_shape,
+               const py::object& bias, const py::object& vector, const py::object& residual,
+               std::size_t stride, const Padding& padding, std::size_t upsample,
+               const std::string& activation, double scale, const std::string& algorithm,
+               const std::string& precision, const py::object& out, py::ssize_t threads,
+               const std::optional<std::string>& isa, const py::object& affine, bool affine_silu,
+               bool with_sums) {
+    const Strided source = strided(x, "x", 4);
     Conv2dArgs args{};
-    args.shape = make_shape(four(from.shape, "x"), weight_shape, stride, padding, upsample);
+    args.shape = make_shape(four(source.shape, "x"), weight_shape, stride, padding, upsample);
     const Conv2dShape& s = args.shape;
     args.algorithm = parse_algorithm(algorithm);
     check_support(s, args.algorithm);
     const Shape wanted{static_cast<py::ssize_t>(s.batch), static_cast<py::ssize_t>(s.out_height()),
                        static_cast<py::ssize_t>(s.out_width()), static_cast<py::ssize_t>(s.out)};
-    if (to.shape != wanted) {
-        throw InputError("out: found shape " + to_string(to.shape) + ", wanted " + to_string(wanted));
-    }
+    const Rows from = rows_of(source), to = rows_of(strided_output(out, "out", wanted));
     args.type = parse_weight_type(precision);
     args.weight = packed_weights(packed, conv2d_packed_bytes(s, args.algorithm, args.type));
     args.activation = parse_activation(activation);
@@ -127,12 +127,13 @@ void run(const py::object& x, const py::object& packed, const std::array<std::si
     args.x_stride = from.stride;
     const Shape per_channel{static_cast<py::ssize_t>(s.out)};
     if (!bias.is_none()) args.bias = input(bias, "bias", &per_channel);
-    const auto rows = [&](const py::object& array, const std::string& name, const Shape& shape) {
-        const Rows r = rows_of(array, name);
-        if (r.shape != shape) {
-            throw InputError(name + ": found shape " + to_string(r.shape) + ", wanted " + to_string(shape));
+    const auto rows = [&](const py::object& object, const std::string& name, const Shape& shape) {
+        const Strided array = strided(object, name, 1);
+        if (array.shape != shape) {
+            throw InputError(name + ": found shape " + to_string(array.shape) + ", wanted " +
+                             to_string(shape));
         }
-        return r;
+        return rows_of(array);
     };
     if (!vector.is_none()) {
         const Rows r = rows(vector, "vector", {wanted[0], wanted[3]});
@@ -141,23 +142,41 @@ void run(const py::object& x, const py::object& packed, const std::array<std::si
     }
     if (!residual.is_none()) {
         const Rows r = rows(residual, "residual", wanted);
+        refuse_partly_shared_memory(out, "out", residual, "residual");
         args.residual = r.data;
         args.residual_stride = r.stride;
     }
+    refuse_shared_memory(out, "out", x, "x");
     args.y = to.data;
     args.y_stride = to.stride;
     args.scale = static_cast<float>(scale);
+    if (!affine.is_none()) {
+        const auto padded = static_cast<py::ssize_t>(group_norm_padded(s.in));
+        const Shape shape{wanted[0], 3, padded};
+        args.affine = input(affine, "affine", &shape);
+        args.affine_silu = affine_silu;
+    }
+    py::object sums = py::none();
+    if (with_sums) {
+        py::array_t<double> array({wanted[0], static_cast<py::ssize_t>(conv2d_sum_parts(args)),
+                                   py::ssize_t{2}, static_cast<py::ssize_t>(group_norm_padded(s.out))});
+        args.sums = array.mutable_data();
+        sums = array;
+    }
     const Kernels& table = kernels(choose_isa(isa));
-    const py::gil_scoped_release release;
-    ThreadPool pool(std::max<std::size_t>(threads, 1));
-    const Aligned<std::byte> scratch = aligned<std::byte>(conv2d_scratch(args, pool.threads()));
+    ThreadPool pool = make_pool(threads);
+    const Scratch scratch(conv2d_scratch(args, pool.threads()));
     args.scratch = scratch.get();
-    table.conv2d(args, pool.parallel());
+    {
+        const py::gil_scoped_release release;
+        table.conv2d(args, pool.parallel());
+    }
+    return sums;
 }
 
 double measure(const std::array<std::size_t, 4>& x, const std::array<std::size_t, 4>& weight,
                std::size_t stride, const Padding& padding, std::size_t upsample, const std::string& algorithm,
-               const std::string& precision, std::size_t threads, double budget,
+               const std::string& precision, py::ssize_t threads, double budget,
                const std::optional<std::string>& isa) {
     const Conv2dShape shape = make_shape(x, weight, stride, padding, upsample);
     const ConvAlgorithm chosen = parse_algorithm(algorithm);
@@ -165,7 +184,7 @@ double measure(const std::array<std::size_t, 4>& x, const std::array<std::size_t
     const WeightType type = parse_weight_type(precision);
     const Isa set = choose_isa(isa);
     const py::gil_scoped_release release;
-    ThreadPool pool(std::max<std::size_t>(threads, 1));
+    ThreadPool pool = make_pool(threads);
     return measure_conv2d(shape, chosen, type, pool.parallel(), set, budget);
 }
 
@@ -180,7 +199,8 @@ void bind_conv2d(py::module_& module) {
                py::arg("vector"), py::arg("residual"), py::arg("stride"), py::arg("padding"),
                py::arg("upsample"), py::arg("activation"), py::arg("scale"), py::arg("algorithm"),
                py::arg("precision"), py::arg("out"), py::arg("threads") = 1, py::arg("isa") = py::none(),
-               "See fastdiff.kernels.conv2d.");
+               py::arg("affine") = py::none(), py::arg("affine_silu") = false, py::arg("sums") = false,
+               "See fastdiff.kernels.conv2d; affine and the returned sums as in csrc/kernels/conv2d.h.");
     module.def("measure_conv2d", &measure, py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"),
                py::arg("padding"), py::arg("upsample"), py::arg("algorithm"), py::arg("precision"),
                py::arg("threads"), py::arg("budget"), py::arg("isa") = py::none(),

@@ -20,46 +20,12 @@ WeightType parse_weight_type(const std::string& precision) {
     throw InputError("precision: found '" + precision + "', wanted fp32 or fp16");
 }
 
-Rows rows_of(const py::object& array, const std::string& name, bool output) {
-    if (!py::isinstance<py::array>(array)) {
-        throw InputError(name + ": found " + py::type::of(array).attr("__name__").cast<std::string>() +
-                         ", wanted a float32 NumPy array");
-    }
-    auto view = py::reinterpret_borrow<py::array>(array);
-    if (!py::isinstance<py::array_t<float>>(array)) {
-        throw InputError(name + ": found dtype " + py::str(view.dtype()).cast<std::string>() +
-                         ", wanted float32");
-    }
-    Rows r{nullptr, shape_of(array), 1, 0, 0};
-    const auto dims = static_cast<std::size_t>(view.ndim());
-    if (dims == 0) throw InputError(name + ": found a scalar array, wanted at least one dimension");
-    r.channels = static_cast<std::size_t>(r.shape[dims - 1]);
-    r.stride = r.channels;
-    bool regular = r.channels < 2 || view.strides(view.ndim() - 1) == 4;
-    bool first = true;
-    for (std::size_t axis = dims - 1; axis-- > 0;) {
-        const auto length = static_cast<std::size_t>(r.shape[axis]);
-        const py::ssize_t step = view.strides(static_cast<py::ssize_t>(axis));
-        if (length > 1) {
-            if (first) {
-                r.stride = static_cast<std::size_t>(step) / 4;
-                regular = regular && step >= 0 && step % 4 == 0;
-            }
-            regular = regular && step == static_cast<py::ssize_t>(4 * r.stride * r.rows);
-            first = false;
-        }
-        r.rows *= length;
-    }
-    if (r.rows == 0 || r.channels == 0) regular = true;  // strides of empty arrays mean nothing
-    if (!regular || (output && r.stride < r.channels && r.rows > 1)) {
-        throw InputError(name + ": found an array of shape " + to_string(r.shape) +
-                         " that is not rows of channels at one distance, wanted those; pass "
-                         "numpy.ascontiguousarray(...)");
-    }
-    if (output && !view.writeable()) {
-        throw InputError(name + ": found a read-only array, wanted one that can be written");
-    }
-    r.data = const_cast<float*>(static_cast<const float*>(view.data()));
+Rows rows_of(const Strided& array) {
+    require_contiguous_rows(array);
+    const std::size_t axes = array.shape.size();
+    Rows r{array.data, 1, array.length(axes - 1), 0};
+    for (std::size_t axis = 0; axis + 1 < axes; ++axis) r.count *= array.length(axis);
+    r.stride = r.count > 1 && !array.empty() ? common_stride(array, 0, axes - 1) : r.channels;
     return r;
 }
 

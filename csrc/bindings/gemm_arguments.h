@@ -3,9 +3,8 @@
 
 #include <memory>
 
-#include "bindings/arrays.h"
+#include "bindings/strided.h"
 #include "kernels/activation.h"
-#include "runtime/thread_pool.h"
 
 namespace fastdiff::bindings {
 
@@ -15,12 +14,10 @@ WeightType parse_weight_type(const std::string& precision);
 // An array (…, channels) seen as rows of channels with one stride between them.
 struct Rows {
     float* data;
-    Shape shape;
-    std::size_t rows, channels, stride;
+    std::size_t count, channels, stride;
 };
-// Throws InputError unless it is a float32 NumPy array of at least one dimension whose last axis is
-// contiguous and whose other axes are rows at one distance. Rows of an `output` must not overlap.
-Rows rows_of(const py::object& array, const std::string& name, bool output = false);
+// Throws InputError unless the last axis is contiguous and the others are rows at one distance.
+Rows rows_of(const Strided& array);
 
 // `packed` as bytes, after checking its size and alignment.
 const void* packed_weights(const py::object& packed, std::size_t bytes);

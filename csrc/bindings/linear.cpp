@@ -5,7 +5,6 @@
 #include "bindings/gemm_arguments.h"
 #include "cpu/dispatch.h"
 #include "kernels/error.h"
-#include "runtime/aligned.h"
 #include "runtime/measure.h"
 
 namespace fastdiff::bindings {
@@ -26,15 +25,13 @@ py::array_t<std::uint8_t> pack(const py::object& weight, const std::string& prec
 
 void run(const py::object& x, const py::object& packed, const py::object& bias, const py::object& residual,
          const std::string& activation, double scale, const std::string& precision, const py::object& out,
-         std::size_t threads, const std::optional<std::string>& isa) {
-    const Rows from = rows_of(x, "x"), to = rows_of(out, "out", true);
-    Shape wanted = from.shape;
-    wanted.back() = to.shape.back();
-    if (to.shape != wanted) {
-        throw InputError("out: found shape " + to_string(to.shape) + ", wanted " + to_string(wanted));
-    }
+         py::ssize_t threads, const std::optional<std::string>& isa) {
+    const Strided source = strided(x, "x", 1);
+    Shape shape = source.shape;
+    if (py::isinstance<py::array>(out)) shape.back() = shape_of(out).empty() ? 0 : shape_of(out).back();
+    const Rows from = rows_of(source), to = rows_of(strided_output(out, "out", shape));
     LinearArgs args{};
-    args.rows = from.rows;
+    args.rows = from.count;
     args.in = from.channels;
     args.out = to.channels;
     args.x = from.data;
@@ -46,21 +43,24 @@ void run(const py::object& x, const py::object& packed, const py::object& bias, 
     const Shape per_output{static_cast<py::ssize_t>(outputs)};
     if (!bias.is_none()) args.bias = input(bias, "bias", &per_output);
     if (!residual.is_none()) {
-        const Rows r = rows_of(residual, "residual");
-        if (r.shape != to.shape) {
-            throw InputError("residual: found shape " + to_string(r.shape) + ", wanted " +
-                             to_string(to.shape));
+        const Strided array = strided(residual, "residual", 1);
+        if (array.shape != shape) {
+            throw InputError("residual: found shape " + to_string(array.shape) + ", wanted " +
+                             to_string(shape));
         }
+        const Rows r = rows_of(array);
+        refuse_partly_shared_memory(out, "out", residual, "residual");
         args.residual = r.data;
         args.residual_stride = r.stride;
     }
+    refuse_shared_memory(out, "out", x, "x");
     args.y = to.data;
     args.y_stride = to.stride;
     args.scale = static_cast<float>(scale);
     const Kernels& table = kernels(choose_isa(isa));
     const py::gil_scoped_release release;
-    ThreadPool pool(std::max<std::size_t>(threads, 1));
-    const Aligned<std::byte> scratch = aligned<std::byte>(linear_scratch(args, pool.threads()));
+    ThreadPool pool = make_pool(threads);
+    const Scratch scratch(linear_scratch(args, pool.threads()));
     args.scratch = scratch.get();
     table.linear(args, pool.parallel());
 }
@@ -70,13 +70,13 @@ std::size_t packed_bytes(std::size_t in, std::size_t outputs, const std::string&
 }
 
 double measure(std::size_t rows, std::size_t in, std::size_t out, const std::string& activation,
-               const std::string& precision, std::size_t threads, double budget,
+               const std::string& precision, py::ssize_t threads, double budget,
                const std::optional<std::string>& isa) {
     const Activation function = parse_activation(activation);
     const WeightType type = parse_weight_type(precision);
     const Isa chosen = choose_isa(isa);
     const py::gil_scoped_release release;
-    ThreadPool pool(std::max<std::size_t>(threads, 1));
+    ThreadPool pool = make_pool(threads);
     return measure_linear(rows, in, out, function, type, pool.parallel(), chosen, budget);
 }
 

@@ -5,17 +5,25 @@
 #include "bindings/arrays.h"
 #include "include/fastdiff.h"
 #include "kernels/error.h"
+#include "runtime/error.h"
 
 namespace {
 
 namespace py = pybind11;
 
-// fastdiff::InputError becomes fastdiff.errors.InputError, so that the command line prints it as one line.
+// Errors become those of fastdiff.errors, so that the command line prints them as one line.
 void translate(std::exception_ptr pointer) {
+    const auto raise = [](const char* name, const std::exception& error) {
+        py::set_error(py::module_::import("fastdiff.errors").attr(name), error.what());
+    };
     try {
         if (pointer) std::rethrow_exception(pointer);
     } catch (const fastdiff::InputError& error) {
-        py::set_error(py::module_::import("fastdiff.errors").attr("InputError"), error.what());
+        raise("InputError", error);
+    } catch (const fastdiff::EngineVersionError& error) {
+        raise("EngineVersionError", error);
+    } catch (const fastdiff::EngineError& error) {
+        raise("EngineDamagedError", error);
     }
 }
 
@@ -35,9 +43,11 @@ PYBIND11_MODULE(_C, module) {
         "isa", [] { return std::string(fastdiff::isa_name(fastdiff::active_isa())); },
         "The instruction set in use; InputError when FASTDIFF_ISA names one that cannot run here.");
     module.def("available_isas", &available_isas, "The instruction sets that run here, fastest first.");
+    fastdiff::bindings::bind_attention(module);
     fastdiff::bindings::bind_conv2d(module);
     fastdiff::bindings::bind_group_norm_silu(module);
     fastdiff::bindings::bind_linear(module);
+    fastdiff::bindings::bind_native(module);
     fastdiff::bindings::bind_randn(module);
     fastdiff::bindings::bind_scheduler_step(module);
 }

@@ -1,7 +1,7 @@
 // Compiled once per instruction set; the contract is in kernels/group_norm_silu.h.
 //
-// Two passes over a sample. NHWC works on blocks of rows: within a block the channel loop is outside, so that
-// sums or parameters of a few channels stay in registers while the block stays in the first-level cache.
+// Two passes over a sample. NHWC works on blocks of pixels: within a block the channel loop is outside, so
+// that sums or parameters of a few channels stay in registers while the block stays in the first-level cache.
 #include "kernels/group_norm_silu.h"
 
 #include "cpu/dispatch.h"
@@ -9,6 +9,11 @@
 
 namespace fastdiff {
 namespace {
+
+struct Moments {
+    double mean;
+    double rstd;
+};
 
 // y = act((x - mean) * scale + shift): mean is the float nearest to the mean, shift holds what that leaves
 // out.
@@ -20,18 +25,13 @@ struct Affine {
 
 // (x - mean_of_group) * rstd * weight + bias for one channel.
 template <class I>
-FASTDIFF_INLINE Affine make_affine(double mean, double rstd, const GroupNormSiluArgs& args, std::size_t c) {
+FASTDIFF_INLINE Affine make_affine(const Moments& m, const GroupNormSiluArgs& args, std::size_t c) {
     const double weight = args.weight != nullptr ? args.weight[c] : 1.0;
     const double bias = args.bias != nullptr ? args.bias[c] : 0.0;
-    const float near = static_cast<float>(mean);
-    return {near, static_cast<float>(rstd * weight),
-            static_cast<float>(bias - (mean - static_cast<double>(near)) * rstd * weight)};
+    const float near = static_cast<float>(m.mean);
+    return {near, static_cast<float>(m.rstd * weight),
+            static_cast<float>(bias - (m.mean - static_cast<double>(near)) * m.rstd * weight)};
 }
-
-struct Moments {
-    double mean;
-    double rstd;
-};
 
 template <class I>
 FASTDIFF_INLINE Moments moments(double sum, double squares, double count, double eps) {
@@ -50,7 +50,6 @@ FASTDIFF_INLINE Vec<float, I> normalise(Vec<float, I> x, Vec<float, I> mean, Vec
 }
 
 // ---- NCHW: a group is contiguous
-// --------------------------------------------------------------------------------
 
 // Sum and sum of squares of `size` floats.
 template <class I>
@@ -88,31 +87,54 @@ FASTDIFF_INLINE void apply(const float* x, float* y, std::size_t size, Affine af
     if (i < size) normalise<I, Silu>(V::load(x + i, size - i), mean, scale, shift).store(y + i, size - i);
 }
 
+// One group of one sample.
 template <class I, bool Silu>
-void nchw(const GroupNormSiluArgs& args) {
+void nchw(void* context, std::size_t group, std::size_t) {
+    const GroupNormSiluArgs& args = *static_cast<const GroupNormSiluArgs*>(context);
     const std::size_t per_group = args.channels / args.groups;
     const std::size_t size = per_group * args.spatial;
-    for (std::size_t group = 0; group < args.batch * args.groups; ++group) {
-        const float* x = args.x + group * size;
-        float* y = args.y + group * size;
-        double sum, squares;
-        sums<I>(x, size, &sum, &squares);
-        const Moments m = moments<I>(sum, squares, static_cast<double>(size), args.eps);
-        for (std::size_t k = 0; k < per_group; ++k) {
-            const std::size_t c = group % args.groups * per_group + k;
-            apply<I, Silu>(x + k * args.spatial, y + k * args.spatial, args.spatial,
-                           make_affine<I>(m.mean, m.rstd, args, c));
-        }
+    const float* x = args.x + group * size;
+    float* y = args.y + group * size;
+    double sum, squares;
+    sums<I>(x, size, &sum, &squares);
+    const Moments m = moments<I>(sum, squares, static_cast<double>(size), args.eps);
+    for (std::size_t k = 0; k < per_group; ++k) {
+        const std::size_t c = group % args.groups * per_group + k;
+        apply<I, Silu>(x + k * args.spatial, y + k * args.spatial, args.spatial, make_affine<I>(m, args, c));
     }
 }
 
 // ---- NHWC: a channel is a column
-// ----------------------------------------------------------------------------------
 
-// Adds `rows` rows of `Unroll` registers of channels to sum[] and squares[].
-template <class I, int Unroll>
-FASTDIFF_INLINE void add_columns(const float* x, std::size_t rows, std::size_t stride, double* sum,
-                                 double* squares) {
+constexpr std::size_t block = 8;  // pixels of which a few channels are summed or written at a time
+
+// How group_norm_sums and group_norm_apply divide the pixels of a sample: a thread is to find some ten
+// microseconds of work in a part, and the sums of all parts are to take little room. Never by the number of
+// threads, which the sums' rounding would show.
+struct Parts {
+    std::size_t pixels, count;
+};
+
+Parts divide(const GroupNormSiluArgs& args) {
+    constexpr std::size_t elements = 16384, most = 32;
+    std::size_t pixels = args.channels > 0 ? elements / args.channels : 0;
+    if (pixels * most < args.spatial) pixels = (args.spatial + most - 1) / most;
+    pixels = (pixels + block) / block * block;
+    return {pixels, args.spatial > pixels ? (args.spatial + pixels - 1) / pixels : 1};
+}
+
+struct NhwcContext {
+    const GroupNormSiluArgs& args;
+    Parts parts;
+    double* sums;
+    float* affine;
+};
+
+// Adds `rows` rows of `Unroll` registers of channels, the last one of `count` channels if Tail, to sum[] and
+// squares[].
+template <class I, int Unroll, bool Tail>
+FASTDIFF_INLINE void add_columns(const float* x, std::size_t rows, std::size_t stride, std::size_t count,
+                                 double* sum, double* squares) {
     using D = Vec<double, I>;
     D s[Unroll], q[Unroll];
     for (int u = 0; u < Unroll; ++u) {
@@ -121,7 +143,7 @@ FASTDIFF_INLINE void add_columns(const float* x, std::size_t rows, std::size_t s
     }
     for (std::size_t r = 0; r < rows; ++r, x += stride) {
         for (int u = 0; u < Unroll; ++u) {
-            const D v = D::load_floats(x + u * D::width);
+            const D v = Tail ? D::load_floats(x, count) : D::load_floats(x + u * D::width);
             s[u] = s[u] + v;
             q[u] = fmadd(v, v, q[u]);
         }
@@ -132,112 +154,90 @@ FASTDIFF_INLINE void add_columns(const float* x, std::size_t rows, std::size_t s
     }
 }
 
-// The last `count` channels, fewer than a register.
+// One part of one sample.
 template <class I>
-FASTDIFF_INLINE void add_column_tail(const float* x, std::size_t rows, std::size_t stride, std::size_t count,
-                                     double* sum, double* squares) {
-    using D = Vec<double, I>;
-    D s = D::load(sum), q = D::load(squares);
-    for (std::size_t r = 0; r < rows; ++r, x += stride) {
-        const D v = D::load_floats(x, count);
-        s = s + v;
-        q = fmadd(v, v, q);
-    }
-    s.store(sum);
-    q.store(squares);
-}
-
-// Per-channel arrays, padded so that whole registers may be loaded and stored at their end.
-struct NhwcScratch {
-    static constexpr std::size_t padding = 16;
-    double* sum;
-    double* squares;
-    float* mean;
-    float* scale;
-    float* shift;
-};
-
-template <class I, bool Silu>
-FASTDIFF_INLINE void apply_rows(const float* x, float* y, std::size_t rows, std::size_t channels,
-                                const NhwcScratch& scratch) {
-    using V = Vec<float, I>;
-    std::size_t c = 0;
-    for (; c + V::width <= channels; c += V::width) {
-        const V mean = V::load(scratch.mean + c), scale = V::load(scratch.scale + c),
-                shift = V::load(scratch.shift + c);
-        for (std::size_t r = 0; r < rows; ++r) {
-            const std::size_t at = r * channels + c;
-            normalise<I, Silu>(V::load(x + at), mean, scale, shift).store(y + at);
-        }
-    }
-    if (c < channels) {
-        const std::size_t count = channels - c;
-        const V mean = V::load(scratch.mean + c), scale = V::load(scratch.scale + c),
-                shift = V::load(scratch.shift + c);
-        for (std::size_t r = 0; r < rows; ++r) {
-            const std::size_t at = r * channels + c;
-            normalise<I, Silu>(V::load(x + at, count), mean, scale, shift).store(y + at, count);
-        }
-    }
-}
-
-template <class I>
-FASTDIFF_INLINE void channel_sums(const float* x, std::size_t spatial, std::size_t channels,
-                                  const NhwcScratch& scratch) {
+void nhwc_sums(void* context, std::size_t item, std::size_t) {
     using D = Vec<double, I>;
     constexpr int unroll = 4;
-    constexpr std::size_t block = 8;
-    for (std::size_t c = 0; c < channels + NhwcScratch::padding; ++c)
-        scratch.sum[c] = scratch.squares[c] = 0.0;
-    for (std::size_t row = 0; row < spatial; row += block) {
-        const std::size_t rows = spatial - row < block ? spatial - row : block;
-        const float* from = x + row * channels;
+    const auto& [args, parts, all_sums, affine] = *static_cast<const NhwcContext*>(context);
+    const std::size_t channels = args.channels, padded = group_norm_padded(channels), stride = args.x_stride;
+    double* sum = all_sums + item * 2 * padded;
+    double* squares = sum + padded;
+    for (std::size_t i = 0; i < 2 * padded; ++i) sum[i] = 0.0;
+    const std::size_t first = item % parts.count * parts.pixels;
+    const std::size_t last = args.spatial - first < parts.pixels ? args.spatial : first + parts.pixels;
+    for (std::size_t row = first; row < last; row += block) {
+        const std::size_t rows = last - row < block ? last - row : block;
+        const float* x = args.x + (item / parts.count * args.spatial + row) * stride;
         std::size_t c = 0;
         for (; c + unroll * D::width <= channels; c += unroll * D::width) {
-            add_columns<I, unroll>(from + c, rows, channels, scratch.sum + c, scratch.squares + c);
+            add_columns<I, unroll, false>(x + c, rows, stride, 0, sum + c, squares + c);
         }
         for (; c + D::width <= channels; c += D::width) {
-            add_columns<I, 1>(from + c, rows, channels, scratch.sum + c, scratch.squares + c);
+            add_columns<I, 1, false>(x + c, rows, stride, 0, sum + c, squares + c);
         }
-        if (c < channels) {
-            add_column_tail<I>(from + c, rows, channels, channels - c, scratch.sum + c, scratch.squares + c);
-        }
+        if (c < channels) add_columns<I, 1, true>(x + c, rows, stride, channels - c, sum + c, squares + c);
     }
 }
 
-template <class I, bool Silu>
-void nhwc(const GroupNormSiluArgs& args) {
-    const std::size_t channels = args.channels, padded = channels + NhwcScratch::padding;
-    const std::size_t per_group = channels / args.groups;
-    double* doubles = static_cast<double*>(args.scratch);
-    float* floats = reinterpret_cast<float*>(doubles + 2 * padded);
-    const NhwcScratch scratch{doubles, doubles + padded, floats, floats + padded, floats + 2 * padded};
-    for (std::size_t c = channels; c < padded; ++c)
-        scratch.mean[c] = scratch.scale[c] = scratch.shift[c] = 0.0f;
-
-    for (std::size_t n = 0; n < args.batch; ++n) {
-        const float* x = args.x + n * args.spatial * channels;
-        float* y = args.y + n * args.spatial * channels;
-        channel_sums<I>(x, args.spatial, channels, scratch);
-        for (std::size_t first = 0; first < channels; first += per_group) {
-            double sum = 0.0, squares = 0.0;
-            for (std::size_t c = first; c < first + per_group; ++c) {
-                sum += scratch.sum[c];
-                squares += scratch.squares[c];
-            }
-            const Moments m =
-                moments<I>(sum, squares, static_cast<double>(per_group * args.spatial), args.eps);
-            for (std::size_t c = first; c < first + per_group; ++c) {
-                const Affine affine = make_affine<I>(m.mean, m.rstd, args, c);
-                scratch.mean[c] = affine.mean;
-                scratch.scale[c] = affine.scale;
-                scratch.shift[c] = affine.shift;
-            }
+// One sample.
+template <class I>
+void nhwc_affine(void* context, std::size_t n, std::size_t) {
+    const auto& [args, parts, all_sums, all_affine] = *static_cast<const NhwcContext*>(context);
+    const std::size_t padded = group_norm_padded(args.channels), per_group = args.channels / args.groups;
+    double* total = all_sums + n * parts.count * 2 * padded;
+    for (std::size_t part = 1; part < parts.count; ++part) {
+        const double* row = total + part * 2 * padded;
+        for (std::size_t i = 0; i < 2 * padded; ++i) total[i] += row[i];
+    }
+    float* affine = all_affine + n * 3 * padded;
+    for (std::size_t first = 0; first < args.channels; first += per_group) {
+        double sum = 0.0, squares = 0.0;
+        for (std::size_t c = first; c < first + per_group; ++c) {
+            sum += total[c];
+            squares += total[padded + c];
         }
-        constexpr std::size_t block = 8;
-        for (std::size_t row = 0; row < args.spatial; row += block) {
-            const std::size_t rows = args.spatial - row < block ? args.spatial - row : block;
-            apply_rows<I, Silu>(x + row * channels, y + row * channels, rows, channels, scratch);
+        const Moments m = moments<I>(sum, squares, static_cast<double>(per_group * args.spatial), args.eps);
+        for (std::size_t c = first; c < first + per_group; ++c) {
+            const Affine channel = make_affine<I>(m, args, c);
+            affine[c] = channel.mean;
+            affine[padded + c] = channel.scale;
+            affine[2 * padded + c] = channel.shift;
+        }
+    }
+    for (std::size_t c = args.channels; c < padded; ++c) {
+        affine[c] = affine[padded + c] = affine[2 * padded + c] = 0.0f;
+    }
+}
+
+// One part of one sample.
+template <class I, bool Silu>
+void nhwc_apply(void* context, std::size_t item, std::size_t) {
+    using V = Vec<float, I>;
+    const auto& [args, parts, sums, all_affine] = *static_cast<const NhwcContext*>(context);
+    const std::size_t channels = args.channels, padded = group_norm_padded(channels);
+    const std::size_t n = item / parts.count, first = item % parts.count * parts.pixels;
+    const std::size_t last = args.spatial - first < parts.pixels ? args.spatial : first + parts.pixels;
+    const float* affine = all_affine + n * 3 * padded;
+    for (std::size_t row = first; row < last; row += block) {
+        const std::size_t rows = last - row < block ? last - row : block;
+        const float* x = args.x + (n * args.spatial + row) * args.x_stride;
+        float* y = args.y + (n * args.spatial + row) * args.y_stride;
+        for (std::size_t c = 0; c < channels; c += V::width) {
+            const V mean = V::load(affine + c), scale = V::load(affine + padded + c),
+                    shift = V::load(affine + 2 * padded + c);
+            const std::size_t count = channels - c;
+            if (count >= V::width) {
+                for (std::size_t r = 0; r < rows; ++r) {
+                    const V v = V::load(x + r * args.x_stride + c);
+                    normalise<I, Silu>(v, mean, scale, shift).store(y + r * args.y_stride + c);
+                }
+            } else {
+                for (std::size_t r = 0; r < rows; ++r) {
+                    const V v = V::load(x + r * args.x_stride + c, count);
+                    normalise<I, Silu>(v, mean, scale, shift).store(y + r * args.y_stride + c, count);
+                }
+            }
         }
     }
 }
@@ -245,26 +245,54 @@ void nhwc(const GroupNormSiluArgs& args) {
 }  // namespace
 
 template <class I>
-void group_norm_silu(const GroupNormSiluArgs& args) {
-    if (args.layout == Layout::nhwc) {
-        if (args.silu) {
-            nhwc<I, true>(args);
-        } else {
-            nhwc<I, false>(args);
-        }
-    } else if (args.silu) {
-        nchw<I, true>(args);
-    } else {
-        nchw<I, false>(args);
-    }
+void group_norm_sums(const GroupNormSiluArgs& args, double* sums, const Parallel& parallel) {
+    NhwcContext context{args, divide(args), sums, nullptr};
+    parallel.run(parallel, args.batch * context.parts.count, nhwc_sums<I>, &context);
 }
 
-template void group_norm_silu<isa::FASTDIFF_ISA>(const GroupNormSiluArgs& args);
+template <class I>
+void group_norm_affine(const GroupNormSiluArgs& args, double* sums, std::size_t parts, float* affine,
+                       const Parallel& parallel) {
+    NhwcContext context{args, {0, parts}, sums, affine};
+    parallel.run(parallel, args.batch, nhwc_affine<I>, &context);
+}
+
+template <class I>
+void group_norm_apply(const GroupNormSiluArgs& args, const float* affine, const Parallel& parallel) {
+    NhwcContext context{args, divide(args), nullptr, const_cast<float*>(affine)};
+    parallel.run(parallel, args.batch * context.parts.count,
+                 args.silu ? nhwc_apply<I, true> : nhwc_apply<I, false>, &context);
+}
+
+template <class I>
+void group_norm_silu(const GroupNormSiluArgs& args, const Parallel& parallel) {
+    if (args.layout == Layout::nchw) {
+        parallel.run(parallel, args.batch * args.groups, args.silu ? nchw<I, true> : nchw<I, false>,
+                     const_cast<GroupNormSiluArgs*>(&args));
+        return;
+    }
+    const std::size_t parts = group_norm_parts(args);
+    double* sums = static_cast<double*>(args.scratch);
+    float* affine =
+        reinterpret_cast<float*>(sums + args.batch * parts * 2 * group_norm_padded(args.channels));
+    group_norm_sums<I>(args, sums, parallel);
+    group_norm_affine<I>(args, sums, parts, affine, parallel);
+    group_norm_apply<I>(args, affine, parallel);
+}
+
+template void group_norm_sums<isa::FASTDIFF_ISA>(const GroupNormSiluArgs&, double*, const Parallel&);
+template void group_norm_affine<isa::FASTDIFF_ISA>(const GroupNormSiluArgs&, double*, std::size_t, float*,
+                                                   const Parallel&);
+template void group_norm_apply<isa::FASTDIFF_ISA>(const GroupNormSiluArgs&, const float*, const Parallel&);
+template void group_norm_silu<isa::FASTDIFF_ISA>(const GroupNormSiluArgs&, const Parallel&);
 
 #if FASTDIFF_ISA_PORTABLE
+std::size_t group_norm_parts(const GroupNormSiluArgs& args) { return divide(args).count; }
+
 std::size_t group_norm_silu_scratch(const GroupNormSiluArgs& args) {
-    const std::size_t padded = args.channels + NhwcScratch::padding;
-    return args.layout == Layout::nhwc ? padded * (2 * sizeof(double) + 3 * sizeof(float)) : 0;
+    if (args.layout == Layout::nchw) return 0;
+    const std::size_t per_channel = 2 * sizeof(double) * group_norm_parts(args) + 3 * sizeof(float);
+    return args.batch * group_norm_padded(args.channels) * per_channel;
 }
 #endif
 

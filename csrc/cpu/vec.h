@@ -6,7 +6,8 @@
 //   v.store(p), v.store(p, n)              likewise: nothing beyond n is written
 //   V::broadcast(s), V::zero()
 //   + - * /, fmadd(a, b, c) = a*b + c, fnmadd(a, b, c) = c - a*b, min, max, reduce_add
-//   round, scale_by_power_of_two(v, n), reciprocal, abs, copy_sign(magnitude, sign), exp, erf
+//   round, scale_by_power_of_two(v, n), reciprocal, abs, copy_sign(magnitude, sign), exp, exp2, erf
+//   transpose(V (&rows)[width])            width × width floats, in place
 //   V::load_half(p)                        V::width half-precision numbers
 //   Vec<double, I>                         half as wide, for accumulating: load_floats widens while loading
 //
@@ -59,6 +60,23 @@ FASTDIFF_INLINE Vec<float, I> exp(Vec<float, I> x) {
     p = fmadd(p, r, V::broadcast(1.6666665459e-1f));
     p = fmadd(p, r, V::broadcast(5.0000001201e-1f));
     p = fmadd(p * r, r, r + V::broadcast(1.0f));
+    return scale_by_power_of_two(p, n);
+}
+
+// 2^x to about 1 ulp for x in [-125, 127], exact for whole numbers; otherwise as exp. The polynomial is the
+// minimax one of degree 6 on [-1/2, 1/2].
+template <class I>
+FASTDIFF_INLINE Vec<float, I> exp2(Vec<float, I> x) {
+    using V = Vec<float, I>;
+    const V n = round(x);
+    const V r = x - n;
+    V p = V::broadcast(1.5345810971e-4f);
+    p = fmadd(p, r, V::broadcast(1.3399932068e-3f));
+    p = fmadd(p, r, V::broadcast(9.6184890717e-3f));
+    p = fmadd(p, r, V::broadcast(5.5503286421e-2f));
+    p = fmadd(p, r, V::broadcast(2.4022646248e-1f));
+    p = fmadd(p, r, V::broadcast(6.9314718246e-1f));
+    p = fmadd(p, r, V::broadcast(1.0f));
     return scale_by_power_of_two(p, n);
 }
 

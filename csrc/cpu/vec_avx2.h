@@ -74,6 +74,27 @@ FASTDIFF_INLINE FloatAvx2 scale_by_power_of_two(FloatAvx2 a, FloatAvx2 n) {
     return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent))};
 }
 FASTDIFF_INLINE FloatAvx2 reciprocal(FloatAvx2 a) { return FloatAvx2::broadcast(1.0f) / a; }
+// Pairs, then quadruples within 128-bit lanes, then the lanes themselves.
+FASTDIFF_INLINE void transpose(FloatAvx2 (&rows)[8]) {
+    __m256 a[8], b[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(rows[i].v, rows[i + 1].v);
+        a[i + 1] = _mm256_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        rows[i].v = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        rows[i + 4].v = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+}
 
 FASTDIFF_INLINE DoubleAvx2 operator+(DoubleAvx2 a, DoubleAvx2 b) { return {_mm256_add_pd(a.v, b.v)}; }
 FASTDIFF_INLINE DoubleAvx2 fmadd(DoubleAvx2 a, DoubleAvx2 b, DoubleAvx2 c) {

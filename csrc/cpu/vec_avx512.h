@@ -73,11 +73,47 @@ FASTDIFF_INLINE FloatAvx512 reciprocal(FloatAvx512 a) {
     const FloatAvx512 r{_mm512_rcp14_ps(a.v)};
     return fmadd(r, fnmadd(a, r, FloatAvx512::broadcast(1.0f)), r);
 }
+// Pairs, then quadruples within 128-bit lanes, then the lanes themselves in two rounds.
+FASTDIFF_INLINE void transpose(FloatAvx512 (&rows)[16]) {
+    __m512 a[16], b[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+        a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        const __m512d low0 = _mm512_castps_pd(a[i]), low1 = _mm512_castps_pd(a[i + 2]);
+        const __m512d high0 = _mm512_castps_pd(a[i + 1]), high1 = _mm512_castps_pd(a[i + 3]);
+        b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low0, low1));
+        b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low0, low1));
+        b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high0, high1));
+        b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high0, high1));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        a[i] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
+        a[i + 4] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
+        a[i + 8] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+        a[i + 12] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        rows[i].v = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
+        rows[i + 8].v = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
+    }
+}
 
 FASTDIFF_INLINE DoubleAvx512 operator+(DoubleAvx512 a, DoubleAvx512 b) { return {_mm512_add_pd(a.v, b.v)}; }
 FASTDIFF_INLINE DoubleAvx512 fmadd(DoubleAvx512 a, DoubleAvx512 b, DoubleAvx512 c) {
     return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 }
-FASTDIFF_INLINE double reduce_add(DoubleAvx512 a) { return _mm512_reduce_add_pd(a.v); }
+// Not _mm512_reduce_add_pd, which starts from an undefined register as well, and warns.
+FASTDIFF_INLINE double reduce_add(DoubleAvx512 a) {
+    const __m256d half =
+        _mm256_add_pd(_mm512_maskz_extractf64x4_pd(0xff, a.v, 0), _mm512_maskz_extractf64x4_pd(0xff, a.v, 1));
+    const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+}
 
 }  // namespace fastdiff

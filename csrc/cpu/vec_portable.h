@@ -98,6 +98,10 @@ FASTDIFF_INLINE FloatPortable scale_by_power_of_two(FloatPortable a, FloatPortab
     return {reinterpret_cast<FloatPortable::Register>(reinterpret_cast<Bits>(a.v) + exponent)};
 }
 FASTDIFF_INLINE FloatPortable reciprocal(FloatPortable a) { return FloatPortable::broadcast(1.0f) / a; }
+FASTDIFF_INLINE void transpose(FloatPortable (&rows)[4]) {
+    const FloatPortable::Register r0 = rows[0].v, r1 = rows[1].v, r2 = rows[2].v, r3 = rows[3].v;
+    for (int i = 0; i < 4; ++i) rows[i].v = FloatPortable::Register{r0[i], r1[i], r2[i], r3[i]};
+}
 
 FASTDIFF_INLINE DoublePortable operator+(DoublePortable a, DoublePortable b) { return {a.v + b.v}; }
 FASTDIFF_INLINE DoublePortable fmadd(DoublePortable a, DoublePortable b, DoublePortable c) {

@@ -7,9 +7,18 @@ torch and are therefore imported only by name.
 
 from __future__ import annotations
 
+from fastdiff.kernels.attention import attention
 from fastdiff.kernels.conv2d import conv2d, pack_conv2d
 from fastdiff.kernels.group_norm_silu import group_norm_silu
 from fastdiff.kernels.linear import linear, pack_linear
 from fastdiff.kernels.scheduler_step import scheduler_step
 
-__all__ = ["conv2d", "group_norm_silu", "linear", "pack_conv2d", "pack_linear", "scheduler_step"]
+__all__ = [
+    "attention",
+    "conv2d",
+    "group_norm_silu",
+    "linear",
+    "pack_conv2d",
+    "pack_linear",
+    "scheduler_step",
+]

@@ -44,8 +44,8 @@ void check(Isa isa, Layout layout, std::size_t batch, std::size_t spatial, std::
     Random random(channels * 1000 + spatial);
     std::vector<float> x = random.array(batch * spatial * channels), y(x.size());
     const std::vector<float> weight = random.array(channels), bias = random.array(channels);
-    GroupNormSiluArgs args{layout,  batch,   spatial,  channels, groups, x.data(),
-                           nullptr, nullptr, y.data(), 1e-5,     silu,   nullptr};
+    GroupNormSiluArgs args{layout,  batch,   spatial,  channels, groups, x.data(), channels,
+                           nullptr, nullptr, y.data(), channels, 1e-5,   silu,     nullptr};
     if (affine) {
         args.weight = weight.data();
         args.bias = bias.data();
@@ -54,7 +54,7 @@ void check(Isa isa, Layout layout, std::size_t batch, std::size_t spatial, std::
     if (in_place) args.y = x.data();
     std::vector<double> scratch((group_norm_silu_scratch(args) + 7) / 8);
     args.scratch = scratch.data();
-    kernels(isa).group_norm_silu(args);
+    kernels(isa).group_norm_silu(args, serial);
     double worst = 0.0;
     for (std::size_t i = 0; i < wanted.size(); ++i)
         worst = std::fmax(worst, std::fabs(args.y[i] - wanted[i]));
@@ -65,10 +65,46 @@ void check(Isa isa, Layout layout, std::size_t batch, std::size_t spatial, std::
     }
 }
 
+// Sums that somebody else gathered, pixel by pixel, and an apply between wider arrays.
+void check_split(Isa isa, std::size_t channels) {
+    constexpr std::size_t batch = 2, spatial = 5;
+    const std::size_t padded = group_norm_padded(channels), stride = channels + 3;
+    Random random(channels);
+    const std::vector<float> x = random.array(batch * spatial * stride);
+    std::vector<float> y(batch * spatial * channels, 7.0f), packed, affine(batch * 3 * padded);
+    std::vector<double> sums(batch * spatial * 2 * padded);
+    for (std::size_t pixel = 0; pixel < batch * spatial; ++pixel) {
+        for (std::size_t c = 0; c < channels; ++c) {
+            const double value = x[pixel * stride + c];
+            packed.push_back(x[pixel * stride + c]);
+            sums[2 * pixel * padded + c] = value;
+            sums[(2 * pixel + 1) * padded + c] = value * value;
+        }
+    }
+    GroupNormSiluArgs args{Layout::nhwc, batch,   spatial,  channels, 1,    packed.data(), channels,
+                           nullptr,      nullptr, y.data(), channels, 1e-5, true,          nullptr};
+    const std::vector<double> wanted = reference(args);
+    args.x = x.data();
+    args.x_stride = stride;
+    kernels(isa).group_norm_affine(args, sums.data(), spatial, affine.data(), serial);
+    kernels(isa).group_norm_apply(args, affine.data(), serial);
+    for (std::size_t i = 0; i < wanted.size(); ++i) CHECK(std::fabs(y[i] - wanted[i]) < 2e-6);
+
+    std::vector<double> found(batch * group_norm_parts(args) * 2 * padded);
+    kernels(isa).group_norm_sums(args, found.data(), serial);
+    CHECK(group_norm_parts(args) == 1);
+    for (std::size_t c = 0; c < channels; ++c) {
+        double sum = 0.0;
+        for (std::size_t pixel = 0; pixel < spatial; ++pixel) sum += x[pixel * stride + c];
+        CHECK(std::fabs(found[c] - sum) < 1e-12);
+    }
+}
+
 }  // namespace
 
 void test_group_norm_silu() {
     for (Isa isa : available_isas()) {
+        for (std::size_t channels : {1, 15, 16, 37, 64}) check_split(isa, channels);
         for (Layout layout : {Layout::nhwc, Layout::nchw}) {
             // Every tail of every register width, around the block of eight rows.
             for (std::size_t channels = 1; channels <= 70; ++channels) {
@@ -78,6 +114,8 @@ void test_group_norm_silu() {
                     check(isa, layout, 2, spatial, channels, odd ? 1 : 2, true, odd, channels % 3 == 0);
                 }
             }
+            // Many parts: 320 channels are divided every 56 pixels.
+            check(isa, layout, 1, 500, 320, 32, true, true, false);
             check(isa, layout, 1, 9, 48, 48, false, true, false);
             check(isa, layout, 0, 9, 48, 4, true, true, false);
             check(isa, layout, 2, 0, 48, 4, true, true, false);

@@ -137,6 +137,32 @@ def test_nothing_is_written_beyond_the_end(rng, isa, layout):
         assert (buffer[x.size :] == 7.0).all()
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_threads_change_nothing(rng, isa, layout, threads):
+    # 40 channels make parts of 416 pixels: three of them, the last not full.
+    x, weight, bias = data(rng, 2, (31, 29), 40, layout, mean=3.0)
+    one = group_norm_silu(x, weight, bias, 8, layout=layout, isa=isa)
+    assert_close(one, expected(x, weight, bias, 8, layout=layout), rel_l2=5e-7)
+    many = group_norm_silu(x, weight, bias, 8, layout=layout, isa=isa, threads=threads)
+    assert np.array_equal(many, one)
+
+
+@pytest.mark.parametrize("channels", [6, 32, 37])
+def test_channels_of_a_wider_array(rng, isa, channels):
+    # What a concatenation's producers and consumers see.
+    wide = np.full((2, 5, 21, channels + 40), 7.0, np.float32)
+    x, weight, bias = data(rng, 2, (5, 21), channels, "NHWC")
+    source, out = wide[..., :channels], wide[..., 40:]
+    source[...] = x
+    assert group_norm_silu(source, weight, bias, 1, out=out, isa=isa) is out
+    assert_close(out, expected(x, weight, bias, 1), rel_l2=5e-7)
+    assert np.array_equal(source, x)
+    assert (wide[..., channels:40] == 7.0).all()
+    group_norm_silu(source, weight, bias, 1, out=source, isa=isa)
+    assert np.array_equal(source, out)
+
+
 X = np.zeros((2, 3, 3, 8), np.float32)
 W = np.ones(8, np.float32)
 
@@ -145,8 +171,10 @@ W = np.ones(8, np.float32)
     ("change", "message"),
     [
         ({"x": X.astype(np.float16)}, "x: found dtype float16, wanted float32"),
-        ({"x": X[0, 0, 0]}, r"x: found shape \(8,\), wanted at least a batch and a channel dimension"),
-        ({"x": X.transpose(0, 3, 1, 2)}, "x: .* not C-contiguous.*ascontiguousarray"),
+        ({"x": X[0, 0, 0]}, r"x: found shape \(8,\), wanted at least 2 axes"),
+        ({"x": X[..., ::2], "weight": None, "bias": None}, "x: found a stride of 2 floats on the last axis"),
+        ({"x": X[:, :2]}, "x: found axes 0 to 2 .* unevenly spaced, wanted one distance between rows"),
+        ({"x": X.transpose(0, 3, 1, 2), "layout": "NCHW"}, "x: .* not C-contiguous.*ascontiguousarray"),
         ({"x": torch.zeros(2, 8)}, "x: found Tensor, wanted a float32 NumPy array"),
         ({"weight": W[:4]}, r"weight: found shape \(4,\), wanted \(8,\)"),
         ({"bias": W.astype(np.float64)}, "bias: found dtype float64"),
@@ -157,6 +185,7 @@ W = np.ones(8, np.float32)
         ({"eps": -1.0}, "eps: found -1"),
         ({"eps": float("nan")}, "eps: found nan"),
         ({"out": X[:1].copy()}, r"out: found shape \(1, 3, 3, 8\), wanted \(2, 3, 3, 8\)"),
+        ({"threads": 0}, "threads: found 0, wanted at least 1"),
         ({"isa": "mmx"}, "isa: unknown instruction set 'mmx'"),
     ],
 )

@@ -1,0 +1,280 @@
+// The native engine's modules and sessions. fastdiff/targets/native wraps them into a Session.
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cstring>
+
+#include "bindings/arrays.h"
+#include "kernels/error.h"
+#include "runtime/error.h"
+#include "runtime/session.h"
+
+namespace fastdiff::bindings {
+namespace {
+
+using Inputs = std::map<std::string, py::object>;
+
+std::size_t index(int id) { return static_cast<std::size_t>(id); }
+
+const char* dtype_name(DType dtype) { return dtype == DType::int64 ? "int64" : "float32"; }
+
+// 4, "height", "8*height", or for anything else the postfix program.
+py::object describe(const Dim& dim, const Graph& graph) {
+    if (dim.size() == 1 && dim[0].kind == Token::Kind::number) return py::int_(dim[0].operand);
+    if (const auto single = single_symbol(dim)) {
+        const std::string& name = graph.symbols[single->symbol].name;
+        return py::str(single->factor == 1 ? name : std::to_string(single->factor) + "*" + name);
+    }
+    std::string text;
+    constexpr const char* operators[] = {"+", "-", "*", "//"};
+    for (const Token& token : dim) {
+        if (!text.empty()) text += " ";
+        if (token.kind == Token::Kind::number) {
+            text += std::to_string(token.operand);
+        } else if (token.kind == Token::Kind::symbol) {
+            text += graph.symbols[static_cast<std::size_t>(token.operand)].name;
+        } else {
+            text +=
+                operators[static_cast<std::size_t>(token.kind) - static_cast<std::size_t>(Token::Kind::add)];
+        }
+    }
+    return py::str(text);
+}
+
+py::list describe(const std::vector<int>& ids, const Graph& graph) {
+    py::list result;
+    for (int id : ids) {
+        const Value& value = graph.values[index(id)];
+        py::list shape;
+        for (const Dim& dim : value.shape) shape.append(describe(dim, graph));
+        result.append(py::make_tuple(value.name, dtype_name(value.dtype), py::tuple(shape)));
+    }
+    return result;
+}
+
+py::dict symbols(const Module& module) {
+    py::dict result;
+    for (const Symbol& symbol : module.graph().symbols) {
+        py::object maximum = symbol.maximum == 0 ? py::object(py::none()) : py::int_(symbol.maximum);
+        result[py::str(symbol.name)] = py::make_tuple(symbol.minimum, maximum, symbol.multiple_of);
+    }
+    return result;
+}
+
+Sizes parse_sizes(const Graph& graph, const std::map<std::string, std::int64_t>& named) {
+    Sizes sizes;
+    for (const Symbol& symbol : graph.symbols) {
+        const auto found = named.find(symbol.name);
+        if (found == named.end()) throw InputError("sizes: " + symbol.name + " is missing");
+        sizes.push_back(found->second);
+    }
+    if (named.size() != sizes.size()) {
+        throw InputError("sizes: found " + std::to_string(named.size()) + ", wanted " +
+                         std::to_string(sizes.size()));
+    }
+    return sizes;
+}
+
+Stage parse_stage(const std::string& name) {
+    if (name == "prompt") return Stage::prompt;
+    if (name == "schedule") return Stage::schedule;
+    if (name == "step") return Stage::step;
+    throw InputError("stage: found '" + name + "', wanted 'prompt', 'schedule' or 'step'");
+}
+
+// The array's data, after checking type and contiguity; `shape` receives its sizes.
+const void* read(const py::object& object, const Value& value, fastdiff::Shape& shape) {
+    if (!py::isinstance<py::array>(object)) {
+        throw InputError(value.name + ": found " + py::type::of(object).attr("__name__").cast<std::string>() +
+                         ", wanted a " + dtype_name(value.dtype) + " NumPy array");
+    }
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    const bool wanted = value.dtype == DType::int64 ? py::isinstance<py::array_t<std::int64_t>>(array)
+                                                    : py::isinstance<py::array_t<float>>(array);
+    if (!wanted) {
+        throw InputError(value.name + ": found dtype " + py::str(array.dtype()).cast<std::string>() +
+                         ", wanted " + dtype_name(value.dtype));
+    }
+    if (!(array.flags() & py::array::c_style)) {
+        throw InputError(value.name + ": found an array of shape " + to_string(shape_of(array)) +
+                         " that is not C-contiguous; pass numpy.ascontiguousarray(...)");
+    }
+    if (array.ndim() > static_cast<py::ssize_t>(max_rank)) {
+        throw InputError(value.name + ": found " + std::to_string(array.ndim()) + " axes, wanted " +
+                         std::to_string(value.shape.size()));
+    }
+    for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+        shape.push_back(static_cast<std::size_t>(array.shape(axis)));
+    }
+    return array.data();
+}
+
+// A session, and the arrays of one call.
+class NativeSession {
+  public:
+    NativeSession(std::shared_ptr<Module> module, std::size_t threads)
+        : session_(std::move(module), checked(threads)) {}
+
+    py::dict run(const Inputs& named) {
+        const Graph& graph = session_.module().graph();
+        std::vector<fastdiff::Shape> shapes;
+        const std::vector<const void*> inputs = take(named, false, shapes);
+        const Sizes sizes = find_sizes(graph, shapes);
+        py::dict result = make_outputs(sizes, 0);
+        call(inputs, result,
+             [&](const Arrays& arrays, const Cancel& cancel) { session_.run(sizes, arrays, cancel); });
+        return result;
+    }
+
+    py::dict run_stage(const std::string& stage_name, const Inputs& named,
+                       const std::map<std::string, std::int64_t>& named_sizes, std::size_t rows,
+                       std::size_t row) {
+        const Graph& graph = session_.module().graph();
+        const Stage stage = parse_stage(stage_name);
+        const Sizes sizes = parse_sizes(graph, named_sizes);
+        std::vector<fastdiff::Shape> shapes;
+        const std::vector<const void*> inputs = take(named, true, shapes);
+        const auto plan = make_plan(sizes, rows);
+        for (std::size_t i = 0; i < shapes.size(); ++i) {
+            if (inputs[i] == nullptr || shapes[i] == plan->input_shapes[i]) continue;
+            throw InputError(graph.values[index(graph.inputs[i])].name + ": found shape " +
+                             to_string(shapes[i]) + ", wanted " + to_string(plan->input_shapes[i]));
+        }
+        py::dict result = stage == Stage::step ? make_outputs(sizes, rows) : py::dict();
+        call(inputs, result, [&](const Arrays& arrays, const Cancel& cancel) {
+            session_.run_stage(stage, sizes, rows, row, arrays, cancel);
+        });
+        return result;
+    }
+
+    std::string plan(const std::map<std::string, std::int64_t>& sizes, std::size_t rows) {
+        return fastdiff::describe(*make_plan(parse_sizes(session_.module().graph(), sizes), rows));
+    }
+    std::size_t planned_bytes(const std::map<std::string, std::int64_t>& sizes, std::size_t rows) {
+        return make_plan(parse_sizes(session_.module().graph(), sizes), rows)->arena_bytes;
+    }
+    std::size_t arena_bytes() {
+        const py::gil_scoped_release release;
+        return session_.arena_bytes();
+    }
+    std::size_t threads() const { return session_.threads(); }
+    void set_threads(std::size_t threads) {
+        const py::gil_scoped_release release;
+        session_.set_threads(checked(threads));
+    }
+
+  private:
+    static std::size_t checked(std::size_t threads) {
+        if (threads < 1 || threads > 1024) {
+            throw InputError("threads: found " + std::to_string(threads) + ", wanted 1 to 1024");
+        }
+        return threads;
+    }
+
+    std::shared_ptr<const Plan> make_plan(const Sizes& sizes, std::size_t rows) {
+        const py::gil_scoped_release release;
+        return session_.plan(sizes, rows);
+    }
+
+    // Data and shapes of the inputs in the graph's order; null for those that may be and are missing.
+    std::vector<const void*> take(const Inputs& named, bool partial,
+                                  std::vector<fastdiff::Shape>& shapes) const {
+        const Graph& graph = session_.module().graph();
+        std::vector<const void*> result;
+        std::size_t used = 0;
+        for (int id : graph.inputs) {
+            const Value& value = graph.values[index(id)];
+            const auto found = named.find(value.name);
+            fastdiff::Shape shape;
+            if (found != named.end()) {
+                result.push_back(read(found->second, value, shape));
+                ++used;
+            } else if (partial) {
+                result.push_back(nullptr);
+            } else {
+                throw InputError("input " + value.name + " is missing");
+            }
+            shapes.push_back(shape);
+        }
+        if (used != named.size()) {
+            std::string names;
+            for (int id : graph.inputs) names += (names.empty() ? "" : ", ") + graph.values[index(id)].name;
+            throw InputError("found an unknown input, wanted " + names);
+        }
+        return result;
+    }
+
+    py::dict make_outputs(const Sizes& sizes, std::size_t rows) {
+        const Graph& graph = session_.module().graph();
+        const auto plan = make_plan(sizes, rows);
+        py::dict result;
+        for (std::size_t i = 0; i < graph.outputs.size(); ++i) {
+            const Value& value = graph.values[index(graph.outputs[i])];
+            const fastdiff::Shape& shape = plan->output_shapes[i];
+            const std::vector<py::ssize_t> sizes_of(shape.begin(), shape.end());
+            result[py::str(value.name)] = py::array(py::dtype(dtype_name(value.dtype)), sizes_of);
+        }
+        return result;
+    }
+
+    // Runs `body` without the GIL; Ctrl-C stops it between two kernels.
+    template <class Body>
+    void call(const std::vector<const void*>& inputs, const py::dict& results, const Body& body) {
+        const Graph& graph = session_.module().graph();
+        std::vector<void*> outputs;
+        for (int id : graph.outputs) {
+            const py::str name(graph.values[index(id)].name);
+            outputs.push_back(results.contains(name) ? py::array(results[name]).mutable_data() : nullptr);
+        }
+        bool interrupted = false;
+        auto last = std::chrono::steady_clock::now();
+        const Cancel cancel = [&] {
+            // Taking the GIL costs more than a small kernel; a twentieth of a second is soon enough.
+            const auto now = std::chrono::steady_clock::now();
+            if (now - last < std::chrono::milliseconds(50)) return false;
+            last = now;
+            const py::gil_scoped_acquire acquire;
+            interrupted = PyErr_CheckSignals() != 0;
+            return interrupted;
+        };
+        try {
+            const py::gil_scoped_release release;
+            body(Arrays{inputs, outputs}, cancel);
+        } catch (const Cancelled&) {
+            if (interrupted) throw py::error_already_set();
+            throw;
+        }
+    }
+
+    Session session_;
+};
+
+}  // namespace
+
+void bind_native(py::module_& module) {
+    py::class_<Module, std::shared_ptr<Module>>(module, "NativeModule",
+                                                "A native module's file, mapped and checked.")
+        .def(py::init([](const std::string& path) {
+                 const py::gil_scoped_release release;
+                 return std::make_shared<Module>(path);
+             }),
+             py::arg("path"))
+        .def_property_readonly("inputs",
+                               [](const Module& m) { return describe(m.graph().inputs, m.graph()); })
+        .def_property_readonly("outputs",
+                               [](const Module& m) { return describe(m.graph().outputs, m.graph()); })
+        .def_property_readonly("symbols", &symbols)
+        .def_property_readonly("nodes", [](const Module& m) { return m.graph().nodes.size(); })
+        .def_property_readonly("weight_bytes", &Module::weight_bytes);
+    py::class_<NativeSession>(module, "NativeSession", "Runs a NativeModule; sessions share its weights.")
+        .def(py::init<std::shared_ptr<Module>, std::size_t>(), py::arg("module"), py::arg("threads"))
+        .def("run", &NativeSession::run, py::arg("inputs"))
+        .def("run_stage", &NativeSession::run_stage, py::arg("stage"), py::arg("inputs"), py::arg("sizes"),
+             py::arg("rows"), py::arg("row") = 0)
+        .def("plan", &NativeSession::plan, py::arg("sizes"), py::arg("rows") = 0)
+        .def("planned_bytes", &NativeSession::planned_bytes, py::arg("sizes"), py::arg("rows") = 0)
+        .def_property_readonly("arena_bytes", &NativeSession::arena_bytes)
+        .def_property("threads", &NativeSession::threads, &NativeSession::set_threads);
+}
+
+}  // namespace fastdiff::bindings

@@ -1,0 +1,399 @@
+#include "runtime/nodes.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <string_view>
+
+#include "kernels/linear.h"
+#include "runtime/error.h"
+
+namespace fastdiff {
+namespace {
+
+// Products of a node's integer attributes stay far from overflow.
+constexpr std::int64_t max_channels = 1 << 24;
+constexpr std::int64_t max_kernel = 64;
+constexpr std::int64_t max_factor = 64;
+constexpr std::size_t max_weight = std::size_t{1} << 36;
+
+struct ElementwiseName {
+    std::string_view name;
+    Elementwise function;
+};
+constexpr ElementwiseName elementwise_names[] = {
+    {"copy", Elementwise::copy},
+    {"silu", Elementwise::silu},
+    {"gelu", Elementwise::gelu},
+    {"quick_gelu", Elementwise::quick_gelu},
+    {"gelu_tanh", Elementwise::gelu_tanh},
+    {"relu", Elementwise::relu},
+    {"sigmoid", Elementwise::sigmoid},
+    {"tanh", Elementwise::tanh},
+    {"exp", Elementwise::exp},
+    {"sin", Elementwise::sin},
+    {"cos", Elementwise::cos},
+    {"sqrt", Elementwise::sqrt},
+    {"negate", Elementwise::negate},
+    {"clamp", Elementwise::clamp},
+    {"add_scalar", Elementwise::add_scalar},
+    {"mul_scalar", Elementwise::mul_scalar},
+    {"add", Elementwise::add},
+    {"subtract", Elementwise::subtract},
+    {"multiply", Elementwise::multiply},
+    {"divide", Elementwise::divide},
+};
+
+// Hands out the parts of one raw node, each once, and says in the end what nobody asked for.
+class Parts {
+  public:
+    Parts(const RawNode& raw, const Graph& graph)
+        : raw_(raw),
+          graph_(graph),
+          attribute_used_(raw.attributes.size()),
+          weight_used_(raw.weights.size()) {}
+
+    [[noreturn]] void fail(const std::string& what) const {
+        throw EngineError("node " + raw_.op + " at " + raw_.path + ": " + what);
+    }
+
+    std::int64_t integer(std::string_view name, std::int64_t low, std::int64_t high) {
+        const auto* value = std::get_if<std::int64_t>(&attribute(name));
+        if (value == nullptr) fail("attribute " + std::string(name) + " is no integer");
+        if (*value < low || *value > high) {
+            fail("attribute " + std::string(name) + " is " + std::to_string(*value) + ", wanted " +
+                 std::to_string(low) + " to " + std::to_string(high));
+        }
+        return *value;
+    }
+    std::size_t size(std::string_view name, std::int64_t low, std::int64_t high) {
+        return static_cast<std::size_t>(integer(name, low, high));
+    }
+    bool flag(std::string_view name) { return integer(name, 0, 1) != 0; }
+    double real(std::string_view name) {
+        const auto* value = std::get_if<double>(&attribute(name));
+        if (value == nullptr) fail("attribute " + std::string(name) + " is no float");
+        return *value;
+    }
+    // NaN would turn every result into NaN, and a double beyond float's range is undefined to convert.
+    float real32(std::string_view name) {
+        const double value = real(name);
+        if (!(std::abs(value) <= std::numeric_limits<float>::max())) {
+            fail("attribute " + std::string(name) + " is " + std::to_string(value) +
+                 ", wanted a finite number");
+        }
+        return static_cast<float>(value);
+    }
+    const std::vector<std::int64_t>& integers(std::string_view name) {
+        const auto* value = std::get_if<std::vector<std::int64_t>>(&attribute(name));
+        if (value == nullptr) fail("attribute " + std::string(name) + " is no tuple");
+        return *value;
+    }
+    Activation activation(bool geglu) {
+        const auto* name = std::get_if<std::string>(&attribute("activation"));
+        if (name == nullptr) fail("attribute activation is no string");
+        if (*name == "none") return Activation::none;
+        if (*name == "silu") return Activation::silu;
+        if (*name == "gelu") return Activation::gelu;
+        if (*name == "quick_gelu") return Activation::quick_gelu;
+        if (*name == "geglu" && geglu) return Activation::geglu;
+        fail("activation '" + *name + "' is not one of none, silu, gelu, quick_gelu" +
+             (geglu ? ", geglu" : ""));
+    }
+
+    const Weight* weight(std::string_view role) {
+        for (std::size_t i = 0; i < raw_.weights.size(); ++i) {
+            if (raw_.weights[i].first != role) continue;
+            weight_used_[i] = true;
+            return &weight_of(raw_.weights[i].second);
+        }
+        return nullptr;
+    }
+    const Weight& require_weight(std::string_view role) {
+        const Weight* found = weight(role);
+        if (found == nullptr) fail("weight " + std::string(role) + " is missing");
+        return *found;
+    }
+    // A float32 vector, of `length` unless that is 0; null when it is not there.
+    const float* vector(std::string_view role, std::size_t& length) {
+        const Weight* found = weight(role);
+        if (found == nullptr) return nullptr;
+        if (found->dtype != DType::float32 || found->shape.rank() != 1 ||
+            (length != 0 && found->shape[0] != length)) {
+            fail("weight " + found->name + " has shape " + to_string(found->shape) +
+                 ", wanted float32 of shape [" + (length == 0 ? "channels" : std::to_string(length)) + "]");
+        }
+        length = found->shape[0];
+        return reinterpret_cast<const float*>(found->data);
+    }
+    const Weight& packed(const RawNode::Packing& packing, std::size_t bytes) {
+        const Weight& found = weight_of(packing.weight);
+        if (found.dtype != DType::packed || found.bytes != bytes) {
+            fail("packed weight " + found.name + " has " + std::to_string(found.bytes) + " bytes, wanted " +
+                 std::to_string(bytes));
+        }
+        return found;
+    }
+    WeightType type(const RawNode::Packing& packing) {
+        if (packing.type > static_cast<std::uint8_t>(WeightType::fp16)) fail("unknown type of a packing");
+        return static_cast<WeightType>(packing.type);
+    }
+    ConvAlgorithm algorithm(std::uint8_t code) {
+        if (code > static_cast<std::uint8_t>(ConvAlgorithm::winograd4)) fail("unknown algorithm");
+        return static_cast<ConvAlgorithm>(code);
+    }
+
+    void finish() const {
+        for (std::size_t i = 0; i < attribute_used_.size(); ++i) {
+            if (!attribute_used_[i]) fail("unknown attribute " + raw_.attributes[i].first);
+        }
+        for (std::size_t i = 0; i < weight_used_.size(); ++i) {
+            if (!weight_used_[i]) fail("unknown weight " + raw_.weights[i].first);
+        }
+    }
+
+  private:
+    const Attribute& attribute(std::string_view name) {
+        for (std::size_t i = 0; i < raw_.attributes.size(); ++i) {
+            if (raw_.attributes[i].first != name) continue;
+            attribute_used_[i] = true;
+            return raw_.attributes[i].second;
+        }
+        fail("attribute " + std::string(name) + " is missing");
+    }
+    const Weight& weight_of(std::int64_t id) const {
+        if (id < 0 || id >= static_cast<std::int64_t>(graph_.weights.size())) fail("unknown weight id");
+        return graph_.weights[static_cast<std::size_t>(id)];
+    }
+
+    const RawNode& raw_;
+    const Graph& graph_;
+    std::vector<bool> attribute_used_, weight_used_;
+};
+
+Conv2dNode conv2d(const RawNode& raw, const Graph& graph, Parts& parts) {
+    Conv2dNode node{};
+    node.shape.in = parts.size("in", 1, max_channels);
+    node.shape.out = parts.size("out", 1, max_channels);
+    node.shape.kernel_h = parts.size("kernel_h", 1, max_kernel);
+    node.shape.kernel_w = parts.size("kernel_w", 1, max_kernel);
+    node.shape.stride = parts.size("stride", 1, max_kernel);
+    node.shape.pad_top = parts.size("pad_top", 0, max_kernel);
+    node.shape.pad_bottom = parts.size("pad_bottom", 0, max_kernel);
+    node.shape.pad_left = parts.size("pad_left", 0, max_kernel);
+    node.shape.pad_right = parts.size("pad_right", 0, max_kernel);
+    node.shape.upsample = parts.size("upsample", 1, 2);
+    node.activation = parts.activation(false);
+    node.scale = parts.real32("scale");
+    const Conv2dShape& shape = node.shape;
+    std::size_t outputs = shape.out;
+    node.bias = parts.vector("bias", outputs);
+    if (shape.in * shape.out * shape.kernel_h * shape.kernel_w > max_weight)
+        parts.fail("its weight is too large");
+    unsigned available = 0;
+    for (const RawNode::Packing& packing : raw.packings) {
+        const ConvAlgorithm algorithm = parts.algorithm(packing.algorithm);
+        if (!conv2d_supports(shape, algorithm)) parts.fail("an algorithm that cannot compute it");
+        const WeightType type = parts.type(packing);
+        const Weight& weight = parts.packed(packing, conv2d_packed_bytes(shape, algorithm, type));
+        node.packings.push_back({algorithm, type, weight.data});
+        available |= 1u << static_cast<unsigned>(algorithm);
+    }
+    if (available == 0) parts.fail("it has no packed weights");
+    for (const RawNode::Tuned& tuned : raw.tuned) {
+        const ConvAlgorithm algorithm = parts.algorithm(tuned.algorithm);
+        if ((available >> static_cast<unsigned>(algorithm) & 1u) == 0)
+            parts.fail("tuned for a missing packing");
+        Conv2dNode::Tuned entry{algorithm, {}};
+        for (const auto& [symbol, size] : tuned.sizes) {
+            if (symbol < 0 || symbol >= static_cast<std::int64_t>(graph.symbols.size())) {
+                parts.fail("tuned for an unknown symbol");
+            }
+            entry.sizes.emplace_back(static_cast<std::size_t>(symbol), size);
+        }
+        node.tuned.push_back(std::move(entry));
+    }
+    return node;
+}
+
+LinearNode linear(const RawNode& raw, Parts& parts) {
+    LinearNode node{};
+    node.in = parts.size("in", 1, max_channels);
+    node.out = parts.size("out", 1, max_channels);
+    node.activation = parts.activation(true);
+    node.scale = parts.real32("scale");
+    const std::size_t outputs = node.activation == Activation::geglu ? 2 * node.out : node.out;
+    if (node.in * outputs > max_weight) parts.fail("its weight is too large");
+    std::size_t length = outputs;
+    node.bias = parts.vector("bias", length);
+    if (raw.packings.size() != 1 || parts.algorithm(raw.packings[0].algorithm) != ConvAlgorithm::direct) {
+        parts.fail("wanted one direct packing of its weight");
+    }
+    node.type = parts.type(raw.packings[0]);
+    node.weight = parts.packed(raw.packings[0], linear_packed_bytes(node.in, outputs, node.type)).data;
+    return node;
+}
+
+EmbeddingNode embedding(Parts& parts) {
+    const Weight& table = parts.require_weight("table");
+    const bool half = table.dtype == DType::float16;
+    if ((table.dtype != DType::float32 && !half) || table.shape.rank() != 2) {
+        parts.fail("weight " + table.name + " is no table of float32 or float16");
+    }
+    return {table.shape[0], table.shape[1], half ? WeightType::fp16 : WeightType::fp32, table.data};
+}
+
+PermuteNode permute(Parts& parts) {
+    PermuteNode node;
+    const std::vector<std::int64_t>& axes = parts.integers("axes");
+    std::vector<bool> seen(axes.size());
+    for (std::int64_t axis : axes) {
+        if (axis < 0 || axis >= static_cast<std::int64_t>(axes.size()) ||
+            seen[static_cast<std::size_t>(axis)]) {
+            parts.fail("axes is no permutation");
+        }
+        seen[static_cast<std::size_t>(axis)] = true;
+        node.axes.push_back(static_cast<std::size_t>(axis));
+    }
+    return node;
+}
+
+std::optional<ElementwiseNode> elementwise(std::string_view op, Parts& parts) {
+    for (const auto& [name, function] : elementwise_names) {
+        if (name != op) continue;
+        ElementwiseNode node{function, 0.0f, 0.0f, 0.0f};
+        if (function == Elementwise::clamp) {
+            node.low = static_cast<float>(parts.real("low"));
+            node.high = static_cast<float>(parts.real("high"));
+        }
+        if (function == Elementwise::add_scalar || function == Elementwise::mul_scalar) {
+            node.scalar = parts.real32("scalar");
+        }
+        return node;
+    }
+    return std::nullopt;
+}
+
+NodeKind make_kind(const RawNode& raw, const Graph& graph, Parts& parts) {
+    const std::string& op = raw.op;
+    constexpr std::int64_t last_axis = static_cast<std::int64_t>(max_rank) - 1;
+    if (op == "conv2d") return conv2d(raw, graph, parts);
+    if (op == "linear") return linear(raw, parts);
+    if (!raw.packings.empty() || !raw.tuned.empty()) parts.fail("only conv2d and linear have packed weights");
+    if (op == "group_norm_silu") {
+        GroupNormNode node{
+            parts.size("groups", 1, max_channels), 0, parts.real("eps"), parts.flag("silu"), {}, {}};
+        node.weight = parts.vector("weight", node.channels);
+        node.bias = parts.vector("bias", node.channels);
+        return node;
+    }
+    if (op == "layer_norm") {
+        LayerNormNode node{0, parts.real("eps"), {}, {}};
+        node.weight = parts.vector("weight", node.channels);
+        node.bias = parts.vector("bias", node.channels);
+        return node;
+    }
+    if (op == "attention") {
+        return AttentionNode{parts.size("heads", 1, max_channels), parts.real32("scale"),
+                             parts.flag("causal")};
+    }
+    if (op == "geglu") return GegluNode{};
+    if (op == "embedding") return embedding(parts);
+    if (op == "timestep_embedding") {
+        TimestepEmbeddingNode node{0, parts.flag("sine_first"), {}};
+        node.frequencies = parts.vector("frequencies", node.half);
+        if (node.frequencies == nullptr) parts.fail("weight frequencies is missing");
+        return node;
+    }
+    if (op == "upsample_nearest2d") return ResampleNode{parts.size("factor", 1, max_factor), false};
+    if (op == "avg_pool2d") return ResampleNode{parts.size("factor", 1, max_factor), true};
+    if (op == "concat") return ConcatNode{parts.size("axis", 0, last_axis)};
+    if (op == "slice") {
+        return SliceNode{parts.size("axis", 0, last_axis),
+                         parts.size("start", 0, std::numeric_limits<std::int32_t>::max())};
+    }
+    if (op == "reshape") return ReshapeNode{};
+    if (op == "expand") return ExpandNode{};
+    if (op == "permute") return permute(parts);
+    if (op == "constant") {
+        const Weight& value = parts.require_weight("value");
+        return ConstantNode{value.data, value.shape};
+    }
+    if (const auto node = elementwise(op, parts)) return *node;
+    parts.fail("this version of fastdiff does not know the op");
+}
+
+struct Arity {
+    std::size_t required, most;
+};
+
+struct ArityOf {
+    Arity operator()(const Conv2dNode&) const { return {1, 3}; }
+    Arity operator()(const LinearNode&) const { return {1, 2}; }
+    Arity operator()(const AttentionNode&) const { return {3, 3}; }
+    Arity operator()(const ElementwiseNode& node) const {
+        const std::size_t count = node.function >= Elementwise::add ? 2 : 1;
+        return {count, count};
+    }
+    Arity operator()(const ConcatNode&) const { return {1, 4096}; }
+    Arity operator()(const ConstantNode&) const { return {0, 0}; }
+    template <class Other>
+    Arity operator()(const Other&) const {
+        return {1, 1};
+    }
+};
+
+// The first inputs must be there; of a concatenation all.
+void check_inputs(const Node& node, const Graph& graph, const Parts& parts) {
+    Arity wanted = std::visit(ArityOf{}, node.kind);
+    const std::size_t found = node.inputs.size();
+    if (std::holds_alternative<ConcatNode>(node.kind)) wanted.required = std::max<std::size_t>(1, found);
+    if (found < wanted.required || found > wanted.most) {
+        parts.fail("it has " + std::to_string(found) + " inputs, wanted " + std::to_string(wanted.required) +
+                   (wanted.most > wanted.required ? " or more" : ""));
+    }
+    const DType result = graph.values[static_cast<std::size_t>(node.output)].dtype;
+    const bool ids = std::holds_alternative<EmbeddingNode>(node.kind);
+    for (std::size_t i = 0; i < found; ++i) {
+        if (node.inputs[i] == Node::none) {
+            if (i < wanted.required) parts.fail("input " + std::to_string(i) + " is missing");
+            continue;
+        }
+        const DType dtype = graph.values[static_cast<std::size_t>(node.inputs[i])].dtype;
+        const DType expected = ids ? DType::int64 : node.is_view() ? result : DType::float32;
+        if (dtype != expected)
+            parts.fail("input " + std::to_string(i) + " has another dtype than the op takes");
+    }
+    if (!node.is_view() && result != DType::float32) parts.fail("its result is not float32");
+}
+
+}  // namespace
+
+Node make_node(const RawNode& raw, const Graph& graph) {
+    Parts parts(raw, graph);
+    Node node{raw.op, raw.path, Stage::step, {}, 0, ReshapeNode{}};
+    if (raw.stage >= stage_count) parts.fail("unknown stage");
+    node.stage = static_cast<Stage>(raw.stage);
+    const auto values = static_cast<std::int64_t>(graph.values.size());
+    for (std::int64_t id : raw.inputs) {
+        if (id < Node::none || id >= values) parts.fail("unknown value id");
+        node.inputs.push_back(static_cast<int>(id));
+    }
+    if (raw.output < 0 || raw.output >= values) parts.fail("unknown value id");
+    node.output = static_cast<int>(raw.output);
+    node.kind = make_kind(raw, graph, parts);
+    // Constants are there before anything runs, for nodes of any stage.
+    if (std::holds_alternative<ConstantNode>(node.kind)) node.stage = Stage::prompt;
+    parts.finish();
+    check_inputs(node, graph, parts);
+    if (std::holds_alternative<ConstantNode>(node.kind) &&
+        parts.require_weight("value").dtype != graph.values[static_cast<std::size_t>(node.output)].dtype) {
+        parts.fail("its weight has another dtype than its value");
+    }
+    return node;
+}
+
+std::string describe(const Node& node) { return node.path.empty() ? node.op : node.op + " at " + node.path; }
+
+}  // namespace fastdiff

@@ -1,0 +1,188 @@
+#include "runtime/session.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "kernels/error.h"
+#include "runtime/error.h"
+#include "runtime/launch.h"
+
+namespace fastdiff {
+namespace {
+
+std::size_t bytes_of(const Graph& graph, int value, const Shape& shape) {
+    return shape.elements() * (graph.values[static_cast<std::size_t>(value)].dtype == DType::int64 ? 8 : 4);
+}
+
+// The arrays that a stage touches are there, and no output lies over an input or another output.
+void check_arrays(const Graph& graph, const Plan& plan, Stage stage, const Arrays& arrays) {
+    if (arrays.inputs.size() != graph.inputs.size() || arrays.outputs.size() != graph.outputs.size()) {
+        throw InputError("found " + std::to_string(arrays.inputs.size()) + " inputs and " +
+                         std::to_string(arrays.outputs.size()) + " outputs, wanted " +
+                         std::to_string(graph.inputs.size()) + " and " +
+                         std::to_string(graph.outputs.size()));
+    }
+    const auto require = [&](const View& view) {
+        if (view.buffer < 0) return;
+        const Buffer& buffer = plan.buffers[static_cast<std::size_t>(view.buffer)];
+        const bool input = buffer.place == Place::input;
+        if (!input && buffer.place != Place::output) return;
+        if ((input ? arrays.inputs[buffer.index] : arrays.outputs[buffer.index]) != nullptr) return;
+        const int value = (input ? graph.inputs : graph.outputs)[buffer.index];
+        throw InputError(graph.values[static_cast<std::size_t>(value)].name + " is missing");
+    };
+    for (const Step& step : plan.steps) {
+        if (step.stage != stage) continue;
+        for (const View& view : step.inputs) require(view);
+        require(step.output);
+    }
+    struct Range {
+        std::uintptr_t first, last;
+    };
+    std::vector<Range> ranges;
+    const auto add = [&](const void* data, std::size_t bytes) {
+        const auto first = reinterpret_cast<std::uintptr_t>(data);
+        ranges.push_back({first, data == nullptr ? first : first + bytes});
+    };
+    for (std::size_t i = 0; i < graph.inputs.size(); ++i) {
+        add(arrays.inputs[i], bytes_of(graph, graph.inputs[i], plan.input_shapes[i]));
+    }
+    for (std::size_t i = 0; i < graph.outputs.size(); ++i) {
+        add(arrays.outputs[i], bytes_of(graph, graph.outputs[i], plan.output_shapes[i]));
+        const Range output = ranges.back();
+        for (std::size_t other = 0; other + 1 < ranges.size(); ++other) {
+            if (output.first < ranges[other].last && ranges[other].first < output.last) {
+                throw InputError(graph.values[static_cast<std::size_t>(graph.outputs[i])].name +
+                                 " overlaps an input or another output, wanted separate memory");
+            }
+        }
+    }
+}
+
+Graph read(const MappedFile& file, const std::string& path) {
+    try {
+        return read_graph(file.bytes());
+    } catch (const EngineVersionError& error) {
+        throw EngineVersionError(path + ": " + error.what());
+    } catch (const EngineError& error) {
+        throw EngineError(path + ": " + error.what());
+    }
+}
+
+}  // namespace
+
+Module::Module(const std::string& path) : path_(path), file_(path), graph_(read(file_, path)) {}
+
+std::size_t Module::weight_bytes() const {
+    std::size_t total = 0;
+    for (const Weight& weight : graph_.weights) total += weight.bytes;
+    return total;
+}
+
+Session::Session(std::shared_ptr<const Module> module, std::size_t threads)
+    : module_(std::move(module)), pool_(std::make_unique<ThreadPool>(threads)) {}
+
+void Session::set_threads(std::size_t threads) {
+    const std::lock_guard lock(turn_);
+    if (threads == pool_->threads()) return;
+    auto pool = std::make_unique<ThreadPool>(threads);
+    plans_.clear();  // scratch memory depends on the number
+    use(nullptr);
+    pool_ = std::move(pool);
+}
+
+std::shared_ptr<const Plan> Session::plan(const Sizes& sizes, std::size_t rows) {
+    const std::lock_guard lock(turn_);
+    return find_plan(sizes, rows);
+}
+
+std::shared_ptr<const Plan> Session::find_plan(const Sizes& sizes, std::size_t rows) {
+    const auto known = std::find_if(plans_.begin(), plans_.end(), [&](const auto& plan) {
+        return plan->sizes == sizes && plan->rows == rows;
+    });
+    if (known != plans_.end()) {
+        plans_.splice(plans_.begin(), plans_, known);
+    } else {
+        plans_.push_front(
+            std::make_shared<const Plan>(make_plan(module_->graph(), sizes, rows, pool_->threads())));
+        if (plans_.size() > kept_plans) plans_.pop_back();
+    }
+    return plans_.front();
+}
+
+void Session::use(std::shared_ptr<const Plan> plan) {
+    if (plan == current_) return;
+    std::fill(std::begin(done_), std::end(done_), false);
+    current_ = nullptr;
+    if (plan && arena_.size() < plan->arena_bytes) {
+        arena_ = Memory();  // first, so that the two are never held together
+        arena_ = Memory(plan->arena_bytes);
+    }
+    current_ = std::move(plan);
+}
+
+void Session::run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel) {
+    const std::lock_guard lock(turn_);
+    use(find_plan(sizes, 0));
+    for (Stage stage : {Stage::prompt, Stage::schedule, Stage::step}) {
+        check_arrays(module_->graph(), *current_, stage, arrays);
+        execute(stage, 0, arrays, cancel);
+    }
+}
+
+void Session::run_stage(Stage stage, const Sizes& sizes, std::size_t rows, std::size_t row,
+                        const Arrays& arrays, const Cancel& cancel) {
+    const std::lock_guard lock(turn_);
+    if (rows == 0 || row >= rows) {
+        throw InputError("row is " + std::to_string(row) + " of " + std::to_string(rows) +
+                         ", wanted one below the number of rows");
+    }
+    use(find_plan(sizes, rows));
+    check_arrays(module_->graph(), *current_, stage, arrays);
+    if (stage == Stage::step) {
+        for (const Step& step : current_->steps) {
+            if (step.stage == Stage::step || done_[static_cast<std::size_t>(step.stage)]) continue;
+            throw InputError(std::string("the ") + (step.stage == Stage::prompt ? "prompt" : "schedule") +
+                             " stage has not run for these sizes; run it before step");
+        }
+    }
+    execute(stage, row, arrays, cancel);
+}
+
+void Session::execute(Stage stage, std::size_t row, const Arrays& arrays, const Cancel& cancel) {
+    const Plan& plan = *current_;
+    done_[static_cast<std::size_t>(stage)] = false;
+    const auto pointer = [&](const View& view) -> const void* {
+        if (view.buffer < 0) return nullptr;
+        const Buffer& buffer = plan.buffers[static_cast<std::size_t>(view.buffer)];
+        const std::size_t bytes =
+            (view.offset + row * view.row_step) * (buffer.dtype == DType::int64 ? 8 : 4);
+        const void* base = buffer.data;
+        if (buffer.place == Place::arena) base = arena_.data() + buffer.offset;
+        if (buffer.place == Place::input) base = arrays.inputs[buffer.index];
+        if (buffer.place == Place::output) base = arrays.outputs[buffer.index];
+        return static_cast<const std::byte*>(base) + bytes;
+    };
+    const Kernels& table = kernels(active_isa());
+    const Parallel parallel = pool_->parallel();
+    for (const Step& step : plan.steps) {
+        if (step.stage != stage) continue;
+        if (cancel && cancel()) throw Cancelled();
+        std::array<const void*, 4> inputs{};
+        for (std::size_t i = 0; i < std::min(step.inputs.size(), inputs.size()); ++i) {
+            inputs[i] = pointer(step.inputs[i]);
+        }
+        const DType dtype = plan.buffers[static_cast<std::size_t>(step.output.buffer)].dtype;
+        launch(step, dtype, inputs.data(), const_cast<void*>(pointer(step.output)),
+               arena_.data() + step.scratch_offset, table, parallel);
+    }
+    done_[static_cast<std::size_t>(stage)] = true;
+}
+
+std::size_t Session::arena_bytes() {
+    const std::lock_guard lock(turn_);
+    return arena_.size();
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,91 @@
+// Running a module: the mapped file, which any number of sessions share, and a session with memory of its
+// own.
+#pragma once
+
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+
+#include "runtime/arena.h"
+#include "runtime/engine_file.h"
+#include "runtime/plan.h"
+#include "runtime/thread_pool.h"
+
+namespace fastdiff {
+
+// A module file, open and immutable. Throws EngineError with the path in its message.
+class Module {
+  public:
+    explicit Module(const std::string& path);
+    Module(const Module&) = delete;
+    Module& operator=(const Module&) = delete;
+
+    [[nodiscard]] const Graph& graph() const { return graph_; }
+    [[nodiscard]] const std::string& path() const { return path_; }
+    // Bytes of the weights, which are mapped and shared between sessions and processes.
+    [[nodiscard]] std::size_t weight_bytes() const;
+
+  private:
+    std::string path_;
+    MappedFile file_;
+    Graph graph_;
+};
+
+// Polled between kernel calls: true stops the run with Cancelled.
+using Cancel = std::function<bool()>;
+
+// Pointers to contiguous arrays, one per input and one per output of the graph, in its order.
+struct Arrays {
+    std::span<const void* const> inputs;
+    std::span<void* const> outputs;
+};
+
+// One caller's state: an arena, plans for the last few sizes, threads. Concurrent calls take turns.
+class Session {
+  public:
+    // `threads` of at least 1.
+    Session(std::shared_ptr<const Module> module, std::size_t threads);
+
+    [[nodiscard]] const Module& module() const { return *module_; }
+    [[nodiscard]] std::size_t threads() const { return pool_->threads(); }
+    // Discards plans and what the prompt and schedule stages left.
+    void set_threads(std::size_t threads);
+
+    // The plan for these sizes, from the cache or new; valid until the next call. Throws as make_plan does.
+    std::shared_ptr<const Plan> plan(const Sizes& sizes, std::size_t rows = 0);
+
+    // Runs all stages. Throws InputError for sizes out of range, a missing array or outputs that overlap an
+    // input; Cancelled; std::bad_alloc. Results of an earlier run_stage are lost.
+    void run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel = {});
+
+    // Runs one stage for `rows` timesteps: prompt and schedule once each in any order, then step as often as
+    // wanted, each time for the timestep of index `row`. Inputs that the stage does not read, and outputs of
+    // stages before step, may be null. An input of the schedule stage has `rows` as its batch. Stages without
+    // nodes need not be run. Throws as run does, and InputError when what the step needs has not been
+    // computed for these sizes.
+    void run_stage(Stage stage, const Sizes& sizes, std::size_t rows, std::size_t row, const Arrays& arrays,
+                   const Cancel& cancel = {});
+
+    // Bytes of activations and scratch that the session holds.
+    std::size_t arena_bytes();
+
+  private:
+    std::shared_ptr<const Plan> find_plan(const Sizes& sizes, std::size_t rows);
+    void use(std::shared_ptr<const Plan> plan);
+    void execute(Stage stage, std::size_t row, const Arrays& arrays, const Cancel& cancel);
+
+    static constexpr std::size_t kept_plans = 4;
+
+    std::mutex turn_;
+    std::shared_ptr<const Module> module_;
+    std::unique_ptr<ThreadPool> pool_;
+    std::list<std::shared_ptr<const Plan>> plans_;  // the last used first
+    std::shared_ptr<const Plan> current_;           // whose results the arena holds
+    bool done_[stage_count] = {};
+    Memory arena_;
+};
+
+}  // namespace fastdiff
