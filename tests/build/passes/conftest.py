@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from fastdiff.build.capture import CapturedModule
@@ -80,3 +80,20 @@ def compare(before: ExportedProgram, after: ExportedProgram, *inputs: Tensor, re
     pairs = [(wanted, found)] if isinstance(wanted, Tensor) else list(zip(wanted, found, strict=True))
     for index, (w, f) in enumerate(pairs):
         assert_close(f, w, rel_l2=rel_l2, label=f"output {index}")
+
+
+def values(program: ExportedProgram, *inputs: Tensor) -> dict[fx.Node, Any]:
+    """What every node of ``program.graph`` computes for these inputs."""
+    found: dict[fx.Node, Any] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            found[n] = super().run_node(n)
+            return found[n]
+
+    stored = {**program.state_dict, **program.constants}
+    given = iter(inputs)
+    specs = program.graph_signature.input_specs
+    with torch.no_grad():
+        Recorder(program.graph_module).run(*(stored[s.target] if s.target else next(given) for s in specs))
+    return found
