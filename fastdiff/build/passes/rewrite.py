@@ -61,7 +61,7 @@ class Rewrite:
         """A new node in front of ``before``: ``x`` with other sizes, by a copy where memory demands one."""
         try:
             return self.call(before, torch.ops.aten.view.default, x, sizes)
-        except RuntimeError:  # "view size is not compatible with input tensor's size and stride"
+        except (RuntimeError, ValueError):  # strides do not allow it; symbolic shapes raise the latter
             return self.call(before, torch.ops.aten.reshape.default, x, sizes)
 
     def replace(self, node: fx.Node, source: fx.Node) -> None:
