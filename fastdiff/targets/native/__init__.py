@@ -54,10 +54,7 @@ def open(folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> Se
     file = next((file for file in entry.files if file.endswith(SELF_CHECKING)), None)
     if file is None:
         raise EngineDamagedError(f"{folder}: module {name} lists no .fdn file; build the engine again")
-    try:
-        module = _C.NativeModule(str(folder / file))
-    except _C.EngineFileError as error:
-        raise EngineDamagedError(f"{folder}: {file}: {error}; build the engine again") from error
+    module = _C.NativeModule(str(folder / file))
     return _NativeSession(name, entry, _C.NativeSession(module, threads or len(os.sched_getaffinity(0))))
 
 

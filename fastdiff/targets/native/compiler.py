@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
 from fastdiff import _C
 from fastdiff.build.capture import CapturedModule
 from fastdiff.build.passes import FUSIONS, run_passes, stages
@@ -33,8 +36,8 @@ __all__ = ["compile_module", "lower_module"]
 
 _SECONDS = 0.02
 """That one measurement may take, beyond the least number of runs."""
-_PROMPT = {"encoder_hidden_states"}
-_SCHEDULE = {"timestep"}
+_PROMPT = ("encoder_hidden_states",)
+_SCHEDULE = ("timestep",)
 """Inputs that stay the same over a picture's steps, and those that are known before its first."""
 
 
@@ -59,9 +62,19 @@ def lower_module(captured: CapturedModule) -> Lowered:
     """The native graph of a captured module, after the fusing passes. Raises CaptureError."""
     assert captured.program is not None
     program = run_passes(captured.program, FUSIONS)
-    names = {tensor.name for tensor in captured.spec.inputs}
-    of_nodes = stages(program, names & _PROMPT, names & _SCHEDULE)
+    names = dict(zip((tensor.name for tensor in captured.spec.inputs), _input_names(program), strict=True))
+    of_nodes = stages(
+        program,
+        [names[name] for name in _PROMPT if name in names],
+        [names[name] for name in _SCHEDULE if name in names],
+    )
     return lower(program, captured.spec, {node: stage.value for node, stage in of_nodes.items()})
+
+
+def _input_names(program: ExportedProgram) -> list[str]:
+    """What the module's inputs are called in the graph, in their order."""
+    specs = program.graph_signature.input_specs
+    return [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
 
 
 def _choose(lowered: Lowered, captured: CapturedModule, options: CompileOptions) -> Choice:
@@ -116,7 +129,8 @@ def _measure(options: CompileOptions) -> Measure:
 
     def measure(work: Work, algorithm: str) -> float:
         if isinstance(work, Product):
-            sizes = (work.rows, work.inputs, work.outputs)
+            gated = work.activation == "geglu"  # which halves the outputs
+            sizes = (work.rows, work.inputs, work.outputs // (2 if gated else 1))
             return _C.measure_linear(*sizes, work.activation, stored, threads, _SECONDS)
         return _C.measure_conv2d(
             (work.batch, work.height, work.width, work.in_channels),
