@@ -80,7 +80,7 @@ def examine() -> Report:
         if not version
     ]
     if not any(target["ok"] for target in targets.values()):
-        problems.append("no target works here: pip install 'fastdiff[onnxruntime]'")
+        problems.append("no target works here: pip install --force-reinstall fastdiff")
     if not temporary["writable"]:
         problems.append(f"{temporary['path']} cannot be written: set TMPDIR to a folder that can")
     return Report(
@@ -174,7 +174,7 @@ def _targets() -> dict[str, dict[str, Any]]:
         report[name] = {
             "ok": False,
             "reason": "not part of this version",
-            "fix": f"use {' or '.join(TARGETS)}",
+            "fix": f"use one of {', '.join(TARGETS)}",
         }
     return report
 

@@ -47,6 +47,9 @@ TOKENIZER_FOLDER = "tokenizer"
 PARTIAL_SUFFIX = ".partial"
 """Ending of the folder that an engine is written into; such a folder is never opened."""
 
+_LARGEST_HASHED = 1 << 24
+"""Bytes up to which a file is hashed at every opening even though its target checks it as well: 10 ms."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -87,10 +90,16 @@ class Engine:
 
 
 def open_engine(
-    path: str | os.PathLike[str], verify_hashes: bool = True, check_machine: bool = True
+    path: str | os.PathLike[str],
+    verify_hashes: bool = True,
+    check_machine: bool = True,
+    all_hashes: bool = False,
 ) -> Engine:
     """Open an engine folder.
 
+    The size of every file is compared with the manifest, and its SHA-256 too, except for a file over 16 MiB
+    that its target checks itself (SELF_CHECKING): to hash gigabytes of weights would take longer than to use
+    them. ``all_hashes=True`` hashes these as well, as ``fastdiff verify`` does.
     ``verify_hashes=False`` compares sizes only, for processes that open the same engine again and again.
     ``check_machine=False`` also opens an engine that cannot run here, to look at it.
     Raises EngineDamagedError, EngineVersionError or EngineMismatchError, all of them EngineErrors that name
@@ -104,7 +113,7 @@ def open_engine(
         if folder.name.endswith(PARTIAL_SUFFIX):
             raise EngineDamagedError(f"{folder} was left by a build that did not finish; build it again")
         manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
-        _check_files(folder, manifest, verify_hashes)
+        _check_files(folder, manifest, verify_hashes, all_hashes)
         if check_machine:
             check_engine_machine(manifest)
     except FileNotFoundError as error:
@@ -122,19 +131,29 @@ def open_engine(
     return Engine(folder, manifest)
 
 
-def _check_files(folder: Path, manifest: Manifest, verify_hashes: bool) -> None:
+def _check_files(folder: Path, manifest: Manifest, verify_hashes: bool, all_hashes: bool) -> None:
+    trusted: set[str] = set()
     for module, entry in manifest.modules.items():
         size = sum(_file_size(folder, name) for name in entry.files)
         if size != entry.bytes:
             raise EngineDamagedError(
                 f"files of {module} have {size} bytes, not {entry.bytes}; build it again"
             )
+        if not all_hashes:
+            trusted |= {name for name in entry.files if name.endswith(_self_checking(entry.target))}
     for name, expected in manifest.all_files().items():
-        _file_size(folder, name)
-        if verify_hashes and file_sha256(folder / name) != expected:
+        large = _file_size(folder, name) > _LARGEST_HASHED
+        if verify_hashes and not (large and name in trusted) and file_sha256(folder / name) != expected:
             raise EngineDamagedError(
                 f"{name} was changed after the build (its SHA-256 differs); build it again"
             )
+
+
+def _self_checking(target: str) -> tuple[str, ...]:
+    """Endings of the files that a target checks whenever it opens them; none for an unknown target."""
+    from fastdiff.targets import TARGETS, get_target
+
+    return get_target(target).SELF_CHECKING if target in TARGETS else ()
 
 
 def _file_size(folder: Path, name: str) -> int:

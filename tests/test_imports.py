@@ -31,12 +31,24 @@ ALLOWED = {
     "build": {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime"},
     "kernels/library.py": {"torch"},
     "kernels/reference.py": {"torch"},
+    "targets/native/lower.py": {"torch"},
+    "targets/native/ops.py": {"torch"},
+    "targets/native/symbols.py": {"torch"},
     "targets/onnxruntime.py": {"onnxruntime", "onnx", "torch"},
     "targets/torch.py": {"torch", "diffusers", "transformers"},
     "zoo/training": {"torch", "diffusers", "transformers"},
 }
 # where imports of vendor libraries may stand at the top: what is itself imported only when it is needed
-AT_TOP = ("build", "kernels/library.py", "kernels/reference.py", "zoo/training")
+AT_TOP = (
+    "build",
+    "kernels/library.py",
+    "kernels/reference.py",
+    "targets/native/compiler.py",
+    "targets/native/lower.py",
+    "targets/native/ops.py",
+    "targets/native/symbols.py",
+    "zoo/training",
+)
 SAMPLERS_MAY = {"fastdiff.errors", "fastdiff.samplers", "fastdiff.kernels", "fastdiff._C", "numpy"}
 
 

@@ -7,6 +7,7 @@
 #include "bindings/gemm_arguments.h"
 #include "cpu/dispatch.h"
 #include "kernels/error.h"
+#include "kernels/group_norm_silu.h"
 #include "runtime/measure.h"
 
 namespace fastdiff::bindings {
@@ -100,11 +101,13 @@ std::array<std::size_t, 4> four(const Shape& shape, const std::string& name) {
     return sizes;
 }
 
-void run(const py::object& x, const py::object& packed, const std::array<std::size_t, 4>& weight_shape,
-         const py::object& bias, const py::object& vector, const py::object& residual, std::size_t stride,
-         const Padding& padding, std::size_t upsample, const std::string& activation, double scale,
-         const std::string& algorithm, const std::string& precision, const py::object& out,
-         py::ssize_t threads, const std::optional<std::string>& isa) {
+py::object run(const py::object& x, const py::object& packed, const std::array<std::size_t, 4>& weight_shape,
+               const py::object& bias, const py::object& vector, const py::object& residual,
+               std::size_t stride, const Padding& padding, std::size_t upsample,
+               const std::string& activation, double scale, const std::string& algorithm,
+               const std::string& precision, const py::object& out, py::ssize_t threads,
+               const std::optional<std::string>& isa, const py::object& affine, bool affine_silu,
+               bool with_sums) {
     const Strided source = strided(x, "x", 4);
     Conv2dArgs args{};
     args.shape = make_shape(four(source.shape, "x"), weight_shape, stride, padding, upsample);
@@ -147,12 +150,28 @@ void run(const py::object& x, const py::object& packed, const std::array<std::si
     args.y = to.data;
     args.y_stride = to.stride;
     args.scale = static_cast<float>(scale);
+    if (!affine.is_none()) {
+        const auto padded = static_cast<py::ssize_t>(group_norm_padded(s.in));
+        const Shape shape{wanted[0], 3, padded};
+        args.affine = input(affine, "affine", &shape);
+        args.affine_silu = affine_silu;
+    }
+    py::object sums = py::none();
+    if (with_sums) {
+        py::array_t<double> array({wanted[0], static_cast<py::ssize_t>(conv2d_sum_parts(args)),
+                                   py::ssize_t{2}, static_cast<py::ssize_t>(group_norm_padded(s.out))});
+        args.sums = array.mutable_data();
+        sums = array;
+    }
     const Kernels& table = kernels(choose_isa(isa));
-    const py::gil_scoped_release release;
     ThreadPool pool = make_pool(threads);
     const Scratch scratch(conv2d_scratch(args, pool.threads()));
     args.scratch = scratch.get();
-    table.conv2d(args, pool.parallel());
+    {
+        const py::gil_scoped_release release;
+        table.conv2d(args, pool.parallel());
+    }
+    return sums;
 }
 
 double measure(const std::array<std::size_t, 4>& x, const std::array<std::size_t, 4>& weight,
@@ -180,7 +199,8 @@ void bind_conv2d(py::module_& module) {
                py::arg("vector"), py::arg("residual"), py::arg("stride"), py::arg("padding"),
                py::arg("upsample"), py::arg("activation"), py::arg("scale"), py::arg("algorithm"),
                py::arg("precision"), py::arg("out"), py::arg("threads") = 1, py::arg("isa") = py::none(),
-               "See fastdiff.kernels.conv2d.");
+               py::arg("affine") = py::none(), py::arg("affine_silu") = false, py::arg("sums") = false,
+               "See fastdiff.kernels.conv2d; affine and the returned sums as in csrc/kernels/conv2d.h.");
     module.def("measure_conv2d", &measure, py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"),
                py::arg("padding"), py::arg("upsample"), py::arg("algorithm"), py::arg("precision"),
                py::arg("threads"), py::arg("budget"), py::arg("isa") = py::none(),

@@ -65,6 +65,10 @@ void run(const py::object& x, const py::object& packed, const py::object& bias, 
     table.linear(args, pool.parallel());
 }
 
+std::size_t packed_bytes(std::size_t in, std::size_t outputs, const std::string& precision) {
+    return linear_packed_bytes(in, outputs, parse_weight_type(precision));
+}
+
 double measure(std::size_t rows, std::size_t in, std::size_t out, const std::string& activation,
                const std::string& precision, py::ssize_t threads, double budget,
                const std::optional<std::string>& isa) {
@@ -81,6 +85,8 @@ double measure(std::size_t rows, std::size_t in, std::size_t out, const std::str
 void bind_linear(py::module_& module) {
     module.def("linear_pack", &pack, py::arg("weight"), py::arg("precision") = "fp32",
                "Weights (outputs, inputs) in the order in which linear reads them.");
+    module.def("linear_packed_bytes", &packed_bytes, py::arg("inputs"), py::arg("outputs"),
+               py::arg("precision") = "fp32", "Size of what linear_pack returns.");
     module.def("linear", &run, py::arg("x"), py::arg("packed"), py::arg("bias"), py::arg("residual"),
                py::arg("activation"), py::arg("scale"), py::arg("precision"), py::arg("out"),
                py::arg("threads") = 1, py::arg("isa") = py::none(), "See fastdiff.kernels.linear.");

@@ -8,6 +8,8 @@ namespace {
 constexpr std::size_t block_rows = 112;
 // Fewest items per thread, so that a thread that is slowed down does not hold the others up for long.
 constexpr std::size_t items_per_thread = 4;
+// The same for the tiles of a Winograd round, whatever the number of threads.
+constexpr std::size_t least_items = 8;
 // Floats of transformed tiles in a Winograd round: they pass through the last-level cache.
 constexpr std::size_t round_floats = std::size_t{2} << 20;
 constexpr std::size_t most_round_tiles = 224, least_round_tiles = 28, block_tiles = 56;
@@ -47,7 +49,8 @@ LinearBlocks linear_blocks(const LinearArgs& args, std::size_t threads) {
 DirectBlocks direct_blocks(const Conv2dArgs& args, std::size_t threads) {
     const Conv2dShape& s = args.shape;
     DirectBlocks b{};
-    b.padded = s.upsample != 1 || s.pad_top + s.pad_bottom + s.pad_left + s.pad_right != 0;
+    b.padded =
+        args.affine != nullptr || s.upsample != 1 || s.pad_top + s.pad_bottom + s.pad_left + s.pad_right != 0;
     b.copy_height = s.height * s.upsample + s.pad_top + s.pad_bottom;
     b.copy_width = s.width * s.upsample + s.pad_left + s.pad_right;
     b.copy_step = s.in < 16 ? s.in : spread(s.in);
@@ -63,7 +66,7 @@ DirectBlocks direct_blocks(const Conv2dArgs& args, std::size_t threads) {
     return b;
 }
 
-WinogradBlocks winograd_blocks(const Conv2dArgs& args, std::size_t threads) {
+WinogradBlocks winograd_blocks(const Conv2dArgs& args) {
     const Conv2dShape& s = args.shape;
     WinogradBlocks b{};
     b.m = args.algorithm == ConvAlgorithm::winograd2 ? 2 : 4;
@@ -80,16 +83,33 @@ WinogradBlocks winograd_blocks(const Conv2dArgs& args, std::size_t threads) {
     b.groups = div_up(b.panels, group_panels);
     b.tile_blocks = div_up(b.round_tiles, block_tiles);
     // Few groups of columns: cut the tiles instead.
-    const std::size_t wanted = threads < 2 ? 1 : div_up(items_per_thread * threads, b.groups);
-    const std::size_t most_blocks = div_up(b.round_tiles, 14);
+    const std::size_t wanted = div_up(least_items, b.groups), most_blocks = div_up(b.round_tiles, 14);
     if (b.tile_blocks < wanted) b.tile_blocks = wanted < most_blocks ? wanted : most_blocks;
     b.block_tiles = b.tile_blocks == 0 ? 0 : div_up(b.round_tiles, b.tile_blocks);
     // One line more than the tiles take: points fall into different cache sets.
     b.plane = spread(b.round_tiles * b.row);
     b.zeros = round_up(s.in, 16);
+    if (args.affine != nullptr && b.rounds > 0) {
+        // A range of tiles touches so many rows of tiles at most, and each image costs two rows more.
+        const std::size_t tile_rows = div_up(b.round_tiles, b.tiles_wide) + 1;
+        const std::size_t images = tile_rows < s.batch ? tile_rows : s.batch;
+        b.strip = (tile_rows * b.m + 3 * images) * s.width * b.zeros;
+    }
     b.sums = b.points * b.block_tiles * 16 * group_panels;
     b.weights = args.type == WeightType::fp32 ? 0 : s.in * 16 * group_panels;
     return b;
+}
+
+Strip strip_of(const Conv2dShape& s, const WinogradBlocks& b, Range tiles, std::size_t image) {
+    const std::size_t per_image = b.tiles_high * b.tiles_wide;
+    const std::size_t first = tiles.begin > image * per_image ? tiles.begin - image * per_image : 0;
+    const std::size_t past =
+        tiles.end - image * per_image < per_image ? tiles.end - image * per_image : per_image;
+    // Rows with padding and upsampling, then without.
+    const std::size_t top = first / b.tiles_wide * b.m, bottom = (past - 1) / b.tiles_wide * b.m + b.m + 2;
+    const std::size_t begin = top > s.pad_top ? (top - s.pad_top) / s.upsample : 0;
+    const std::size_t end = bottom > s.pad_top ? div_up(bottom - s.pad_top, s.upsample) : 0;
+    return {image, begin < s.height ? begin : s.height, end < s.height ? end : s.height, 0};
 }
 
 }  // namespace fastdiff

@@ -42,13 +42,15 @@ LinearBlocks linear_blocks(const LinearArgs& args, std::size_t threads);
 // conv2d, direct: the input is first copied with its padding, unless there is none; items are (block of
 // output rows) × (range of column groups).
 struct DirectBlocks {
-    bool padded;                                     // whether there is a copy
+    bool padded;  // whether there is a copy: to pad, to upsample or to normalise
     std::size_t copy_height, copy_width, copy_step;  // its size; floats between its pixels
     std::size_t copy;                                // floats of all of it
     std::size_t panels, row_blocks, column_blocks;
     std::size_t rows;  // output rows (of all images) in a block, at most
     std::size_t sums, weights;
 };
+// Only column_blocks depends on the number of threads, also below: sums over blocks of rows or tiles must
+// not.
 DirectBlocks direct_blocks(const Conv2dArgs& args, std::size_t threads);
 
 // conv2d, Winograd: tiles are transformed and multiplied in rounds; in a round, items of the multiplication
@@ -57,13 +59,22 @@ struct WinogradBlocks {
     std::size_t m, points;  // output tile size; (m + 2)²
     std::size_t tiles_high, tiles_wide, tiles;
     std::size_t rounds, round_tiles;       // tiles in a round, at most
-    std::size_t tile_blocks, block_tiles;  // in a round; in a block, at most
+    std::size_t tile_blocks, block_tiles;  // blocks in a round; tiles in a block, at most
     std::size_t panels, groups;
     std::size_t row;    // floats between transformed tiles of a point
     std::size_t plane;  // floats between points
     std::size_t zeros;  // floats of a pixel of zeros
+    std::size_t strip;  // floats of a round's normalised input; 0 when the input is taken as it is
     std::size_t sums, weights;
 };
-WinogradBlocks winograd_blocks(const Conv2dArgs& args, std::size_t threads);
+WinogradBlocks winograd_blocks(const Conv2dArgs& args);
+
+// Source rows that a round's tiles need of one image.
+struct Strip {
+    std::size_t image, begin, end;  // rows [begin, end) of x
+    std::size_t row;                // where they begin in the strip
+};
+// The strips of tiles [begin, end) that have rows of image `image`; `row` as if it were the round's first.
+Strip strip_of(const Conv2dShape& shape, const WinogradBlocks& blocks, Range tiles, std::size_t image);
 
 }  // namespace fastdiff

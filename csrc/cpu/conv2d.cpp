@@ -42,6 +42,12 @@ void copy_row(void* context, std::size_t index, std::size_t) {
         const std::size_t source =
             (image * s.height + (y - s.pad_top) / s.upsample) * s.width + (i - s.pad_left) / s.upsample;
         const float* from = c.args.x + source * c.args.x_stride;
+        if (c.args.affine != nullptr) {
+            const std::size_t padded = round_up(s.in, 16);
+            normalise_pixel<I>(from, to, s.in, c.args.affine + image * 3 * padded, padded,
+                               c.args.affine_silu);
+            continue;
+        }
         std::size_t k = 0;
         for (; k + V::width <= s.in; k += V::width) V::load(from + k).store(to + k);
         if (k < s.in) V::load(from + k, s.in - k).store(to + k, s.in - k);
@@ -123,18 +129,33 @@ void item(void* context, std::size_t index, std::size_t thread) {
         multiply<I>(c, rows, first, panels, sums, sums + b.sums);
         const std::size_t n = first * 16;
         const std::size_t columns = s.out - n < panels * 16 ? s.out - n : panels * 16;
+        ColumnSums<I, 16 * group_panels> column_sums;
+        const auto store_sums = [&](std::size_t image) {
+            const std::size_t padded = round_up(s.out, 16);
+            double* to = args.sums + (image * b.row_blocks + index % b.row_blocks) * 2 * padded + n;
+            column_sums.store(to, padded, panels * 16);
+        };
+        if (args.sums != nullptr) {
+            column_sums.clear();
+            for (std::size_t image = 0; image < s.batch; ++image) store_sums(image);
+        }
         for (std::size_t row = rows.begin; row < rows.end; ++row) {
-            const float* vector =
-                args.vector != nullptr ? args.vector + row / out_height * args.vector_stride : nullptr;
+            const std::size_t image = row / out_height;
+            const float* vector = args.vector != nullptr ? args.vector + image * args.vector_stride : nullptr;
             for (std::size_t i = 0; i < out_width; ++i) {
                 const std::size_t pixel = row * out_width + i;
                 const float* from = sums + (pixel - rows.begin * out_width) * panels * 16;
                 const float* residual =
                     args.residual != nullptr ? args.residual + pixel * args.residual_stride : nullptr;
                 for (std::size_t j = 0; j < columns; j += V::width) {
-                    finish<I>(V::load(from + j), e, vector, residual, args.y + pixel * args.y_stride, n + j,
-                              columns - j);
+                    const V y = finish<I>(V::load(from + j), e, vector, residual,
+                                          args.y + pixel * args.y_stride, n + j, columns - j);
+                    if (args.sums != nullptr) column_sums.add(j, y);
                 }
+            }
+            if (args.sums != nullptr && (row + 1 == rows.end || (row + 1) % out_height == 0)) {
+                store_sums(image);
+                column_sums.clear();
             }
         }
     }

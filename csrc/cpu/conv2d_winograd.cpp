@@ -19,8 +19,10 @@ struct Context {
     WinogradBlocks blocks;
     const float* zeros;
     float* transformed;  // [point][tile of the round][channel]
+    float* strip;        // normalised rows of the input, of the round
     float* scratch;      // of the threads
     Range tiles;         // of the round
+    std::size_t round;
 };
 
 struct Place {
@@ -62,6 +64,37 @@ FASTDIFF_INLINE void transform_input(const float* const* pixel, std::size_t chan
     }
 }
 
+// The rows of x that the round needs, normalised: item `index` is one of them.
+template <class I>
+void normalise_row(void* context, std::size_t index, std::size_t) {
+    const Context& c = *static_cast<const Context*>(context);
+    const Conv2dShape& s = c.args.shape;
+    const std::size_t per_image = c.blocks.tiles_high * c.blocks.tiles_wide;
+    std::size_t row = index;
+    Strip strip = strip_of(s, c.blocks, c.tiles, c.tiles.begin / per_image);
+    while (row >= strip.end - strip.begin) {
+        row -= strip.end - strip.begin;
+        strip = strip_of(s, c.blocks, c.tiles, strip.image + 1);
+    }
+    const float* affine = c.args.affine + strip.image * 3 * c.blocks.zeros;
+    const std::size_t from = (strip.image * s.height + strip.begin + row) * s.width;
+    float* to = c.strip + index * s.width * c.blocks.zeros;
+    for (std::size_t x = 0; x < s.width; ++x) {
+        normalise_pixel<I>(c.args.x + (from + x) * c.args.x_stride, to + x * c.blocks.zeros, s.in, affine,
+                           c.blocks.zeros, c.args.affine_silu);
+    }
+}
+
+FASTDIFF_INLINE std::size_t strip_rows(const Context& c, std::size_t image) {
+    const std::size_t per_image = c.blocks.tiles_high * c.blocks.tiles_wide;
+    std::size_t rows = 0;
+    for (std::size_t i = c.tiles.begin / per_image; i < image; ++i) {
+        const Strip strip = strip_of(c.args.shape, c.blocks, c.tiles, i);
+        rows += strip.end - strip.begin;
+    }
+    return rows;
+}
+
 template <class I, int M>
 void transform_tile(void* context, std::size_t index, std::size_t) {
     using V = Vec<float, I>;
@@ -71,6 +104,13 @@ void transform_tile(void* context, std::size_t index, std::size_t) {
     constexpr std::size_t n = M + 2;
     const Place place = place_of(c.tiles.begin + index, c.blocks);
     const float* pixel[n * n];
+    const float* picture = args.x + place.image * s.height * s.width * args.x_stride;
+    std::size_t step = args.x_stride, first_row = 0;
+    if (args.affine != nullptr) {
+        picture = c.strip + strip_rows(c, place.image) * s.width * c.blocks.zeros;
+        step = c.blocks.zeros;
+        first_row = strip_of(s, c.blocks, c.tiles, place.image).begin;
+    }
     for (std::size_t i = 0; i < n; ++i) {
         for (std::size_t j = 0; j < n; ++j) {
             const std::size_t y = place.y + i, x = place.x + j;  // with padding
@@ -78,8 +118,8 @@ void transform_tile(void* context, std::size_t index, std::size_t) {
                                 x - s.pad_left < s.width * s.upsample;
             pixel[i * n + j] = c.zeros;
             if (!inside) continue;
-            const std::size_t row = place.image * s.height + (y - s.pad_top) / s.upsample;
-            pixel[i * n + j] = args.x + (row * s.width + (x - s.pad_left) / s.upsample) * args.x_stride;
+            const std::size_t row = (y - s.pad_top) / s.upsample - first_row;
+            pixel[i * n + j] = picture + (row * s.width + (x - s.pad_left) / s.upsample) * step;
         }
     }
     float* to = c.transformed + index * c.blocks.row;
@@ -138,7 +178,8 @@ void multiply(const Context& c, Range tiles, std::size_t first, std::size_t pane
 template <class I, int M>
 FASTDIFF_INLINE void transform_output(const Context& c, const Place& place, const float* sums,
                                       std::size_t step, std::size_t channel, std::size_t count,
-                                      const Epilogue& e) {
+                                      const Epilogue& e, ColumnSums<I, 16 * group_panels>& column_sums,
+                                      std::size_t column) {
     using V = Vec<float, I>;
     using T = winograd::Transform<M>;
     constexpr int n = M + 2;
@@ -166,9 +207,11 @@ FASTDIFF_INLINE void transform_output(const Context& c, const Place& place, cons
     for (std::size_t y = 0; y < M && place.y + y < height; ++y) {
         for (std::size_t x = 0; x < M && place.x + x < width; ++x) {
             const std::size_t pixel = (place.image * height + place.y + y) * width + place.x + x;
-            finish<I>(result[y][x], e, vector,
-                      args.residual != nullptr ? args.residual + pixel * args.residual_stride : nullptr,
-                      args.y + pixel * args.y_stride, channel, count);
+            const V value =
+                finish<I>(result[y][x], e, vector,
+                          args.residual != nullptr ? args.residual + pixel * args.residual_stride : nullptr,
+                          args.y + pixel * args.y_stride, channel, count);
+            if (args.sums != nullptr) column_sums.add(column, value);
         }
     }
 }
@@ -188,11 +231,26 @@ void multiply_block(void* context, std::size_t index, std::size_t thread) {
     multiply<I>(c, tiles, first, panels, sums, sums + b.sums);
     const Epilogue e{c.args.bias, c.args.activation, c.args.scale};
     const std::size_t ldc = panels * 16;
+    ColumnSums<I, 16 * group_panels> column_sums;
+    const auto store_sums = [&](std::size_t image) {
+        const std::size_t padded = round_up(out, 16), part = c.round * b.tile_blocks + index % b.tile_blocks;
+        double* to = c.args.sums + (image * b.rounds * b.tile_blocks + part) * 2 * padded + first * 16;
+        column_sums.store(to, padded, ldc);
+    };
+    if (c.args.sums != nullptr) {
+        column_sums.clear();
+        for (std::size_t image = 0; image < c.args.shape.batch; ++image) store_sums(image);
+    }
     for (std::size_t tile = tiles.begin; tile < tiles.end; ++tile) {
         const Place place = place_of(c.tiles.begin + tile, b);
         for (std::size_t j = 0; j < ldc && first * 16 + j < out; j += V::width) {
             transform_output<I, M>(c, place, sums + (tile - tiles.begin) * ldc + j, b.block_tiles * ldc,
-                                   first * 16 + j, out - first * 16 - j, e);
+                                   first * 16 + j, out - first * 16 - j, e, column_sums, j);
+        }
+        const bool last = tile + 1 == tiles.end;
+        if (c.args.sums != nullptr && (last || place_of(c.tiles.begin + tile + 1, b).image != place.image)) {
+            store_sums(place.image);
+            column_sums.clear();
         }
     }
 }
@@ -202,6 +260,11 @@ void run(Context& c, const Parallel& parallel) {
     const WinogradBlocks& b = c.blocks;
     for (std::size_t round = 0; round < b.rounds; ++round) {
         c.tiles = part_of(b.tiles, b.rounds, round);
+        c.round = round;
+        if (c.args.affine != nullptr) {
+            const std::size_t per_image = b.tiles_high * b.tiles_wide;
+            parallel.run(parallel, strip_rows(c, (c.tiles.end - 1) / per_image + 1), normalise_row<I>, &c);
+        }
         parallel.run(parallel, c.tiles.end - c.tiles.begin, transform_tile<I, M>, &c);
         parallel.run(parallel, b.groups * b.tile_blocks, multiply_block<I, M>, &c);
     }
@@ -211,12 +274,13 @@ void run(Context& c, const Parallel& parallel) {
 
 template <class I>
 void conv2d_winograd(const Conv2dArgs& args, const Parallel& parallel) {
-    Context c{args, winograd_blocks(args, parallel.threads), nullptr, nullptr, nullptr, {}};
+    Context c{args, winograd_blocks(args), nullptr, nullptr, nullptr, nullptr, {}, 0};
     auto* zeros = static_cast<float*>(args.scratch);
     for (std::size_t i = 0; i < c.blocks.zeros; ++i) zeros[i] = 0.0f;
     c.zeros = zeros;
     c.transformed = zeros + c.blocks.zeros;
-    c.scratch = c.transformed + c.blocks.points * c.blocks.plane;
+    c.strip = c.transformed + c.blocks.points * c.blocks.plane;
+    c.scratch = c.strip + c.blocks.strip;
     if (c.blocks.m == 2) {
         run<I, 2>(c, parallel);
     } else {

@@ -154,8 +154,14 @@ std::size_t conv2d_scratch(const Conv2dArgs& args, std::size_t threads) {
         const DirectBlocks b = direct_blocks(args, threads);
         return (b.copy + threads * (b.sums + b.weights)) * sizeof(float);
     }
-    const WinogradBlocks b = winograd_blocks(args, threads);
-    return (b.zeros + b.points * b.plane + threads * (b.sums + b.weights)) * sizeof(float);
+    const WinogradBlocks b = winograd_blocks(args);
+    return (b.zeros + b.points * b.plane + b.strip + threads * (b.sums + b.weights)) * sizeof(float);
+}
+
+std::size_t conv2d_sum_parts(const Conv2dArgs& args) {
+    if (args.algorithm == ConvAlgorithm::direct) return direct_blocks(args, 1).row_blocks;
+    const WinogradBlocks b = winograd_blocks(args);
+    return b.rounds * b.tile_blocks;
 }
 
 // Winograd pays when its many weights are used for enough tiles; figures from benchmarks/bench_conv2d.py.

@@ -4,6 +4,14 @@
 //           each pixel `upsample` times in both directions before the kernel sees it. y (batch, out_height,
 //           out_width, out) with y_stride; residual as y with residual_stride, or null; bias (out,) or null;
 //           vector (batch, out) with vector_stride floats between images (0: one for all), or null.
+//
+// Two more arguments take group_norm_silu apart, so that it needs no pass over memory of its own
+// (group_norm_silu.h says what affine and sums hold):
+//   affine  (batch, 3, padded in) floats or null: the convolution sees silu?((x - mean) · scale + shift) in
+//           place of x; padding stays zero
+//   sums    (batch, conv2d_sum_parts, 2, padded out) doubles or null: receives the sums and sums of squares
+//   of y
+//
 // Padding   zeros, may differ on the four sides. Stride is the same in both directions; no dilation, no
 // groups. Weights   conv2d_pack lays (out, in, kernel_h, kernel_w) out for one algorithm; the layout is the
 // same for
@@ -53,6 +61,9 @@ struct Conv2dArgs {
     std::size_t y_stride;
     Activation activation;  // not geglu
     float scale;
+    const float* affine;
+    bool affine_silu;
+    double* sums;
     void* scratch;
 };
 
@@ -66,6 +77,9 @@ std::size_t conv2d_packed_bytes(const Conv2dShape& shape, ConvAlgorithm algorith
 // weight (out, in, kernel_h, kernel_w), contiguous; `packed` has conv2d_packed_bytes and is aligned to 64.
 void conv2d_pack(const float* weight, const Conv2dShape& shape, ConvAlgorithm algorithm, WeightType type,
                  void* packed);
+
+// Into how many parts a sample's sums are divided; does not depend on the number of threads.
+std::size_t conv2d_sum_parts(const Conv2dArgs& args);
 
 std::size_t conv2d_scratch(const Conv2dArgs& args, std::size_t threads);
 

@@ -21,7 +21,7 @@ bool has_channels(const View& view) {
 }
 
 Conv2dArgs conv2d_args(const Step& step, const Conv2dNode& node, const void* const* inputs, void* output,
-                       void* scratch) {
+                       void* sums, void* scratch) {
     const auto has = [&](std::size_t input) {
         return input < step.inputs.size() && step.inputs[input].buffer >= 0;
     };
@@ -45,6 +45,13 @@ Conv2dArgs conv2d_args(const Step& step, const Conv2dNode& node, const void* con
         args.residual = floats(inputs[2]);
         args.residual_stride = rows_of(step.inputs[2]).stride;
     }
+    // Not null also where only sizes matter: the scratch memory is larger then.
+    static const float some_affine = 0.0f;
+    if (step.applied != nullptr) {
+        args.affine = inputs[3] != nullptr ? floats(inputs[3]) : &some_affine;
+        args.affine_silu = step.applied->silu;
+    }
+    args.sums = static_cast<double*>(sums);
     args.y = static_cast<float*>(output);
     args.y_stride = rows_of(step.output).stride;
     args.activation = node.activation;
@@ -91,7 +98,7 @@ GroupNormSiluArgs group_norm_args(const Step& step, const GroupNormNode& node, c
     args.weight = node.weight;
     args.bias = node.bias;
     args.y = static_cast<float*>(output);
-    args.y_stride = rows_of(step.output).stride;
+    args.y_stride = step.split ? 0 : rows_of(step.output).stride;
     args.eps = node.eps;
     args.silu = node.silu;
     args.scratch = scratch;
@@ -168,18 +175,34 @@ struct Launch {
     const Step& step;
     const void* const* inputs;
     float* output;
+    void* sums;
     void* scratch;
     const Kernels& kernels;
     const Parallel& parallel;
 
     void operator()(const Conv2dNode& node) const {
-        kernels.conv2d(conv2d_args(step, node, inputs, output, scratch), parallel);
+        kernels.conv2d(conv2d_args(step, node, inputs, output, sums, scratch), parallel);
     }
     void operator()(const LinearNode& node) const {
         kernels.linear(linear_args(step, node, inputs, output, scratch), parallel);
     }
     void operator()(const GroupNormNode& node) const {
-        kernels.group_norm_silu(group_norm_args(step, node, inputs, output, scratch), parallel);
+        const GroupNormSiluArgs args = group_norm_args(step, node, inputs, output, scratch);
+        const bool has_sums = step.inputs.size() > 1;
+        if (!step.split && !has_sums) return kernels.group_norm_silu(args, parallel);
+        const std::size_t padded = group_norm_padded(args.channels);
+        auto* const own = static_cast<double*>(scratch);
+        // A convolution's sums are read by this step alone, which may therefore add them up in place.
+        double* const given = has_sums ? static_cast<double*>(const_cast<void*>(inputs[1])) : own;
+        std::size_t parts = group_norm_parts(args);
+        if (has_sums) {
+            parts = step.inputs[1].shape.elements() / (args.batch * 2 * padded * 2);
+        } else {
+            kernels.group_norm_sums(args, given, parallel);
+        }
+        auto* const affine = step.split ? output : static_cast<float*>(scratch);
+        kernels.group_norm_affine(args, given, parts, affine, parallel);
+        if (!step.split) kernels.group_norm_apply(args, affine, parallel);
     }
     void operator()(const LayerNormNode& node) const {
         const Rows x = rows_of(step.inputs[0]);
@@ -307,12 +330,21 @@ bool may_overwrite(const Node& node, std::size_t input) {
            std::holds_alternative<ElementwiseNode>(node.kind);
 }
 
+std::size_t conv2d_sums_size(const Step& step) {
+    const void* const none[4] = {};
+    const Conv2dArgs args =
+        conv2d_args(step, std::get<Conv2dNode>(step.node->kind), none, nullptr, nullptr, nullptr);
+    return 2 * args.shape.batch * conv2d_sum_parts(args) * 2 * group_norm_padded(args.shape.out);
+}
+
+std::size_t affine_size(const Shape& x) { return x[0] * 3 * group_norm_padded(x.back()); }
+
 std::size_t scratch_bytes(const Step& step, std::size_t threads) {
     if (step.node == nullptr) return 0;
-    const void* const none[3] = {};
+    const void* const none[4] = {};
     const NodeKind& kind = step.node->kind;
     if (const auto* conv = std::get_if<Conv2dNode>(&kind)) {
-        return conv2d_scratch(conv2d_args(step, *conv, none, nullptr, nullptr), threads);
+        return conv2d_scratch(conv2d_args(step, *conv, none, nullptr, nullptr, nullptr), threads);
     }
     if (const auto* linear = std::get_if<LinearNode>(&kind)) {
         return linear_scratch(linear_args(step, *linear, none, nullptr, nullptr), threads);
@@ -326,10 +358,10 @@ std::size_t scratch_bytes(const Step& step, std::size_t threads) {
     return 0;
 }
 
-void launch(const Step& step, DType dtype, const void* const* inputs, void* output, void* scratch,
+void launch(const Step& step, DType dtype, const void* const* inputs, void* output, void* sums, void* scratch,
             const Kernels& kernels, const Parallel& parallel) {
     if (step.node == nullptr) return copy(step, dtype, inputs[0], output, kernels, parallel);
-    std::visit(Launch{step, inputs, static_cast<float*>(output), scratch, kernels, parallel},
+    std::visit(Launch{step, inputs, static_cast<float*>(output), sums, scratch, kernels, parallel},
                step.node->kind);
 }
 

@@ -38,6 +38,7 @@ class Planner {
     Plan make() {
         find_shapes();
         find_uses();
+        find_applied_norms();
         add_inputs();
         place_outputs();
         place_concatenations();
@@ -93,9 +94,37 @@ class Planner {
         for (int id : graph_.outputs) last_use_[index(root_[index(id)])] = never;
     }
 
+    // Norms that a convolution applies while it loads: the result is read by nothing but one convolution of
+    // more than one tap. What the norm reads lives until then.
+    void find_applied_norms() {
+        users_.assign(graph_.values.size(), {});
+        for (const Node& node : graph_.nodes) {
+            for (int id : node.inputs) {
+                if (id != Node::none) users_[index(id)].push_back(&node);
+            }
+        }
+        applied_.assign(graph_.values.size(), false);
+        for (const Node& node : graph_.nodes) {
+            const int id = node.output;
+            const auto& users = users_[index(id)];
+            const bool output =
+                std::find(graph_.outputs.begin(), graph_.outputs.end(), id) != graph_.outputs.end();
+            if (!std::holds_alternative<GroupNormNode>(node.kind) || output || users.size() != 1) continue;
+            const auto* conv = std::get_if<Conv2dNode>(&users[0]->kind);
+            if (conv == nullptr || conv->shape.kernel_h * conv->shape.kernel_w < 2) continue;
+            if (users[0]->stage != node.stage || users[0]->inputs[0] != id) continue;
+            if (stored_[index(id)].rank() != 4) continue;
+            applied_[index(id)] = true;
+            int& last = last_use_[index(root_[index(node.inputs[0])])];
+            last = std::max(last, last_use_[index(id)]);
+        }
+    }
+
     void add_inputs() {
         views_.resize(graph_.values.size());
         homes_.resize(graph_.values.size());
+        norm_input_.resize(graph_.values.size());
+        sums_.resize(graph_.values.size());
         for (std::size_t i = 0; i < graph_.inputs.size(); ++i) {
             const int id = graph_.inputs[i];
             const int buffer =
@@ -159,25 +188,71 @@ class Planner {
             output = view_of(node);
             return;
         }
-        Step step{&node, node.stage, {}, {}, nullptr, 0, 0};
+        Step step{};
+        step.node = &node;
+        step.stage = node.stage;
         for (std::size_t i = 0; i < node.inputs.size(); ++i) {
             const int id = node.inputs[i];
             View view = id == Node::none ? View{} : read(id, node.stage);
+            if (id != Node::none && applied_[index(id)]) view = norm_input_[index(id)];
             if (id != Node::none && !can_read(node, i, view)) view = materialise(view, id, node.stage);
             step.inputs.push_back(view);
         }
+        take_norm_apart(step);
         const View home = homes_[index(node.output)];
         if (const auto* concat = std::get_if<ConcatNode>(&node.kind)) {
             output = home;
             copy_parts(node, *concat, step.inputs, home);
             return;
         }
+        if (step.split) {
+            const Shape affine{affine_size(step.inputs[0].shape)};
+            output = contiguous(add_buffer(Place::arena, node.output, affine, node.stage), affine);
+            extend(output.buffer, last_use_[index(node.output)]);
+            norm_input_[index(node.output)] = step.inputs[0];
+            step.output = output;
+            emit(std::move(step));
+            return;
+        }
         output = home.buffer >= 0 ? home : overwritten(step);
         if (output.buffer < 0) output = new_buffer(node.output, stored_[index(node.output)], node.stage);
         extend(output.buffer, last_use_[index(node.output)]);
         step.output = output;
-        if (const auto* conv = std::get_if<Conv2dNode>(&node.kind)) step.packing = choose(*conv, step);
+        if (const auto* conv = std::get_if<Conv2dNode>(&node.kind)) {
+            step.packing = choose(*conv, step);
+            add_sums(step);
+        }
         emit(std::move(step));
+    }
+
+    // Lets a convolution read what its norm read, and the norm's affine; and a norm read the sums of the
+    // convolution before it.
+    void take_norm_apart(Step& step) {
+        const Node& node = *step.node;
+        if (std::holds_alternative<GroupNormNode>(node.kind)) {
+            step.split = applied_[index(node.output)];
+            View& sums = sums_[index(node.inputs[0])];
+            // The norm adds the sums up in place: they serve one.
+            if (sums.buffer >= 0) step.inputs.push_back(std::exchange(sums, {}));
+        }
+        if (!std::holds_alternative<Conv2dNode>(node.kind) || !applied_[index(node.inputs[0])]) return;
+        step.applied = &std::get<GroupNormNode>(producer_[index(node.inputs[0])]->kind);
+        step.inputs.resize(4);
+        step.inputs[3] = views_[index(node.inputs[0])];
+    }
+
+    // Room for the sums of a convolution's output, if a norm reads it.
+    void add_sums(Step& step) {
+        const int id = step.node->output;
+        const auto& users = users_[index(id)];
+        const auto reads = [&](const Node* user) {
+            return std::holds_alternative<GroupNormNode>(user->kind) && user->stage == step.stage;
+        };
+        if (std::none_of(users.begin(), users.end(), reads)) return;
+        const Shape size{conv2d_sums_size(step)};
+        step.sums = contiguous(add_buffer(Place::arena, id, size, step.stage), size);
+        extend(step.sums.buffer, last_use_[index(id)]);
+        sums_[index(id)] = step.sums;
     }
 
     View view_of(const Node& node) {
@@ -307,7 +382,11 @@ class Planner {
     }
 
     void emit_copy(const View& from, const View& to, Stage stage) {
-        emit({nullptr, stage, {from}, to, nullptr, 0, 0});
+        Step step{};
+        step.stage = stage;
+        step.inputs.push_back(from);
+        step.output = to;
+        emit(std::move(step));
     }
 
     void emit(Step step) {
@@ -321,6 +400,7 @@ class Planner {
         };
         for (const View& view : step.inputs) use(view);
         use(step.output);
+        use(step.sums);
         step.scratch_bytes = scratch_bytes(step, threads_);
         plan_.steps.push_back(std::move(step));
     }
@@ -386,6 +466,10 @@ class Planner {
     std::vector<int> root_, last_use_;
     std::vector<const Node*> producer_;
     std::vector<View> views_, homes_;
+    std::vector<std::vector<const Node*>> users_;
+    std::vector<bool> applied_;     // norms whose convolution applies them
+    std::vector<View> norm_input_;  // what such a norm reads
+    std::vector<View> sums_;        // of a convolution, until a norm takes them
     std::vector<View> output_views_;
     std::vector<int> buffer_last_;  // the last node that may use a buffer
     std::vector<Copy> copies_;
@@ -432,6 +516,8 @@ std::string describe(const Plan& plan) {
         text += ":";
         for (const View& view : step.inputs) text += joined(" ", describe_view(plan, view));
         text += joined(" -> ", describe_view(plan, step.output));
+        if (step.split) text += ", applied by the convolution";
+        if (step.sums.buffer >= 0) text += ", with sums";
         if (step.scratch_bytes > 0) text += joined(", scratch ", std::to_string(step.scratch_bytes));
         text += "\n";
     }

@@ -34,6 +34,12 @@ struct Step {
     std::vector<View> inputs;
     View output;
     const Conv2dNode::Packing* packing = nullptr;  // conv2d: the chosen one
+    // Group normalisation taken apart. A convolution has inputs[3], the affine of the norm that it applies
+    // while it loads; it writes `sums` for the norm that reads its output, which has them as inputs[1]. A
+    // norm whose convolution applies it is `split`: its output is the affine.
+    const GroupNormNode* applied = nullptr;
+    View sums;
+    bool split = false;
     std::size_t scratch_bytes = 0, scratch_offset = 0;
 };
 

@@ -178,7 +178,7 @@ void Session::execute(Stage stage, std::size_t row, const Arrays& arrays, const 
         }
         const DType dtype = plan.buffers[static_cast<std::size_t>(step.output.buffer)].dtype;
         launch(step, dtype, inputs.data(), const_cast<void*>(pointer(step.output)),
-               arena_.data() + step.scratch_offset, table, parallel);
+               const_cast<void*>(pointer(step.sums)), arena_.data() + step.scratch_offset, table, parallel);
     }
     done_[static_cast<std::size_t>(stage)] = true;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
 from fastdiff.build.modules import module_spec
 from fastdiff.build.passes import run_passes
 from fastdiff.build.provenance import provenance
-from fastdiff.build.verify import ModuleError, measure
+from fastdiff.build.verify import ModuleError, measure, verification_sizes
 from fastdiff.config import MODULES, ModelSpec, Precision, parse_precision
 from fastdiff.engine_dir import TOKENIZER_FOLDER
 from fastdiff.engine_writer import EngineWriter
 from fastdiff.errors import InputError
 from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry
-from fastdiff.targets import require_target, resolve_target
+from fastdiff.targets import CompileOptions, require_target, resolve_target
 
 __all__ = ["BuildSummary", "ModuleSummary", "Progress", "Stage", "build_engine"]
 
@@ -79,24 +80,28 @@ def build_engine(
     height: int | None = None,
     width: int | None = None,
     batch: int = 1,
+    memory: float = 2.0,
     force: bool = False,
     progress: Progress | None = None,
 ) -> BuildSummary:
     """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
 
     ``height`` and ``width`` (picture pixels) and ``batch`` are the defaults that the engine records and is
-    verified at; other sizes run as well. Errors: InputError, CheckpointError, CaptureError, TargetError,
+    verified at; other sizes run as well. The native target is tuned for them, with weights that may take
+    ``memory`` times their bytes in float32. Errors: InputError, CheckpointError, CaptureError, TargetError,
     OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
     of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)
     precision = parse_precision(precision)
-    require_target(target)
+    require_target(target, precision)
+    if not 1 <= memory < math.inf:
+        raise InputError(f"memory is {memory}: give 1 or more, a multiple of the weights in float32")
     with EngineWriter(output, force) as writer:
         source = load_checkpoint(checkpoint)
         model = _with_defaults(source.spec, height, width, batch)
-        builder = _Builder(source, model, target, precision, writer, progress)
+        builder = _Builder(source, model, target, precision, memory, writer, progress)
         modules = {name: builder.build(name) for name in MODULES}
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -123,6 +128,7 @@ class _Builder:
     model: ModelSpec
     target: str
     precision: Precision
+    memory: float
     writer: EngineWriter
     progress: Progress | None
 
@@ -139,7 +145,9 @@ class _Builder:
             assert module.program is not None
             module = module.with_program(run_passes(module.program))
         self._announce(name, "compile")
-        compiled = target.compile(module, self.writer.folder)
+        sizes = verification_sizes(spec, self.model)[0]
+        options = CompileOptions(self.precision, sizes, self.memory)
+        compiled = target.compile(module, self.writer.folder, options)
         files, size = self.writer.hash_files(compiled.files)
         entry = ModuleEntry(
             target=self.target,
@@ -157,7 +165,7 @@ class _Builder:
         self._announce(name, "verify")
         module = dataclasses.replace(module, program=None)
         with target.open(self.writer.folder, name, entry, None) as session:
-            error = measure(module, session, self.model, self.checkpoint.vocab_size)
+            error = measure(module, session, self.model, self.checkpoint.vocab_size, self.precision)
         error.check(name, self.precision)
         del part, module, session
         gc.collect()

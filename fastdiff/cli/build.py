@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.cli.values import byte_size, on_terminal, require_build_extra, whole
+from fastdiff.cli.values import byte_size, number, on_terminal, require_build_extra, whole
 from fastdiff.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -21,12 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="ENGINE", required=True, help="engine folder to write")
     parser.add_argument(
-        "--target", metavar="NAME", default="auto", help="auto, onnxruntime or torch (default: auto)"
+        "--target", metavar="NAME", default="auto", help="auto, native, onnxruntime or torch (default: auto)"
     )
-    parser.add_argument("--precision", metavar="TYPE", default="fp32", help="fp32 (default: fp32)")
+    parser.add_argument(
+        "--precision", metavar="TYPE", default="fp32", help="fp32, or native: fp16 (default: fp32)"
+    )
     parser.add_argument("--height", metavar="H", type=whole, help="default pixels (default: the model's)")
     parser.add_argument("--width", metavar="W", type=whole, help="default pixels (default: the model's)")
     parser.add_argument("--batch", metavar="N", type=whole, default=1, help="default batch (default: 1)")
+    parser.add_argument(
+        "--memory",
+        metavar="X",
+        type=number,
+        default=2.0,
+        help="native: what weights may take, as a multiple of their size in fp32 (default: 2)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an engine that exists")
 
 
@@ -45,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             height=arguments.height,
             width=arguments.width,
             batch=arguments.batch,
+            memory=arguments.memory,
             force=arguments.force,
             progress=progress,
         )

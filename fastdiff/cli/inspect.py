@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from fastdiff.cli.values import byte_size
+
+if TYPE_CHECKING:
+    from fastdiff.manifest import Manifest
 
 SUMMARY = "show what an engine holds and check its files"
 
@@ -13,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("engine", metavar="ENGINE", help="engine folder")
     parser.add_argument("--json", action="store_true", help="the manifest as JSON")
+    parser.add_argument(
+        "--tactics", action="store_true", help="the algorithm of each layer and size, as measured at build"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -28,6 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
 
         document = {"path": str(engine.path), "engine_hash": engine.engine_hash}
         print(json.dumps({**json.loads(dump_manifest(manifest)), **document}, indent=2, sort_keys=True))
+        return
+    if arguments.tactics:
+        _print_tactics(manifest)
         return
     rows = {
         "engine": f"{engine.path}, hash {engine.engine_hash[:16]}, format {manifest.format_version}",
@@ -54,3 +64,26 @@ def run(arguments: argparse.Namespace) -> None:
             f"{name:<14} {entry.target:<12} {entry.precision:<9} {byte_size(entry.bytes):>9} {error:>9.1e} "
             f"{entry.seconds:>8.1f}"
         )
+
+
+def _print_tactics(manifest: Manifest) -> None:
+    """A line per layer and size; layers of one module first, in the order in which they run."""
+    for name, entry in manifest.modules.items():
+        layers = entry.tactics.get("layers") or []
+        print(f"{name}: target {entry.target}, {len(layers)} measured")
+        if "memory" in entry.tactics:
+            stored, plain = entry.tactics["weight_bytes"], entry.tactics["fp32_bytes"]
+            print(
+                f"weights {byte_size(stored)}, {stored / max(plain, 1):.2f} times those in fp32,"
+                f" {entry.tactics['memory']:g} times allowed"
+            )
+        if not layers:
+            continue
+        width = max(len(row["layer"]) for row in layers)
+        shape = max(len(row["shape"]) for row in layers)
+        print(f"{'layer':<{width}}  {'shape':<{shape}}  {'tactic':<9} {'ms':>9} {'GFLOP/s':>8}")
+        for row in layers:
+            print(
+                f"{row['layer']:<{width}}  {row['shape']:<{shape}}  {row['tactic']:<9} {row['ms']:>9.3f}"
+                f" {row['gflops']:>8.0f}"
+            )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from fastdiff.config import Precision
 from fastdiff.errors import InputError, TargetError
 from fastdiff.targets.session import Session
 
@@ -23,6 +24,7 @@ __all__ = [
     "PLANNED",
     "TARGETS",
     "Availability",
+    "CompileOptions",
     "Compiled",
     "Session",
     "Target",
@@ -32,12 +34,13 @@ __all__ = [
 ]
 
 TARGETS: Mapping[str, str] = {
+    "native": "fastdiff.targets.native",
     "onnxruntime": "fastdiff.targets.onnxruntime",
     "torch": "fastdiff.targets.torch",
 }
 """Target names and the modules that implement them."""
 
-PLANNED = ("native", "cuda", "tensorrt")
+PLANNED = ("cuda", "tensorrt")
 """Targets whose names are taken but that this version does not have."""
 
 
@@ -59,15 +62,38 @@ class Compiled:
     requires: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CompileOptions:
+    """What a build wants of a module, for the targets that can make use of it.
+
+    precision  of the weights, one of the target's PRECISIONS
+    sizes      symbolic sizes that the engine will mostly run at, which tactics are measured for; empty: none
+    memory     bytes that weights may take, as a multiple of their bytes in float32
+    threads    threads to measure tactics with; None means every core
+    """
+
+    precision: Precision = Precision.FP32
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    memory: float = 2.0
+    threads: int | None = None
+
+
 class Target(Protocol):
-    """What a target's module offers. ``NEEDS_GRAPH`` says whether it compiles the captured graph."""
+    """What a target's module offers.
+
+    ``NEEDS_GRAPH`` says whether it compiles the captured graph, ``PRECISIONS`` what it can store,
+    ``SELF_CHECKING`` the endings of files whose structure it checks itself whenever it opens them: large ones
+    among them are hashed by ``fastdiff verify`` alone.
+    """
 
     NEEDS_GRAPH: bool
+    PRECISIONS: tuple[Precision, ...]
+    SELF_CHECKING: tuple[str, ...]
 
     def availability(self) -> Availability:
         """Whether the target can run on this machine; quick, imports no vendor library."""
 
-    def compile(self, captured: CapturedModule, folder: Path) -> Compiled:
+    def compile(self, captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
         """Write a module's compiled form into the engine folder. Raises CaptureError."""
 
     def open(self, folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> Session:
@@ -75,15 +101,15 @@ class Target(Protocol):
 
 
 def resolve_target(name: str) -> str:
-    """The target that ``name`` stands for: ``auto`` is ``onnxruntime`` until there is a native target.
+    """The target that ``name`` stands for: ``auto`` is ``native`` until there is a target for GPUs.
 
     Raises InputError for an unknown name and TargetError for a target that this version does not have.
     """
     if name == "auto":
-        return "onnxruntime"
+        return "native"
     if name in PLANNED:
-        known = " or ".join(TARGETS)
-        raise TargetError(f"target {name!r} is not part of this version of fastdiff: use {known}")
+        known = ", ".join(TARGETS)
+        raise TargetError(f"target {name!r} is not part of this version of fastdiff: use one of {known}")
     if name not in TARGETS:
         known = ", ".join(("auto", *TARGETS))
         raise InputError(f"unknown target {name!r}: known are {known}")
@@ -95,9 +121,18 @@ def get_target(name: str) -> Target:
     return cast(Target, importlib.import_module(TARGETS[resolve_target(name)]))
 
 
-def require_target(name: str) -> Target:
-    """The target called ``name``, which can run here. Raises TargetError saying what is missing."""
+def require_target(name: str, precision: Precision = Precision.FP32) -> Target:
+    """The target called ``name``, which can run here and store ``precision``.
+
+    Raises TargetError saying what is missing and InputError for a precision that the target does not have.
+    """
     target = get_target(name)
+    if precision not in target.PRECISIONS:
+        having = [other for other in TARGETS if precision in get_target(other).PRECISIONS]
+        raise InputError(
+            f"target {name!r} has no precision {precision.value}: use {', '.join(target.PRECISIONS)}"
+            + (f", or --target {having[0]}" if having else "")
+        )
     availability = target.availability()
     if not availability.ok:
         raise TargetError(f"target {name!r} cannot run here: {availability.reason}; {availability.fix}")

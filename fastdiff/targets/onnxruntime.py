@@ -14,17 +14,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.config import Precision
 from fastdiff.errors import CaptureError, EngineDamagedError, TargetError
 from fastdiff.manifest import ModuleEntry
-from fastdiff.targets import Availability, Compiled
+from fastdiff.targets import Availability, Compiled, CompileOptions
 from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
 
-__all__ = ["NEEDS_GRAPH", "availability", "compile", "open"]
+__all__ = ["NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
 
 NEEDS_GRAPH = True
+PRECISIONS = (Precision.FP32,)
+SELF_CHECKING: tuple[str, ...] = ()
 
 _INSTALL = "install it with: pip install 'fastdiff[onnxruntime]'"
 
@@ -41,7 +44,7 @@ def availability() -> Availability:
     return Availability(True, "onnxruntime, of unknown version")
 
 
-def compile(captured: CapturedModule, folder: Path) -> Compiled:
+def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
     """Export to ONNX and store it with the basic optimisations applied. Raises CaptureError."""
     from fastdiff.build.onnx import OPSET, export_onnx
 
@@ -52,10 +55,10 @@ def compile(captured: CapturedModule, folder: Path) -> Compiled:
         return Compiled(
             tuple(path.name for path in exported), {**tactics, "optimisation": "basic, when opened"}
         )
-    options = _options(1, "ORT_ENABLE_BASIC")
-    options.optimized_model_filepath = str(folder / name)
+    session_options = _options(1, "ORT_ENABLE_BASIC")
+    session_options.optimized_model_filepath = str(folder / name)
     try:
-        _open(exported[0], options)
+        _open(exported[0], session_options)
     except Exception as error:  # ONNX Runtime raises one class per status code
         reason = " ".join(str(error).split())[:200]
         raise CaptureError(f"ONNX Runtime cannot prepare {captured.name}: {reason}") from error

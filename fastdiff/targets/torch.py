@@ -11,17 +11,20 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.config import Precision
 from fastdiff.errors import EngineDamagedError, FastdiffError, TargetError
 from fastdiff.manifest import ModuleEntry
-from fastdiff.targets import Availability, Compiled
+from fastdiff.targets import Availability, Compiled, CompileOptions
 from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
 
-__all__ = ["NEEDS_GRAPH", "availability", "compile", "open"]
+__all__ = ["NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
 
 NEEDS_GRAPH = False
+PRECISIONS = (Precision.FP32,)
+SELF_CHECKING: tuple[str, ...] = ()
 
 _PACKAGES = ("torch", "diffusers", "transformers")
 _FOLDER = "torch"
@@ -37,7 +40,7 @@ def availability() -> Availability:
     return Availability(True, versions)
 
 
-def compile(captured: CapturedModule, folder: Path) -> Compiled:
+def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
     """Store the part that the module is made from, in float32 safetensors."""
     from fastdiff.build.weights import quiet
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -106,7 +107,14 @@ def test_progress_announces_every_stage(torch_build: tuple[BuildSummary, list[St
     [
         ({"target": "abacus"}, InputError, "unknown target 'abacus'"),
         ({"target": "cuda"}, TargetError, "not part of this version"),
-        ({"precision": "fp16"}, InputError, "fp16 cannot be built yet: use fp32"),
+        ({"precision": "bf16"}, InputError, "bf16 cannot be built yet: use fp32, fp16"),
+        (
+            {"precision": "fp16", "target": "onnxruntime"},
+            InputError,
+            "target 'onnxruntime' has no precision fp16: use fp32, or --target native",
+        ),
+        ({"memory": 0.9}, InputError, "memory is 0.9: give 1 or more"),
+        ({"memory": math.nan}, InputError, "memory is nan: give 1 or more"),
         ({"precision": "fp7"}, InputError, "unknown precision 'fp7'"),
         ({"height": 36}, InputError, "height is 36: it must be a multiple of 8 and at least 16; try 32"),
         ({"width": 0}, InputError, "width is 0.*try 16"),

@@ -15,6 +15,7 @@ from fastdiff.build.modules import random_inputs
 from fastdiff.build.onnx import EXTERNAL_DATA_LIMIT, OPSET, export_onnx, needs_external_data, weight_bytes
 from fastdiff.config import MODULES
 from fastdiff.errors import CaptureError
+from fastdiff.targets import CompileOptions
 from fastdiff.targets import onnxruntime as target
 from tests.build.conftest import Captured
 from tests.engines import TEXT_ENCODER
@@ -56,7 +57,7 @@ def test_external_data_is_written_and_runs(
     """As for a large module: weights in a second file, both part of the engine."""
     monkeypatch.setattr(lowering, "EXTERNAL_DATA_LIMIT", 1000)
     module = captured("text_encoder")
-    compiled = target.compile(module, tmp_path)
+    compiled = target.compile(module, tmp_path, CompileOptions())
     assert len(compiled.files) == 2
     assert {path.name for path in tmp_path.iterdir()} == set(compiled.files)
     model, weights = (tmp_path / name for name in compiled.files)

@@ -116,9 +116,12 @@ def test_bad_checkpoints(
 
 BAD_OPTIONS = [
     (("--target", "tensorflow"), ("tensorflow", "onnxruntime")),
-    (("--target", "tensorrt"), ("tensorrt", "use onnxruntime or torch")),
+    (("--target", "tensorrt"), ("tensorrt", "use one of native, onnxruntime, torch")),
     (("--precision", "fp64"), ("fp64", "fp32")),
-    (("--precision", "fp16"), ("fp16", "fp32")),
+    (("--precision", "bf16"), ("bf16", "fp32")),
+    (("--precision", "fp16", "--target", "torch"), ("torch", "fp16", "--target native")),
+    (("--memory", 0.5), ("memory is 0.5", "1 or more")),
+    (("--memory", "much"), ("'much' is not a number",)),
     (("--height", 36), ("height is 36", "multiple of 8")),
     (("--width", -8), ("width is -8", "multiple of 8")),
     (("--batch", 0), ("batch is 0", "1 or more")),

@@ -86,7 +86,13 @@ class Generator {
         const Shape shape = shape_of(x);
         const bool leads = leads_[static_cast<std::size_t>(x)];
         const std::size_t rank = shape.rank();
-        switch (dice_.next(15)) {
+        // A norm between two convolutions is taken apart.
+        const bool conv =
+            !graph_.nodes.empty() && std::holds_alternative<Conv2dNode>(graph_.nodes.back().kind);
+        const bool norm =
+            !graph_.nodes.empty() && std::holds_alternative<GroupNormNode>(graph_.nodes.back().kind);
+        const std::size_t op = dice_.once_in(2) && (conv || norm) ? (conv ? 4 : 3) : dice_.next(15);
+        switch (op) {
             case 0:
                 return add("silu", {x}, shape, leads, ElementwiseNode{Elementwise::silu, 0, 0, 0});
             case 1: {

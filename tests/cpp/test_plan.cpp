@@ -215,6 +215,41 @@ void check_aliasing(const Plan& plan, const Step& step, std::size_t row) {
     }
 }
 
+// Tags of a tensor that depends on all elements of another, as sums and affines do.
+Tags summary(const Tags& tags, Tag kind, std::size_t elements) {
+    Tag all = kind;
+    for (Tag tag : tags) all = mix(all, tag);
+    Tags result(elements);
+    for (std::size_t i = 0; i < elements; ++i) result[i] = mix(all, i);
+    return result;
+}
+
+constexpr Tag sums_kind = 1, affine_kind = 2;
+
+// The tags of what the node reads. A convolution that applies a norm sees the norm's result, provided that
+// the affine is that of its input; a norm that is given sums sees poison unless they are its input's.
+std::vector<Tags> node_inputs(Memory& memory, const Plan& plan, const Step& step, std::size_t row) {
+    std::vector<Tags> inputs;
+    for (const View& view : step.inputs) {
+        if (view.buffer >= 0) inputs.push_back(load(memory, plan, view, row));
+    }
+    if (step.node == nullptr) return inputs;
+    const auto compare = [&](Tag kind) {
+        if (inputs.back() != summary(inputs[0], kind, inputs.back().size()))
+            inputs[0].assign(inputs[0].size(), poison);
+        inputs.pop_back();
+    };
+    if (std::holds_alternative<GroupNormNode>(step.node->kind) && step.inputs.size() > 1) compare(sums_kind);
+    if (step.applied != nullptr) {
+        const auto norm = std::find_if(plan.steps.begin(), plan.steps.end(), [&](const Step& other) {
+            return other.node != nullptr && std::get_if<GroupNormNode>(&other.node->kind) == step.applied;
+        });
+        compare(affine_kind);
+        inputs[0] = compute(*norm->node, {inputs[0]}, inputs[0].size());
+    }
+    return inputs;
+}
+
 void run_stage(const Plan& plan, Stage stage, std::size_t row, Memory& memory) {
     for (const Step& step : plan.steps) {
         if (step.stage != stage) continue;
@@ -225,12 +260,18 @@ void run_stage(const Plan& plan, Stage stage, std::size_t row, Memory& memory) {
         };
         spoil_scratch();
         check_aliasing(plan, step, row);
-        std::vector<Tags> inputs;
-        for (const View& view : step.inputs) {
-            if (view.buffer >= 0) inputs.push_back(load(memory, plan, view, row));
+        const std::vector<Tags> inputs = node_inputs(memory, plan, step, row);
+        const std::size_t elements = step.output.shape.elements();
+        const Tags result = step.node == nullptr ? inputs[0]
+                            : step.split         ? summary(inputs[0], affine_kind, elements)
+                                                 : compute(*step.node, inputs, elements);
+        const bool takes_sums = step.node != nullptr && step.inputs.size() > 1 &&
+                                std::holds_alternative<GroupNormNode>(step.node->kind);
+        if (takes_sums) store(memory, plan, step.inputs[1], Tags(step.inputs[1].shape.elements(), poison));
+        if (step.sums.buffer >= 0) {
+            store(memory, plan, step.sums, summary(result, sums_kind, step.sums.shape.elements()));
         }
-        store(memory, plan, step.output,
-              step.node == nullptr ? inputs[0] : compute(*step.node, inputs, step.output.shape.elements()));
+        store(memory, plan, step.output, result);
         spoil_scratch();
     }
 }
@@ -311,7 +352,7 @@ void test_place() {
 
 void test_plan() {
     test_place();
-    std::size_t copies = 0, calls = 0, shared = 0, staged = 0;
+    std::size_t copies = 0, calls = 0, shared = 0, staged = 0, applied = 0, sums = 0;
     for (std::uint64_t seed = 0; seed < 1500; ++seed) {
         const Graph graph = random_graph(seed);
         for (std::size_t batch : {1, 3}) {
@@ -321,6 +362,8 @@ void test_plan() {
                 check_plan(graph, plan, batch, rows);
                 for (const Step& step : plan.steps) {
                     ++(step.node == nullptr ? copies : calls);
+                    applied += step.applied != nullptr ? 1 : 0;
+                    sums += step.sums.buffer >= 0 ? 1 : 0;
                     for (const View& view : step.inputs) shared += view.buffer == step.output.buffer ? 1 : 0;
                 }
                 staged += plan.persistent_bytes > 0 ? 1 : 0;
@@ -329,7 +372,7 @@ void test_plan() {
     }
     // The graphs are worth it: there are copies, results in place of their inputs, and results kept between
     // stages.
-    CHECK(copies > 0 && copies < calls && shared > 1000 && staged > 1000);
+    CHECK(copies > 0 && copies < calls && shared > 1000 && staged > 1000 && applied > 1000 && sums > 1000);
 }
 
 }  // namespace fastdiff::tests

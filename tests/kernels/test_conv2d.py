@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastdiff import _C
 from fastdiff.errors import InputError
 from fastdiff.kernels import conv2d, library, pack_conv2d, reference
 from fastdiff.kernels.conv2d import ALGORITHMS
@@ -260,3 +261,49 @@ def test_pack_refuses_what_an_algorithm_cannot_do() -> None:
             pack_conv2d(np.ones((2, 2, *kernel), np.float32), "winograd2")
     with pytest.raises(InputError, match="49 taps"):
         pack_conv2d(np.ones((2, 2, 8, 8), np.float32))
+
+
+def call(
+    x: np.ndarray, weight: np.ndarray, algorithm: str, up: int, isa: str, threads: int, **split: Any
+) -> Any:
+    """(y, sums) of a padded 3×3 convolution, with the arguments that take group_norm_silu apart."""
+    shape = (x.shape[0], up * x.shape[1], up * x.shape[2], weight.shape[0])
+    y = np.full(shape, np.nan, np.float32)
+    fixed = (None, None, None, 1, (1, 1, 1, 1), up, "none", 1.0, algorithm, "fp32")
+    packed = pack_conv2d(weight, algorithm).packed
+    return y, _C.conv2d(x, packed, weight.shape, *fixed, y, threads, isa, **split)
+
+
+# Odd maps, channels that end inside a register; several images in a round; more than a round.
+SPLIT_SIZES = [(2, 5, 7, 21, 33), (3, 4, 4, 32, 16), (2, 60, 64, 5, 3)]
+
+
+@pytest.mark.parametrize("size", SPLIT_SIZES)
+@pytest.mark.parametrize("up", [1, 2])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_kernel_normalises_while_it_loads(rng, isa, algorithm, silu, up, size):
+    batch, height, width, inner, outer = size
+    x, weight = arrays(rng, (batch, height, width, inner), (outer, inner, 3, 3))
+    affine = np.zeros((batch, 3, -(-inner // 16) * 16), np.float32)
+    affine[:, :, :inner] = rng.standard_normal((batch, 3, inner))
+    mean, scale, shift = (a[:, None, None, :inner].astype(np.float64) for a in np.moveaxis(affine, 1, 0))
+    normal = torch.from_numpy((x - mean) * scale + shift)
+    normal = functional.silu(normal) if silu else normal
+    y, _ = call(x, weight, algorithm, up, isa, 2, affine=affine, affine_silu=silu)
+    wanted = expected(normal, torch.from_numpy(weight), None, 1, (1, 1, 1, 1), up)
+    assert_close(y, wanted, rel_l2=BOUNDS[algorithm, "fp32"], label=algorithm)
+
+
+@pytest.mark.parametrize("size", SPLIT_SIZES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_kernel_sums_what_it_stores(rng, isa, algorithm, size):
+    x, weight = arrays(rng, size[:4], (size[4], size[3], 3, 3))
+    y, sums = call(x, weight, algorithm, 1, isa, 1, sums=True)
+    total = sums.sum(1)[:, :, : size[4]]
+    flat = y.reshape(size[0], -1, size[4]).astype(np.float64)
+    assert_close(total[:, 0], flat.sum(1), max_abs=1e-9 * np.abs(flat).sum(1).max(), label="sums")
+    assert_close(total[:, 1], (flat**2).sum(1), rel_l2=1e-12, label="sums of squares")
+    # The parts, and so the sums' rounding, are the same for every number of threads.
+    for threads in (2, 3):
+        assert np.array_equal(call(x, weight, algorithm, 1, isa, threads, sums=True)[1], sums)

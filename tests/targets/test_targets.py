@@ -36,8 +36,8 @@ def random_arrays(engine: Path, name: str) -> dict[str, np.ndarray[Any, Any]]:
     return random_inputs(module_spec(name, open_engine(engine).manifest.model), SIZES, seed=3, vocab_size=100)
 
 
-def test_auto_is_onnxruntime() -> None:
-    assert resolve_target("auto") == "onnxruntime"
+def test_auto_is_native() -> None:
+    assert resolve_target("auto") == "native"
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -49,14 +49,13 @@ def test_targets_work_here(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_planned_targets_are_known(name: str) -> None:
-    with pytest.raises(
-        TargetError, match=f"target '{name}' is not part of this version.*use onnxruntime or torch"
-    ):
+    words = f"target '{name}' is not part of this version.*use one of native, onnxruntime, torch"
+    with pytest.raises(TargetError, match=words):
         get_target(name)
 
 
 def test_unknown_target() -> None:
-    with pytest.raises(InputError, match="unknown target 'onnx': known are auto, onnxruntime, torch"):
+    with pytest.raises(InputError, match="unknown target 'onnx': known are auto, native, onnxruntime, torch"):
         resolve_target("onnx")
 
 

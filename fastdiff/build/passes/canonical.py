@@ -61,7 +61,7 @@ def _respelled(rewrite: Rewrite, node: Any) -> fx.Node | None:
         return rewrite.call(node, aten.permute.default, args[0], dims)
     if target in (aten.concat.default, aten.concatenate.default):
         return rewrite.call(node, aten.cat.default, *args)
-    if target is aten.pad.default and args[2:3] in ((), ("constant",)):
+    if target is aten.pad.default and args[2:3] in ((), ("constant",)) and min(args[1]) >= 0:
         value = args[3] if len(args) > 3 else None
         return rewrite.call(node, aten.constant_pad_nd.default, args[0], args[1], value or 0.0)
     if target is operator.getitem and calls(args[0], *_PARTS):

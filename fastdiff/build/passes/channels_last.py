@@ -223,9 +223,11 @@ def _view(layout: _Layout, node: Any) -> bool:
     """Follows when batch and channels stay; the other axes may be split or joined."""
     x, sizes = node.args
     given, wanted = x.meta["val"].shape, node.meta["val"].shape
-    if len(given) < 2 or len(wanted) < 3 or not (x in layout.mirrors or len(given) == 2):
-        return False
-    if not (same_size(given[0], wanted[0]) and same_size(given[1], wanted[1])):
+    follows = len(wanted) >= 3 and len(given) >= 2 and (x in layout.mirrors or len(given) == 2)
+    if not (follows and same_size(given[0], wanted[0]) and same_size(given[1], wanted[1])):
+        if x in layout.mirrors and x not in layout.kept:  # permuted back, which a view may not look through
+            layout.rewrite.replace(node, layout.rewrite.view(node, layout.first(node, x), sizes))
+            return True
         return False
     last = layout.mirrors.get(x, x)
     layout.mirrors[node] = layout.rewrite.view(node, last, [sizes[0], *sizes[2:], sizes[1]])

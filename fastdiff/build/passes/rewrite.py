@@ -16,6 +16,9 @@ __all__ = ["Rewrite", "calls", "same_size"]
 
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
+_SHAPES = {torch.ops.aten.constant_pad_nd.default: torch._refs.constant_pad_nd}
+"""Ops whose own implementation turns symbolic sizes into numbers, and others that give the same shape."""
+
 
 class Rewrite:
     """A copy of ``program``'s graph to edit, and the program that comes of it; weights are shared.
@@ -44,7 +47,7 @@ class Rewrite:
         node.meta = {k: v for k, v in before.meta.items() if k in ("nn_module_stack", "stack_trace")}
         try:
             with _fake_mode(values), torch.no_grad():
-                node.meta["val"] = target(*values, **named)
+                node.meta["val"] = _SHAPES.get(target, target)(*values, **named)
         except Exception:
             self.graph.erase_node(node)
             raise
@@ -61,7 +64,7 @@ class Rewrite:
         """A new node in front of ``before``: ``x`` with other sizes, by a copy where memory demands one."""
         try:
             return self.call(before, torch.ops.aten.view.default, x, sizes)
-        except RuntimeError:  # "view size is not compatible with input tensor's size and stride"
+        except (RuntimeError, ValueError):  # strides do not allow it; symbolic shapes raise the latter
             return self.call(before, torch.ops.aten.reshape.default, x, sizes)
 
     def replace(self, node: fx.Node, source: fx.Node) -> None:

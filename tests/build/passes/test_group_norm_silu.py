@@ -13,7 +13,7 @@ from tests.build.conftest import Captured
 from tests.build.passes.conftest import fused_function, fused_module
 
 FUSED = "fastdiff.group_norm_silu.default"
-X = torch.randn(2, 12, 3, 5)
+X = torch.randn(2, 12, 7, 9)
 
 
 def used_twice(m: nn.Module, x: Tensor) -> Tensor:

@@ -313,3 +313,57 @@ def test_a_module_describes_itself(tmp_path: Path) -> None:
     assert module.outputs == [(g.values[-1].name, "float32", ("batch", "height", 4))]
     assert module.symbols == {"batch": (1, None, 1), "height": (1, None, 1), "tokens": (1, None, 1)}
     assert module.weight_bytes >= sum(array.nbytes for array in weights)
+
+
+def norm(g: GraphBuilder, x: int, weight: np.ndarray, groups: int, silu: bool) -> int:
+    attributes = {"groups": groups, "eps": 1e-5, "silu": int(silu)}
+    return g.node("group_norm_silu", (x,), g.values[x].shape, attributes, {"weight": weight, "bias": weight})
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4"])
+def test_norms_taken_apart(algorithm: str, tmp_path: Path) -> None:
+    """A norm between two convolutions, one that two convolutions' sums meet, one that has two readers."""
+    g = GraphBuilder(batch=ANY, height=ANY, width=ANY)
+    shape = ("batch", "height", "width", 20)
+    x = g.input("x", shape)
+    weights = [numbers(20, 20, 3, 3, seed=i) / 13 for i in range(5)]
+    scales = [numbers(20, seed=i) for i in range(4)]
+
+    def conv(source: int, index: int, **more: int) -> int:
+        return g.conv2d(source, weights[index], None, shape, algorithms=(algorithm,), **more)
+
+    a = conv(norm(g, x, scales[0], 4, True), 0)  # the first norm has no sums to read
+    b = conv(norm(g, a, scales[1], 5, False), 1, residual=x)  # sums, and applied while loading
+    # Two norms of one convolution: its sums serve the first, which its convolution applies.
+    c = conv(norm(g, b, scales[2], 2, True), 2, residual=b)
+    d = g.linear(norm(g, b, scales[3], 10, True), np.ascontiguousarray(weights[3][:, :, 0, 0]))
+    e = norm(g, d, scales[0], 4, True)  # two readers: computed as it is
+    f = conv(e, 4, residual=e)
+    session = g.session(tmp_path, c, f, threads=2)
+
+    def reference(value: torch.Tensor, index: int, groups: int, silu: bool) -> torch.Tensor:
+        scale = torch.from_numpy(scales[index]).double()
+        y = functional.group_norm(value, groups, scale, scale)
+        return functional.silu(y) if silu else y
+
+    def convolved(value: torch.Tensor, index: int) -> torch.Tensor:
+        return functional.conv2d(value, torch.from_numpy(weights[index]).double(), padding=1)
+
+    for sizes in ((2, 7, 9), (1, 12, 8), (3, 1, 1)):
+        array = 3 * numbers(*sizes, 20) + 5  # a mean far from zero, which the padding must not see
+        t = nchw(torch.from_numpy(array).double())
+        ta = convolved(reference(t, 0, 4, True), 0)
+        tb = convolved(reference(ta, 1, 5, False), 1) + t
+        tc = convolved(reference(tb, 2, 2, True), 2) + tb
+        td = functional.conv2d(
+            reference(tb, 3, 10, True), torch.from_numpy(weights[3][:, :, :1, :1]).double()
+        )
+        te = reference(td, 0, 4, True)
+        found = session.run({"x": array})
+        names = [g.values[output].name for output in (c, f)]
+        for name, wanted in zip(names, (tc, convolved(te, 4) + te), strict=True):
+            assert_close(found[name], nhwc(wanted), rel_l2=1e-5, label=f"{name} {sizes}")
+    lines = session.plan({"batch": 2, "height": 7, "width": 9}).splitlines()
+    norms = [line for line in lines if "group_norm_silu" in line]
+    assert ["applied" in line for line in norms] == [True, True, True, False, False]
+    assert ["with sums" in line for line in lines if "conv2d" in line] == [True, True, False, False]

@@ -1,0 +1,153 @@
+"""Compiling a captured module for the native target: fuse, lower, choose, pack, write."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from fastdiff import _C
+from fastdiff.build.capture import CapturedModule
+from fastdiff.build.passes import FUSIONS, run_passes, stages
+from fastdiff.config import Precision
+from fastdiff.targets import Compiled, CompileOptions
+from fastdiff.targets.native import file
+from fastdiff.targets.native.file import Node
+from fastdiff.targets.native.lower import Layer, Lowered, lower
+from fastdiff.targets.native.pack import algorithms, pack, packed_bytes, stored_type
+from fastdiff.targets.native.tactics import (
+    Choice,
+    Convolution,
+    Measure,
+    Product,
+    Tunable,
+    Work,
+    choose,
+    neighbours,
+    size_of,
+)
+
+__all__ = ["compile_module", "lower_module"]
+
+_SECONDS = 0.02
+"""That one measurement may take, beyond the least number of runs."""
+_PROMPT = ("encoder_hidden_states",)
+_SCHEDULE = ("timestep",)
+"""Inputs that stay the same over a picture's steps, and those that are known before its first."""
+
+
+def compile_module(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
+    """Write ``<module>.fdn`` into ``folder``. Raises CaptureError and OutputError."""
+    lowered = lower_module(captured)
+    choice = _choose(lowered, captured, options)
+    graph = pack(lowered, choice.packings, choice.tuned, options.precision)
+    name = f"{captured.name}.fdn"
+    file.write(folder / name, graph)
+    tactics: dict[str, Any] = {
+        "format": "fdn",
+        "memory": options.memory,
+        "weight_bytes": sum(weight.nbytes for weight in graph.weights),
+        "fp32_bytes": _plain_bytes(lowered),
+        "layers": choice.table,
+    }
+    return Compiled((name,), tactics)
+
+
+def lower_module(captured: CapturedModule) -> Lowered:
+    """The native graph of a captured module, after the fusing passes. Raises CaptureError."""
+    assert captured.program is not None
+    program = run_passes(captured.program, FUSIONS)
+    names = dict(zip((tensor.name for tensor in captured.spec.inputs), _input_names(program), strict=True))
+    of_nodes = stages(
+        program,
+        [names[name] for name in _PROMPT if name in names],
+        [names[name] for name in _SCHEDULE if name in names],
+    )
+    return lower(program, captured.spec, {node: stage.value for node, stage in of_nodes.items()})
+
+
+def _input_names(program: ExportedProgram) -> list[str]:
+    """What the module's inputs are called in the graph, in their order."""
+    specs = program.graph_signature.input_specs
+    return [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+
+
+def _choose(lowered: Lowered, captured: CapturedModule, options: CompileOptions) -> Choice:
+    """Measure and choose for the sizes that were asked for; without any, every layer stays "direct"."""
+    if not options.sizes:
+        return Choice({}, {}, [])
+    sizes = neighbours(options.sizes, captured.spec.shapes)
+    layers = [_tunable(lowered, layer, sizes, options.precision) for layer in lowered.layers]
+    others = sum(weight.nbytes for weight in lowered.graph.weights)
+    budget = int(options.memory * _plain_bytes(lowered)) - others
+    return choose(layers, sizes, _measure(options), budget)
+
+
+def _tunable(
+    lowered: Lowered, layer: Layer, sizes: tuple[Mapping[str, int], ...], precision: Precision
+) -> Tunable:
+    """A layer as the tactics see it: what it computes at each size, and what each algorithm stores."""
+    node = lowered.graph.nodes[layer.node]
+    assert node.inputs[0] is not None
+    shape = lowered.graph.values[node.inputs[0]].shape
+    stored = {name: packed_bytes(node, layer, name, precision) for name in algorithms(node)}
+    return Tunable(
+        layer.node,
+        node.path or layer.key,
+        f"{node.op} {layer.key} {' '.join(stored)}",
+        tuple(_work(node, layer, [size_of(dim, at) for dim in shape]) for at in sizes),
+        stored,
+    )
+
+
+def _work(node: Node, layer: Layer, shape: list[int]) -> Work:
+    """What a layer computes on an input of ``shape``."""
+    a: Mapping[str, Any] = node.attributes
+    if node.op == "linear":
+        return Product(math.prod(shape[:-1]), a["in"], layer.shape[0], a["activation"])
+    return Convolution(
+        batch=shape[0],
+        height=shape[1],
+        width=shape[2],
+        in_channels=a["in"],
+        out_channels=a["out"],
+        kernel=(a["kernel_h"], a["kernel_w"]),
+        stride=a["stride"],
+        padding=(a["pad_top"], a["pad_bottom"], a["pad_left"], a["pad_right"]),
+        upsample=a["upsample"],
+    )
+
+
+def _measure(options: CompileOptions) -> Measure:
+    stored = stored_type(options.precision)
+    threads = options.threads or len(os.sched_getaffinity(0))
+
+    def measure(work: Work, algorithm: str) -> float:
+        if isinstance(work, Product):
+            gated = work.activation == "geglu"  # which halves the outputs
+            sizes = (work.rows, work.inputs, work.outputs // (2 if gated else 1))
+            return _C.measure_linear(*sizes, work.activation, stored, threads, _SECONDS)
+        return _C.measure_conv2d(
+            (work.batch, work.height, work.width, work.in_channels),
+            (work.out_channels, work.in_channels, *work.kernel),
+            work.stride,
+            work.padding,
+            work.upsample,
+            algorithm,
+            stored,
+            threads,
+            _SECONDS,
+        )
+
+    return measure
+
+
+def _plain_bytes(lowered: Lowered) -> int:
+    """Bytes of all weights in float32 as the checkpoint holds them, which the budget is a multiple of."""
+    sizes = {layer.key: 4 * math.prod(layer.shape) for layer in lowered.layers}
+    return sum(weight.nbytes for weight in lowered.graph.weights) + sum(sizes.values())
