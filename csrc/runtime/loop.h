@@ -63,7 +63,7 @@ using StepCallback = std::function<void(std::size_t done, std::size_t total, std
 // Runs all steps of `table`. The session serves nobody else meanwhile. Throws InputError for a module that is
 // no U-Net (inputs "sample" and "timestep", one output of the sample's shape), for shapes that do not fit, a
 // table whose slots are out of range, a guidance that is not finite and a stochastic table without noise;
-// else as Session::run does. The latents' contents are not defined after an exception.
+// else as Session::run does. After an exception the latents are as they were.
 void sample(Session& session, const SamplerTable& table, const SampleArguments& arguments,
             const StepCallback& callback = {}, const Cancel& cancel = {});
 

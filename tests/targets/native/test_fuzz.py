@@ -1,7 +1,7 @@
 """Truncated and mutated module files are refused, or run; nothing crashes.
 
-Each case goes the way of a user's file, through the file system and the binding; tests/cpp/test_session.cpp does
-the same to 10,000 files in memory, under the sanitizers too. Longer runs: raise ``CASES``.
+Each case goes the way of a user's file, through the file system and the binding; tests/cpp/test_session.cpp
+does the same to 10,000 files in memory, under the sanitizers too. Longer runs: raise ``CASES``.
 """
 
 from __future__ import annotations
