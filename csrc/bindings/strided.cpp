@@ -1,5 +1,7 @@
 #include "bindings/strided.h"
 
+#include <utility>
+
 #include "kernels/error.h"
 
 namespace fastdiff::bindings {
@@ -7,6 +9,19 @@ namespace {
 
 std::string strides_of(const py::array& view) {
     return to_string(Shape(view.strides(), view.strides() + view.ndim()));
+}
+
+// The first byte of an array and the first after it, whatever lies between its elements.
+std::pair<const char*, const char*> extent(const py::object& array) {
+    const auto view = py::reinterpret_borrow<py::array>(array);
+    const char* first = static_cast<const char*>(view.data());
+    const char* last = first;
+    if (view.size() == 0) return {first, first};
+    for (py::ssize_t axis = 0; axis < view.ndim(); ++axis) {
+        const py::ssize_t reach = (view.shape(axis) - 1) * view.strides(axis);
+        (reach < 0 ? first : last) += reach;
+    }
+    return {first, last + view.itemsize()};
 }
 
 }  // namespace
@@ -84,6 +99,9 @@ std::size_t common_stride(const Strided& array, std::size_t first, std::size_t l
 
 void refuse_shared_memory(const py::object& out, const std::string& out_name, const py::object& other,
                           const std::string& other_name) {
+    // NumPy's exact answer takes some ten microseconds.
+    const auto a = extent(out), b = extent(other);
+    if (a.second <= b.first || b.second <= a.first) return;
     if (py::module_::import("numpy").attr("shares_memory")(out, other).cast<bool>()) {
         throw InputError(out_name + ": found an array that overlaps " + other_name +
                          ", wanted separate memory");
