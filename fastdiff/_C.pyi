@@ -32,6 +32,15 @@ def group_norm_silu(
     threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
+def layer_norm(
+    x: FloatArray,
+    weight: FloatArray | None,
+    bias: FloatArray | None,
+    eps: float,
+    out: FloatArray,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
 def scheduler_step(
     sample: FloatArray,
     cond: FloatArray,

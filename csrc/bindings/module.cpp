@@ -37,6 +37,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("available_isas", &available_isas, "The instruction sets that run here, fastest first.");
     fastdiff::bindings::bind_attention(module);
     fastdiff::bindings::bind_group_norm_silu(module);
+    fastdiff::bindings::bind_layer_norm(module);
     fastdiff::bindings::bind_randn(module);
     fastdiff::bindings::bind_scheduler_step(module);
 }

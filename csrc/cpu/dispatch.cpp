@@ -10,6 +10,7 @@ constexpr Kernels table{
     .group_norm_apply = group_norm_apply<I>,
     .group_norm_silu = group_norm_silu<I>,
     .group_norm_sums = group_norm_sums<I>,
+    .layer_norm = layer_norm<I>,
     .scheduler_step = scheduler_step<I>,
 };
 

@@ -5,6 +5,7 @@
 #include "cpu/isa_tags.h"
 #include "kernels/attention.h"
 #include "kernels/group_norm_silu.h"
+#include "kernels/layer_norm.h"
 #include "kernels/scheduler_step.h"
 
 namespace fastdiff {
@@ -22,6 +23,8 @@ void group_norm_silu(const GroupNormSiluArgs& args, const Parallel& parallel);
 template <class I>
 void group_norm_sums(const GroupNormSiluArgs& args, double* sums, const Parallel& parallel);
 template <class I>
+void layer_norm(const LayerNormArgs& args, const Parallel& parallel);
+template <class I>
 void scheduler_step(const SchedulerStepArgs& args);
 
 struct Kernels {
@@ -31,6 +34,7 @@ struct Kernels {
     void (*group_norm_apply)(const GroupNormSiluArgs& args, const float* affine, const Parallel& parallel);
     void (*group_norm_silu)(const GroupNormSiluArgs& args, const Parallel& parallel);
     void (*group_norm_sums)(const GroupNormSiluArgs& args, double* sums, const Parallel& parallel);
+    void (*layer_norm)(const LayerNormArgs& args, const Parallel& parallel);
     void (*scheduler_step)(const SchedulerStepArgs& args);
 };
 

@@ -4,6 +4,7 @@
 //   using V = Vec<float, I>;               V::width floats
 //   V::load(p), V::load(p, n)              unaligned; with n < width the rest is zero and is not read
 //   v.store(p), v.store(p, n)              likewise: nothing beyond n is written
+//   v.first(n)                             the first n floats, zero beyond
 //   V::broadcast(s), V::zero()
 //   + - * /, fmadd(a, b, c) = a*b + c, fnmadd(a, b, c) = c - a*b, min, max, reduce_add
 //   round, scale_by_power_of_two(v, n), reciprocal, exp, exp2

@@ -18,6 +18,9 @@ struct Vec<float, isa::Avx2> {
     }
     FASTDIFF_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
     FASTDIFF_INLINE void store(float* p, std::size_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
+    [[nodiscard]] FASTDIFF_INLINE Vec first(std::size_t n) const {
+        return {_mm256_and_ps(v, _mm256_castsi256_ps(mask(n)))};
+    }
 
   private:
     FASTDIFF_INLINE static __m256i mask(std::size_t n) {
@@ -66,6 +69,11 @@ FASTDIFF_INLINE FloatAvx2 scale_by_power_of_two(FloatAvx2 a, FloatAvx2 n) {
     return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent))};
 }
 FASTDIFF_INLINE FloatAvx2 reciprocal(FloatAvx2 a) { return FloatAvx2::broadcast(1.0f) / a; }
+FASTDIFF_INLINE float reduce_add(FloatAvx2 a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
 // Pairs, then quadruples within 128-bit lanes, then the lanes themselves.
 FASTDIFF_INLINE void transpose(FloatAvx2 (&rows)[8]) {
     __m256 a[8], b[8];

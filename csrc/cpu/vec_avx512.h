@@ -18,6 +18,7 @@ struct Vec<float, isa::Avx512> {
     }
     FASTDIFF_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
     FASTDIFF_INLINE void store(float* p, std::size_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+    [[nodiscard]] FASTDIFF_INLINE Vec first(std::size_t n) const { return {_mm512_maskz_mov_ps(mask(n), v)}; }
 
   private:
     FASTDIFF_INLINE static __mmask16 mask(std::size_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -63,6 +64,14 @@ FASTDIFF_INLINE FloatAvx512 scale_by_power_of_two(FloatAvx512 a, FloatAvx512 n) 
 FASTDIFF_INLINE FloatAvx512 reciprocal(FloatAvx512 a) {
     const FloatAvx512 r{_mm512_rcp14_ps(a.v)};
     return fmadd(r, fnmadd(a, r, FloatAvx512::broadcast(1.0f)), r);
+}
+// Not _mm512_reduce_add_ps; see the one of doubles.
+FASTDIFF_INLINE float reduce_add(FloatAvx512 a) {
+    const __m256 half =
+        _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a.v, 0), _mm512_maskz_extractf32x8_ps(0xff, a.v, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 // Pairs, then quadruples within 128-bit lanes, then the lanes themselves in two rounds.
 FASTDIFF_INLINE void transpose(FloatAvx512 (&rows)[16]) {

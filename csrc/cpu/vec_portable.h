@@ -29,6 +29,11 @@ struct Vec<float, isa::Portable> {
         store(lanes);
         for (std::size_t i = 0; i < n && i < width; ++i) p[i] = lanes[i];
     }
+    [[nodiscard]] FASTDIFF_INLINE Vec first(std::size_t n) const {
+        Vec r = zero();
+        for (std::size_t i = 0; i < n && i < width; ++i) r.v[i] = v[i];
+        return r;
+    }
 };
 
 template <>
@@ -79,6 +84,7 @@ FASTDIFF_INLINE FloatPortable scale_by_power_of_two(FloatPortable a, FloatPortab
     return {reinterpret_cast<FloatPortable::Register>(reinterpret_cast<Bits>(a.v) + exponent)};
 }
 FASTDIFF_INLINE FloatPortable reciprocal(FloatPortable a) { return FloatPortable::broadcast(1.0f) / a; }
+FASTDIFF_INLINE float reduce_add(FloatPortable a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 FASTDIFF_INLINE void transpose(FloatPortable (&rows)[4]) {
     const FloatPortable::Register r0 = rows[0].v, r1 = rows[1].v, r2 = rows[2].v, r3 = rows[3].v;
     for (int i = 0; i < 4; ++i) rows[i].v = FloatPortable::Register{r0[i], r1[i], r2[i], r3[i]};

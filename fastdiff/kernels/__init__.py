@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fastdiff.kernels.attention import attention
 from fastdiff.kernels.group_norm_silu import group_norm_silu
+from fastdiff.kernels.layer_norm import layer_norm
 from fastdiff.kernels.scheduler_step import scheduler_step
 
-__all__ = ["attention", "group_norm_silu", "scheduler_step"]
+__all__ = ["attention", "group_norm_silu", "layer_norm", "scheduler_step"]
