@@ -20,6 +20,17 @@ def attention(
     threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
+def elementwise(
+    function: str,
+    a: FloatArray,
+    b: FloatArray | None,
+    scalar: float,
+    low: float,
+    high: float,
+    out: FloatArray,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
 def group_norm_silu(
     x: FloatArray,
     weight: FloatArray | None,

@@ -38,6 +38,7 @@ void refuse_partial_overlap(const float* out, const std::string& out_name, const
 Isa choose_isa(const std::optional<std::string>& name);
 
 void bind_attention(py::module_& module);
+void bind_elementwise(py::module_& module);
 void bind_group_norm_silu(py::module_& module);
 void bind_layer_norm(py::module_& module);
 void bind_randn(py::module_& module);

@@ -36,6 +36,7 @@ PYBIND11_MODULE(_C, module) {
         "The instruction set in use; InputError when FASTDIFF_ISA names one that cannot run here.");
     module.def("available_isas", &available_isas, "The instruction sets that run here, fastest first.");
     fastdiff::bindings::bind_attention(module);
+    fastdiff::bindings::bind_elementwise(module);
     fastdiff::bindings::bind_group_norm_silu(module);
     fastdiff::bindings::bind_layer_norm(module);
     fastdiff::bindings::bind_randn(module);

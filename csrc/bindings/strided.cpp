@@ -112,7 +112,9 @@ void refuse_partly_shared_memory(const py::object& out, const std::string& out_n
                                  const std::string& other_name) {
     const auto a = py::reinterpret_borrow<py::array>(out), b = py::reinterpret_borrow<py::array>(other);
     bool same = a.data() == b.data() && shape_of(out) == shape_of(other);
-    for (py::ssize_t axis = 0; same && axis < a.ndim(); ++axis) same = a.strides(axis) == b.strides(axis);
+    for (py::ssize_t axis = 0; same && axis < a.ndim(); ++axis) {
+        same = a.shape(axis) == 1 || a.strides(axis) == b.strides(axis);
+    }
     if (!same) refuse_shared_memory(out, out_name, other, other_name);
 }
 

@@ -6,6 +6,7 @@ namespace {
 template <class I>
 constexpr Kernels table{
     .attention = attention<I>,
+    .elementwise = elementwise<I>,
     .group_norm_affine = group_norm_affine<I>,
     .group_norm_apply = group_norm_apply<I>,
     .group_norm_silu = group_norm_silu<I>,

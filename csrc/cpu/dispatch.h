@@ -4,6 +4,7 @@
 #include "cpu/isa.h"
 #include "cpu/isa_tags.h"
 #include "kernels/attention.h"
+#include "kernels/elementwise.h"
 #include "kernels/group_norm_silu.h"
 #include "kernels/layer_norm.h"
 #include "kernels/scheduler_step.h"
@@ -13,6 +14,8 @@ namespace fastdiff {
 // Defined in cpu/<op>.cpp, instantiated there for the tag of the instruction set the file is compiled for.
 template <class I>
 void attention(const AttentionArgs& args, const Parallel& parallel);
+template <class I>
+void elementwise(const ElementwiseArgs& args, const Parallel& parallel);
 template <class I>
 void group_norm_affine(const GroupNormSiluArgs& args, double* sums, std::size_t parts, float* affine,
                        const Parallel& parallel);
@@ -29,6 +32,7 @@ void scheduler_step(const SchedulerStepArgs& args);
 
 struct Kernels {
     void (*attention)(const AttentionArgs& args, const Parallel& parallel);
+    void (*elementwise)(const ElementwiseArgs& args, const Parallel& parallel);
     void (*group_norm_affine)(const GroupNormSiluArgs& args, double* sums, std::size_t parts, float* affine,
                               const Parallel& parallel);
     void (*group_norm_apply)(const GroupNormSiluArgs& args, const float* affine, const Parallel& parallel);

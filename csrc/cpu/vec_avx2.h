@@ -60,6 +60,10 @@ FASTDIFF_INLINE FloatAvx2 fmadd(FloatAvx2 a, FloatAvx2 b, FloatAvx2 c) {
 FASTDIFF_INLINE FloatAvx2 fnmadd(FloatAvx2 a, FloatAvx2 b, FloatAvx2 c) {
     return {_mm256_fnmadd_ps(a.v, b.v, c.v)};
 }
+FASTDIFF_INLINE FloatAvx2 select_less(FloatAvx2 a, FloatAvx2 b, FloatAvx2 x, FloatAvx2 y) {
+    return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+}
+FASTDIFF_INLINE FloatAvx2 sqrt(FloatAvx2 a) { return {_mm256_sqrt_ps(a.v)}; }
 FASTDIFF_INLINE FloatAvx2 round(FloatAvx2 a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

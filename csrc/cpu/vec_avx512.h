@@ -54,6 +54,10 @@ FASTDIFF_INLINE FloatAvx512 fmadd(FloatAvx512 a, FloatAvx512 b, FloatAvx512 c) {
 FASTDIFF_INLINE FloatAvx512 fnmadd(FloatAvx512 a, FloatAvx512 b, FloatAvx512 c) {
     return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
 }
+FASTDIFF_INLINE FloatAvx512 select_less(FloatAvx512 a, FloatAvx512 b, FloatAvx512 x, FloatAvx512 y) {
+    return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), x.v)};
+}
+FASTDIFF_INLINE FloatAvx512 sqrt(FloatAvx512 a) { return {_mm512_maskz_sqrt_ps(0xffff, a.v)}; }
 FASTDIFF_INLINE FloatAvx512 round(FloatAvx512 a) {
     return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

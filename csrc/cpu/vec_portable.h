@@ -72,6 +72,14 @@ FASTDIFF_INLINE FloatPortable fmadd(FloatPortable a, FloatPortable b, FloatPorta
 FASTDIFF_INLINE FloatPortable fnmadd(FloatPortable a, FloatPortable b, FloatPortable c) {
     return {c.v - a.v * b.v};
 }
+FASTDIFF_INLINE FloatPortable select_less(FloatPortable a, FloatPortable b, FloatPortable x,
+                                          FloatPortable y) {
+    return {a.v < b.v ? x.v : y.v};
+}
+FASTDIFF_INLINE FloatPortable sqrt(FloatPortable a) {
+    for (int i = 0; i < 4; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
+    return a;
+}
 // Adding 1.5 * 2^23 leaves no bits for a fraction; valid below 2^22.
 FASTDIFF_INLINE FloatPortable round(FloatPortable a) {
     const FloatPortable magic = FloatPortable::broadcast(12582912.0f);

@@ -8,8 +8,9 @@ torch and are therefore imported only by name.
 from __future__ import annotations
 
 from fastdiff.kernels.attention import attention
+from fastdiff.kernels.elementwise import elementwise
 from fastdiff.kernels.group_norm_silu import group_norm_silu
 from fastdiff.kernels.layer_norm import layer_norm
 from fastdiff.kernels.scheduler_step import scheduler_step
 
-__all__ = ["attention", "group_norm_silu", "layer_norm", "scheduler_step"]
+__all__ = ["attention", "elementwise", "group_norm_silu", "layer_norm", "scheduler_step"]
