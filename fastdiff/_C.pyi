@@ -31,6 +31,13 @@ def elementwise(
     threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
+def embedding(
+    ids: npt.NDArray[np.int64],
+    table: npt.NDArray[np.float32] | npt.NDArray[np.float16],
+    out: FloatArray | None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
 def group_norm_silu(
     x: FloatArray,
     weight: FloatArray | None,
@@ -52,6 +59,14 @@ def layer_norm(
     threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
+def resample(
+    x: FloatArray,
+    factor: int,
+    pool: bool,
+    out: FloatArray | None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
 def scheduler_step(
     sample: FloatArray,
     cond: FloatArray,
@@ -65,6 +80,14 @@ def scheduler_step(
     noise_coef: float,
     out: FloatArray,
     guided: FloatArray,
+    isa: str | None = None,
+) -> None: ...
+def timestep_embedding(
+    timesteps: FloatArray,
+    frequencies: FloatArray,
+    sine_first: bool,
+    out: FloatArray,
+    threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
 

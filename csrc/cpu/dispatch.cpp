@@ -7,12 +7,15 @@ template <class I>
 constexpr Kernels table{
     .attention = attention<I>,
     .elementwise = elementwise<I>,
+    .embedding = embedding<I>,
     .group_norm_affine = group_norm_affine<I>,
     .group_norm_apply = group_norm_apply<I>,
     .group_norm_silu = group_norm_silu<I>,
     .group_norm_sums = group_norm_sums<I>,
     .layer_norm = layer_norm<I>,
+    .resample = resample<I>,
     .scheduler_step = scheduler_step<I>,
+    .timestep_embedding = timestep_embedding<I>,
 };
 
 }  // namespace

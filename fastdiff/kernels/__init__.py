@@ -9,8 +9,21 @@ from __future__ import annotations
 
 from fastdiff.kernels.attention import attention
 from fastdiff.kernels.elementwise import elementwise
+from fastdiff.kernels.embedding import embedding
 from fastdiff.kernels.group_norm_silu import group_norm_silu
 from fastdiff.kernels.layer_norm import layer_norm
+from fastdiff.kernels.resample import avg_pool2d, upsample_nearest2d
 from fastdiff.kernels.scheduler_step import scheduler_step
+from fastdiff.kernels.timestep_embedding import timestep_embedding
 
-__all__ = ["attention", "elementwise", "group_norm_silu", "layer_norm", "scheduler_step"]
+__all__ = [
+    "attention",
+    "avg_pool2d",
+    "elementwise",
+    "embedding",
+    "group_norm_silu",
+    "layer_norm",
+    "scheduler_step",
+    "timestep_embedding",
+    "upsample_nearest2d",
+]
