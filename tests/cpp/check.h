@@ -50,6 +50,7 @@ class Random {
 };
 
 void test_isa();
+void test_attention();
 void test_group_norm_silu();
 void test_scheduler_step();
 void test_thread_pool();
