@@ -237,9 +237,9 @@ void run_step(const Graph& graph, const Plan& plan, const Step& step, std::size_
             store(memory, plan, view, Tags(tags.size(), poison));
         } else if (step.applied != nullptr && i == 3) {
             CHECK(tags == Tags(tags.size(), digest(inputs[0])));
-            const auto producer =
-                std::find_if(graph.nodes.begin(), graph.nodes.end(),
-                             [&](const Node& node) { return node.output == step.node->inputs[0]; });
+            const auto producer = std::find_if(graph.nodes.begin(), graph.nodes.end(), [&](const Node& node) {
+                return node.output == step.node->inputs[0];
+            });
             inputs[0] = compute(*producer, {inputs[0]}, inputs[0].size());
         } else {
             inputs.push_back(std::move(tags));
