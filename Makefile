@@ -1,5 +1,6 @@
 # make test   set up, lint, all tests       make demo    set up, build an engine, generate pictures
 # make smoke  half a minute of tests        make lint    ruff, mypy, clang-format    make format  apply them
+# make sanitize  the C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer, then with ThreadSanitizer
 # Needs python3 (3.11 or newer, with its headers), a C++ compiler and make; everything else is installed in .venv.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.c')
 
-.PHONY: test lint format smoke demo venv clean
+.PHONY: test lint format smoke demo sanitize venv clean
 .DELETE_ON_ERROR:
 
 test: venv lint
@@ -26,6 +27,16 @@ smoke: venv
 
 demo: venv
 	$(BIN)/python -m fastdiff.zoo.demo
+
+# The kernels take minutes to compile this way; the trees are kept. -O1 is what ThreadSanitizer's own manual advises.
+sanitize: venv
+	for sanitizer in ON thread; do \
+	  build=build/sanitize-$$sanitizer; \
+	  $(BIN)/cmake -S . -B $$build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=None \
+	    -DCMAKE_CXX_FLAGS=-O1 -DFASTDIFF_SANITIZE=$$sanitizer -DFASTDIFF_BUILD_PYTHON=OFF \
+	    -DFASTDIFF_BUILD_TESTS=ON && $(BIN)/cmake --build $$build && \
+	  $(BIN)/ctest --test-dir $$build --output-on-failure || exit 1; \
+	done
 
 lint: venv
 	$(BIN)/ruff check .
