@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/error.h"
+#include "kernels/scheduler_step.h"
 #include "runtime/c_status.h"
 #include "runtime/error.h"
 #include "runtime/loop.h"
@@ -38,7 +39,8 @@ std::size_t thread_count(std::size_t threads) {
 
 const Value& value_of(const Graph& graph, int id) { return graph.values[static_cast<std::size_t>(id)]; }
 
-void describe(const Module& module, const std::vector<int>& ids, std::size_t index, fastdiff_tensor* tensor) {
+void describe_tensor(const Module& module, const std::vector<int>& ids, std::size_t index,
+                     fastdiff_tensor* tensor) {
     require(tensor != nullptr, "tensor");
     if (index >= ids.size()) {
         throw InputError("index is " + std::to_string(index) + ", wanted one below " +
@@ -141,14 +143,14 @@ size_t fastdiff_module_output_count(const fastdiff_module* module) {
 fastdiff_status fastdiff_module_input(const fastdiff_module* module, size_t index, fastdiff_tensor* tensor) {
     return guarded([&] {
         require(module != nullptr, "module");
-        fastdiff::describe(*module->module, module->module->graph().inputs, index, tensor);
+        fastdiff::describe_tensor(*module->module, module->module->graph().inputs, index, tensor);
     });
 }
 
 fastdiff_status fastdiff_module_output(const fastdiff_module* module, size_t index, fastdiff_tensor* tensor) {
     return guarded([&] {
         require(module != nullptr, "module");
-        fastdiff::describe(*module->module, module->module->graph().outputs, index, tensor);
+        fastdiff::describe_tensor(*module->module, module->module->graph().outputs, index, tensor);
     });
 }
 

@@ -7,7 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+import fastdiff
+from fastdiff.build.build import build_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,6 +50,39 @@ def test_kernels_and_runtime(build):
 def test_c_interface(build, tmp_path):
     run(build / "tests" / "cpp" / "write_graph_file", tmp_path / "every_op.fdn")
     assert run(build / "tests" / "cpp" / "test_c_abi", tmp_path / "every_op.fdn") == "all passed\n"
+
+
+def test_example_draws_the_pipeline_s_picture(build, scenes_checkpoint, tmp_path):
+    """examples/generate.c on an engine's .fdn files against fastdiff.load: the same picture, but for rounding."""
+    engine = build_engine(scenes_checkpoint, tmp_path / "scenes.fd", target="native").path
+    pipeline = fastdiff.load(engine, threads=1)
+    prompt = "a red circle left of a blue square"
+    result = pipeline(prompt, sampler="ddim", steps=10, guidance=4.0, seed=11)
+    wanted = np.asarray(result.images[0])
+    ids, negative = (pipeline.tokenizer.tokenize(text).ids for text in (prompt, ""))
+    model = pipeline.engine.manifest.model
+    latent = [side // model.vae_scale_factor for side in (model.default_height, model.default_width)]
+    settings = ["11", "10", "4.0", model.latent_channels, *latent, model.scaling_factor, *ids, "/", *negative]
+    picture = tmp_path / "picture.ppm"
+    run(build / "tests" / "cpp" / "generate", engine, picture, *map(str, settings))
+    found = np.asarray(Image.open(picture))
+    assert found.shape == wanted.shape
+    # The coefficients differ in the last bits of a float; a level of 255 is the most that rounding makes of it.
+    assert int(np.abs(found.astype(int) - wanted.astype(int)).max()) <= 1
+    assert found.std() > 20  # a picture, not one colour
+
+
+def test_example_says_what_is_wrong(build, tmp_path):
+    arguments = [
+        build / "tests" / "cpp" / "generate",
+        tmp_path,
+        "x.ppm",
+        *["0", "5", "1", "4", "8", "8", "1", "5", "/", "6"],
+    ]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("generate: ")
+    assert "text_encoder.fdn cannot be opened" in done.stderr
 
 
 def test_no_function_is_shared_between_instruction_sets(build):
