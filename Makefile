@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 NATIVE := $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.c")
+CXX_FILES := $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.c')
 
 .PHONY: test lint format smoke demo sanitize venv clean
 .DELETE_ON_ERROR:

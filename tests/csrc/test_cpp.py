@@ -53,7 +53,7 @@ def test_c_interface(build, tmp_path):
 
 
 def test_example_draws_the_pipeline_s_picture(build, scenes_checkpoint, tmp_path):
-    """examples/generate.c on an engine's .fdn files against fastdiff.load: the same picture, but for rounding."""
+    """examples/generate.c on an engine's files and the pipeline: the same picture, but for rounding."""
     engine = build_engine(scenes_checkpoint, tmp_path / "scenes.fd", target="native").path
     pipeline = fastdiff.load(engine, threads=1)
     prompt = "a red circle left of a blue square"
@@ -67,7 +67,7 @@ def test_example_draws_the_pipeline_s_picture(build, scenes_checkpoint, tmp_path
     run(build / "tests" / "cpp" / "generate", engine, picture, *map(str, settings))
     found = np.asarray(Image.open(picture))
     assert found.shape == wanted.shape
-    # The coefficients differ in the last bits of a float; a level of 255 is the most that rounding makes of it.
+    # Its coefficients may differ in their last bits: a level of 255 is the most that rounding makes of it.
     assert int(np.abs(found.astype(int) - wanted.astype(int)).max()) <= 1
     assert found.std() > 20  # a picture, not one colour
 
