@@ -71,7 +71,7 @@ _STAGES = ("load", "capture", "compile", "verify")
 
 
 def build_engine(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Checkpoint,
     output: str | os.PathLike[str],
     *,
     target: str = "auto",
@@ -81,11 +81,13 @@ def build_engine(
     batch: int = 1,
     force: bool = False,
     progress: Progress | None = None,
+    modules: tuple[str, ...] = MODULES,
 ) -> BuildSummary:
     """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
 
     ``height`` and ``width`` (picture pixels) and ``batch`` are the defaults that the engine records and is
-    verified at; other sizes run as well. Errors: InputError, CheckpointError, CaptureError, TargetError,
+    verified at; other sizes run as well. With some of the ``modules`` only, the engine runs these but makes
+    no pictures. Errors: InputError, CheckpointError, CaptureError, TargetError,
     OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
     of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
     """
@@ -94,15 +96,15 @@ def build_engine(
     precision = parse_precision(precision)
     require_target(target)
     with EngineWriter(output, force) as writer:
-        source = load_checkpoint(checkpoint)
+        source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         model = _with_defaults(source.spec, height, width, batch)
-        builder = _Builder(source, model, target, precision, writer, progress)
-        modules = {name: builder.build(name) for name in MODULES}
+        builder = _Builder(source, model, target, precision, writer, progress, modules)
+        entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             model=model,
             scheduler=source.scheduler,
-            modules=modules,
+            modules=entries,
             tokenizer_files=_copy_tokenizer(source, writer),
             provenance=provenance(source.name, source.shipped, source.sha256()),
         )
@@ -112,7 +114,7 @@ def build_engine(
         target=target,
         precision=precision,
         engine_hash=manifest.digest,
-        modules=tuple(_summary(name, entry) for name, entry in modules.items()),
+        modules=tuple(_summary(name, entry) for name, entry in entries.items()),
         seconds=time.perf_counter() - started,
     )
 
@@ -125,6 +127,7 @@ class _Builder:
     precision: Precision
     writer: EngineWriter
     progress: Progress | None
+    modules: tuple[str, ...]
 
     def build(self, name: str) -> ModuleEntry:
         """Take one module through all stages; what it occupied in memory is free afterwards."""
@@ -165,8 +168,8 @@ class _Builder:
 
     def _announce(self, module: str, stage: str) -> None:
         if self.progress is not None:
-            index = MODULES.index(module) * len(_STAGES) + _STAGES.index(stage)
-            self.progress(Stage(module, stage, index, len(MODULES) * len(_STAGES)))
+            index = self.modules.index(module) * len(_STAGES) + _STAGES.index(stage)
+            self.progress(Stage(module, stage, index, len(self.modules) * len(_STAGES)))
 
 
 def _error_entry(error: ModuleError) -> dict[str, float]:
