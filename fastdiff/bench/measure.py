@@ -17,7 +17,7 @@ from fastdiff.errors import FastdiffError, InputError
 
 __all__ = ["Measurement", "Pace", "Runner", "Spread", "measure_all", "quantile", "spread"]
 
-_TURN_SECONDS = 0.1
+_TURN_MS = 100.0
 """A turn repeats calls for about this long: short ones then run as in a sampling loop, one after another."""
 _MOST_CALLS = 200
 _SETTLE_SECONDS = 0.01
@@ -61,10 +61,11 @@ class Pace:
 class Measurement:
     """What was found of one contestant.
 
-    ``status`` is ``ok``, ``refused`` (its outputs disagree), ``missing`` (not installed) or ``failed``;
-    ``reason`` says why it is not ok. ``ratio`` is its median over that of the first contestant of its group,
-    ``base``. Times of starting are in seconds: ``import_s`` the libraries, ``load_s`` opening its files,
-    ``first_s`` the first call, ``cold_s`` all of it from the start of the process. ``peak_rss`` is in bytes.
+    ``status`` is ``ok``, ``refused`` (its outputs disagree), ``missing`` (cannot be measured here) or
+    ``failed``; ``reason`` says why it is not ok. ``ratio`` is its median over that of the first contestant of
+    its group, ``base``. Times of starting are in seconds: ``import_s`` the libraries, ``load_s`` opening its
+    files, ``first_s`` the first call, ``cold_s`` all of it from the start of the process. ``peak_rss`` is in
+    bytes.
     """
 
     name: str
@@ -149,7 +150,8 @@ def measure_all(
     """Measure the runners, in their order; the first one is in every group.
 
     A runner joins the open group while its estimated ``memory`` is available; otherwise that group is timed
-    and its members but the first are closed. One that does not fit beside the first alone fails.
+    and its members but the first, if that one lasted, are closed. One that does not fit beside the first
+    alone fails.
     """
     results: dict[str, Measurement] = {}
     started: list[Runner] = []
@@ -158,7 +160,9 @@ def measure_all(
         for runner in runners:
             if len(started) > 1 and runner.memory > available():
                 _time_group(started, group, pace, results, say, clock)
-                while len(started) > 1:
+                # a first one that did not last is no base for the next group
+                kept = 1 if results[started[0].name].status == "ok" else 0
+                while len(started) > kept:
                     started.pop().close()
                 group += 1
             free = available()
@@ -217,8 +221,8 @@ def _time_group(
     samples: dict[str, list[float]] = {runner.name: [] for runner in runners}
     for runner in runners:
         say(f"{runner.name}: warm up", 0, 0)
-        if seconds := _turn(runner, 1, running, results):
-            calls[runner.name] = max(1, min(_MOST_CALLS, round(_TURN_SECONDS / max(seconds[0], 1e-9))))
+        if single := _turn(runner, 1, running, results):
+            calls[runner.name] = max(1, min(_MOST_CALLS, round(_TURN_MS / max(single[0], 1e-6))))
     begin = clock()
     done = 0
     while running and pace.goes_on(done, clock() - begin, len(running)):
@@ -248,6 +252,7 @@ def _turn(runner: Runner, calls: int, running: list[Runner], results: dict[str, 
         return milliseconds
     except FastdiffError as error:
         running.remove(runner)
+        runner.close()
         results[runner.name] = replace(results[runner.name], status="failed", reason=str(error))
         return []
 

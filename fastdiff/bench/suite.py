@@ -148,11 +148,9 @@ class _Bench:
                 continue
             memory = int(_RUNTIME_BYTES + weights * figures["weights"] + 4 * figures["arrays"])
             runners.append(_Process(name, job, memory, self.folder))
-        if self.request.against is None:
-            for name in PEERS:
-                if reason := missing(name):
-                    order.append(name)
-                    failed[name] = Measurement(name, "missing", reason)
+        for name, reason in self._absent().items():
+            order.append(name)
+            failed[name] = Measurement(name, "missing", reason)
         measured = measure_all(runners, self.request.pace, available=available_memory, say=self.say)
         found = {**failed, **{measurement.name: measurement for measurement in measured}}
         return Result(self.case, measurements=tuple(found[name] for name in order), **figures)
@@ -174,10 +172,7 @@ class _Bench:
                 return replace(self.job, contestant=f"fastdiff:{target}", engine=str(engine))
 
             found.append((f"fastdiff:{target}", built, ENGINE_WEIGHTS))
-        peers = self.request.against
-        for name in PEERS if peers is None else peers:
-            if (peers is None and missing(name)) or (not self.case.module and not PEERS[name].pictures):
-                continue
+        for name in self._peers():
 
             def peer(name: str = name) -> Job:
                 onnx = ""
@@ -188,6 +183,24 @@ class _Bench:
 
             found.append((name, peer, PEERS[name].weights))
         return found
+
+    def _peers(self) -> list[str]:
+        """The peers that can be measured here."""
+        absent = self._absent()
+        return [name for name in self._wanted() if name not in absent]
+
+    def _absent(self) -> dict[str, str]:
+        """The other peers, and why: the report names whoever is not in it."""
+        reasons = {}
+        for name in self._wanted():
+            if reason := missing(name):
+                reasons[name] = reason
+            elif not self.case.module and not PEERS[name].pictures:
+                reasons[name] = "has no pipeline that makes whole pictures: see its modules"
+        return reasons
+
+    def _wanted(self) -> tuple[str, ...]:
+        return tuple(PEERS) if self.request.against is None else self.request.against
 
     def task(self, name: str, /, **arguments: Any) -> Any:
         """Run a preparation in a process of its own."""
