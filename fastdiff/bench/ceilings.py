@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,28 +23,31 @@ class Ceilings:
     copy: float
 
     def best(self, other: Ceilings) -> Ceilings:
-        """The higher of each: a ceiling is what was reached once."""
+        """The higher of each."""
         return Ceilings(max(self.gemm, other.gemm), max(self.copy, other.copy))
 
 
 def measure_ceilings(threads: int, rounds: int = 7) -> Ceilings:
-    """Medians on ``threads`` threads. Sets PyTorch's thread count for the process."""
+    """The fastest of ``rounds`` on ``threads`` threads: a ceiling is what was reached once.
+
+    Sets PyTorch's thread count for the process.
+    """
     import torch
 
     torch.set_num_threads(threads)
     a, b, c = torch.rand(_GEMM, _GEMM), torch.rand(_GEMM, _GEMM), torch.empty(_GEMM, _GEMM)
     source = torch.ones(_COPY_BYTES // 4)
     target = torch.empty_like(source)
-    product = _median(lambda: torch.mm(a, b, out=c), rounds)
-    copy = _median(lambda: target.copy_(source), rounds)
+    product = _fastest(lambda: torch.mm(a, b, out=c), rounds)
+    copy = _fastest(lambda: target.copy_(source), rounds)
     return Ceilings(2 * _GEMM**3 / product, 2 * _COPY_BYTES / copy)
 
 
-def _median(function: Callable[[], object], rounds: int) -> float:
+def _fastest(function: Callable[[], object], rounds: int) -> float:
     function()
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
         function()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return min(seconds)

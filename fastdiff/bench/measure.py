@@ -199,10 +199,15 @@ def _start(runner: Runner) -> Measurement:
         runner.pause()
     except FastdiffError as error:
         return replace(found, reason=str(error))
-    found = replace(found, status="ok", agreement=agreement, **figures)
     if agreement.ok:
-        return found
-    return replace(found, status="refused", reason=f"its outputs differ from PyTorch's: {agreement}")
+        return replace(found, status="ok", agreement=agreement, **figures)
+    return _refused(replace(found, **figures), "its outputs differ from PyTorch's", agreement)
+
+
+def _refused(found: Measurement, reason: str, agreement: Agreement) -> Measurement:
+    """The result of a contestant that disagrees; an error that is no number stands in the reason alone."""
+    kept = agreement if math.isfinite(agreement.value) else None
+    return replace(found, status="refused", reason=f"{reason}: {agreement}", agreement=kept)
 
 
 def _time_group(
@@ -267,7 +272,8 @@ def _complete(runner: Runner, found: Measurement, milliseconds: list[float]) -> 
     except FastdiffError as error:
         return replace(found, status="failed", reason=str(error))
     if not agreement.ok:
-        reason = f"its outputs differ from PyTorch's after {len(milliseconds)} calls: {agreement}"
-        return replace(found, status="refused", reason=reason, agreement=agreement)
+        return _refused(
+            found, f"its outputs differ from PyTorch's after {len(milliseconds)} calls", agreement
+        )
     samples = (*found.samples_ms, *milliseconds)
     return replace(found, spread=spread(samples), samples_ms=samples, peak_rss=peak)

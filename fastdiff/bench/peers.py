@@ -31,24 +31,25 @@ class Peer:
     """A stack to compare with: the packages it needs, how it is set up, and how much memory it takes.
 
     ``weights`` is an upper estimate of its resident memory as a multiple of the fp32 weights while it loads.
-    ``pictures`` says whether whole pictures can be made with it (through diffusers' pipeline).
+    ``pictures`` names the kinds of cases with whole pictures that it has a pipeline for, diffusers'.
     """
 
     packages: tuple[str, ...]
     about: str
     weights: float
-    pictures: bool = False
+    pictures: tuple[str, ...] = ()
     onnx: bool = False
 
 
+_TORCH = ("torch", "diffusers", "transformers")
+
 PEERS: Mapping[str, Peer] = {
-    "torch": Peer(("torch", "diffusers", "transformers"), "PyTorch eager, NCHW", 1.2, pictures=True),
+    "torch": Peer(_TORCH, "PyTorch eager, NCHW", 1.2, pictures=("picture", "cold")),
     "torch-channels-last": Peer(
-        ("torch", "diffusers", "transformers"), "PyTorch eager, NHWC weights and inputs", 2.2, pictures=True
+        _TORCH, "PyTorch eager, NHWC weights and inputs", 2.2, pictures=("picture", "cold")
     ),
-    "inductor": Peer(
-        ("torch", "diffusers", "transformers"), "torch.compile with freezing, fixed sizes", 3.5, pictures=True
-    ),
+    # no cold pictures: every process would compile for minutes, which the modules' cold starts show
+    "inductor": Peer(_TORCH, "torch.compile with freezing, fixed sizes", 3.5, pictures=("picture",)),
     "onnxruntime": Peer(("onnxruntime",), "ONNX Runtime, all optimisations, fixed sizes", 2.5, onnx=True),
     "openvino": Peer(("openvino",), "OpenVINO, latency mode, float32, fixed sizes", 2.5, onnx=True),
 }

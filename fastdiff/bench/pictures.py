@@ -18,7 +18,8 @@ __all__ = ["open_picture_contestant"]
 
 def open_picture_contestant(job: Job) -> Contestant:
     """The contestant of a job of kind ``picture`` or ``cold``. Raises InputError where it has no pipeline."""
-    if not job.engine and not (job.contestant in PEERS and PEERS[job.contestant].pictures):
+    peer = PEERS.get(job.contestant)
+    if not job.engine and (peer is None or job.case.kind not in peer.pictures):
         raise InputError(f"{job.contestant} makes no pictures here: measure its modules")
     if job.case.kind == "cold":
         return _Command(job)

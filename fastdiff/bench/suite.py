@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fastdiff.bench.models import Model, find_models
 from fastdiff.bench.peers import ENGINE_WEIGHTS, PEERS, missing, version
 from fastdiff.bench.process import WorkerProcess, available_memory, run_task
 from fastdiff.bench.report import Report, Result, Run
-from fastdiff.errors import FastdiffError, InputError, TargetError
+from fastdiff.errors import FastdiffError, InputError, NumericError, TargetError
 
 __all__ = ["Request", "check_request", "run_suite"]
 
@@ -74,33 +74,42 @@ def check_request(request: Request) -> None:
         raise TargetError(f"results are compared with PyTorch's: {reason}")
 
 
-def run_suite(request: Request, say: Say = lambda what, done, total: None) -> Report:
-    """Measure everything that the request means; a report of one run.
+def run_suite(requests: Sequence[Request], say: Say = lambda what, done, total: None) -> Report:
+    """Measure everything that the requests mean, one after another; a report of one run.
 
-    A contestant that cannot be built or run, or whose results disagree, is in the report with the reason.
-    Raises InputError, TargetError, CheckpointError or EngineError for a request that cannot be met, and
-    NumericError when PyTorch itself gives no finite result.
+    A contestant that cannot be built or run, or whose results disagree, is in the report with the reason;
+    all are where PyTorch itself gives no finite result to compare with. Raises InputError, TargetError,
+    CheckpointError or EngineError for a request that cannot be met.
     """
-    check_request(request)
-    threads = request.threads or len(os.sched_getaffinity(0))
+    if not requests:
+        raise InputError("nothing to measure: give a request")
+    for request in requests:
+        check_request(request)
+    if len({request.threads for request in requests}) > 1:
+        raise InputError("the requests of one run have different threads: give all the same")
+    threads = requests[0].threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="fastdiff-bench-") as name:
         folder = Path(name)
-        models = find_models(request, folder)
-        cases = [(model, case) for model in models for case in model.cases(request)]
+        cases = [
+            (request, model, case)
+            for index, request in enumerate(requests)
+            for model in find_models(request, folder / f"request-{index}")
+            for case in model.cases(request)
+        ]
         say("ceilings", 0, len(cases))
         ceilings = _ceilings(threads, folder)
         results = []
-        for index, (model, case) in enumerate(cases):
+        for index, (request, model, case) in enumerate(cases):
 
             def tell(what: str, done: int, total: int, case: Case = case, index: int = index) -> None:
                 say(f"{case.label}: {what}", index, len(cases))
 
             results.append(_Bench(request, model, case, threads, folder, tell).measure())
-            if index + 1 == len(cases) or cases[index + 1][0] is not model:
+            if index + 1 == len(cases) or cases[index + 1][1] is not model:
                 model.clean()
         ceilings = ceilings.best(_ceilings(threads, folder))
-    pace = request.pace
-    settings = {"rounds": pace.rounds, "seconds": pace.seconds, "devices": list(request.devices)}
+    pace = requests[0].pace
+    settings = {"rounds": pace.rounds, "seconds": pace.seconds, "devices": list(requests[0].devices)}
     return Report((Run(**describe(threads), settings=settings, ceilings=ceilings, results=tuple(results)),))
 
 
@@ -130,7 +139,16 @@ class _Bench:
         )
 
     def measure(self) -> Result:
-        """The case's result."""
+        """The case's result; where there is nothing to compare with, its contestants failed."""
+        try:
+            return self._measure()
+        except (InputError, TargetError, NumericError) as error:
+            names = [name for name, _, _ in self._contestants()]
+            return Result(
+                self.case, 0, 0, 0, tuple(Measurement(name, "failed", str(error)) for name in names)
+            )
+
+    def _measure(self) -> Result:
         self.model.write(self.task)
         self.say("PyTorch's results", 0, 0)
         # a cold start ends with the same picture as a warm one
@@ -195,8 +213,8 @@ class _Bench:
         for name in self._wanted():
             if reason := missing(name):
                 reasons[name] = reason
-            elif not self.case.module and not PEERS[name].pictures:
-                reasons[name] = "has no pipeline that makes whole pictures: see its modules"
+            elif not self.case.module and self.case.kind not in PEERS[name].pictures:
+                reasons[name] = "not measured with whole pictures: see its modules"
         return reasons
 
     def _wanted(self) -> tuple[str, ...]:

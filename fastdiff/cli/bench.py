@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         type=_names,
         default=(),
-        help="fastdiff's targets to build and measure: onnxruntime, torch; ratios refer to the first "
+        help="fastdiff's targets to build and measure, as in fastdiff build; ratios refer to the first "
         "(default: auto, unless an engine is given)",
     )
     parser.add_argument(
@@ -123,7 +123,7 @@ def _measure(arguments: argparse.Namespace) -> Report:
     request = _request(arguments)
     progress = _Progress() if on_terminal() else None
     try:
-        report = run_suite(request, progress) if progress else run_suite(request)
+        report = run_suite([request], progress) if progress else run_suite([request])
     finally:
         if progress is not None:
             progress.close()

@@ -99,7 +99,10 @@ def test_outputs_that_disagree_are_not_timed() -> None:
 @pytest.mark.parametrize("error", [math.nan, math.inf])
 def test_results_that_are_no_numbers_are_refused(error: float) -> None:
     machine = Machine()
-    assert run(machine, FakeRunner("a", machine, errors=(error,)))["a"].status == "refused"
+    found = run(machine, FakeRunner("a", machine, errors=(error,)))["a"]
+    assert found.status == "refused"
+    assert found.agreement is None, "JSON has no such number"
+    assert f"relative L2 error {error}" in found.reason
 
 
 def test_outputs_that_change_while_timed_are_refused() -> None:

@@ -57,7 +57,7 @@ def test_whole_pictures(tiny_checkpoint: Path, tiny_engine: Path) -> None:
         threads=1,
         pace=Pace(rounds=1),
     )
-    ((run),) = run_suite(request).runs
+    (run,) = run_suite([request]).runs
     ours, torch, other = run.results[0].measurements
     assert (ours.name, ours.status) == ("engine:tiny.fd", "ok")
     assert ours.agreement is not None
