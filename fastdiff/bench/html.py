@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from fastdiff.bench.measure import Measurement, quantile
+from fastdiff.bench.measure import Measurement
 from fastdiff.bench.peers import PEERS, is_peer
 from fastdiff.bench.report import Report, Result, Run, rate
 from fastdiff.bench.table import heading, verdict
@@ -141,18 +141,16 @@ def _value(found: Measurement) -> str:
 
 def _results_table(run: Run, result: Result, timed: Sequence[Measurement]) -> str:
     header = (
-        *("contestant", "median ms", "p10", "p90", "p50 of first half", "calls", "rate", "of peak", "ratio"),
+        *("contestant", "median ms", "p10", "p90", "calls", "rate", "of peak", "ratio"),
         *("peak memory", "load", "first call", "cold start", "error"),
     )
     rows = ["".join(f"<th>{escape(name)}</th>" for name in header)]
     for found in timed:
         assert found.spread is not None
         speed = rate(run, result, found.spread.median)
-        half = found.samples_ms[: max(1, len(found.samples_ms) // 2)]
         cells = (
             f"{found.name} {found.version}".strip(),
             *(f"{value:.4g}" for value in (found.spread.median, found.spread.p10, found.spread.p90)),
-            f"{quantile(half, 0.5):.4g}" if half else "–",
             str(found.spread.calls),
             f"{speed.value:.4g} {speed.unit}" if speed else "–",
             f"{speed.share:.0%}" if speed else "–",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fastdiff.bench import Request, load_reports, run_suite, save_report
+from fastdiff.bench.case import Picture
 from fastdiff.bench.measure import Pace
 from fastdiff.bench.report import Report
 from tests.bench.made_up import make_run, reports
@@ -50,21 +51,31 @@ def test_a_run_and_its_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_whole_pictures(tiny_checkpoint: Path, tiny_engine: Path) -> None:
+    """Warm and from the start of a process, of an engine that was given and of diffusers."""
     request = Request(
         (str(tiny_checkpoint), str(tiny_engine)),
         against=("torch", "onnxruntime"),
-        kinds=("picture",),
+        kinds=("picture", "cold"),
         threads=1,
         pace=Pace(rounds=1),
+        picture=Picture(steps=3),
     )
     (run,) = run_suite([request]).runs
-    ours, torch, other = run.results[0].measurements
-    assert (ours.name, ours.status) == ("engine:tiny.fd", "ok")
-    assert ours.agreement is not None
-    assert ours.agreement.measure == "psnr"
-    assert torch.status == "ok"
-    assert (other.name, other.status) == ("onnxruntime", "missing")
-    assert "whole pictures" in other.reason
+    assert [result.case.kind for result in run.results] == ["picture", "cold"]
+    for result in run.results:
+        ours, torch, other = result.measurements
+        assert (ours.name, ours.status) == ("engine:tiny.fd", "ok"), ours
+        assert ours.agreement is not None
+        assert (ours.agreement.measure, ours.agreement.value >= 45) == ("psnr", True)
+        assert torch.status == "ok", torch
+        assert torch.agreement is not None
+        assert torch.agreement.value == 100, "diffusers twice gives the same picture"
+        assert (other.name, other.status) == ("onnxruntime", "missing")
+        assert "whole pictures" in other.reason
+    warm, cold = (result.measurements[0].spread for result in run.results)
+    assert warm is not None
+    assert cold is not None
+    assert cold.median > warm.median
 
 
 REFUSED: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
