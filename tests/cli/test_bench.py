@@ -13,7 +13,7 @@ from fastdiff.bench.case import Picture
 from fastdiff.bench.measure import Pace
 from fastdiff.bench.report import Report
 from tests.bench.made_up import make_run, reports
-from tests.cli.run import run_here, run_process
+from tests.cli.run import interrupt_at, run_here, run_process
 
 Capture = pytest.CaptureFixture[str]
 
@@ -102,6 +102,21 @@ def test_refused_before_anything_is_measured(
     capfd: Capture, words: tuple[str, ...], says: tuple[str, ...]
 ) -> None:
     run_here(capfd, "bench", *words).assert_refused(*says)
+
+
+def test_interrupting_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while a worker computes, as the progress on the terminal says."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    options = ["--threads", "1", "--modules", "text_encoder", "--measure", "run", "--against", "none"]
+    outcome = interrupt_at("PyTorch's results", "bench", tiny_checkpoint, *options, cwd=tmp_path)
+    assert outcome.status == 130
+    assert outcome.errors.endswith("fastdiff: interrupted\n")
+    assert "text_encoder 32x32" in outcome.errors
+    assert list(temporary.iterdir()) == []
 
 
 def test_missing_peers_are_named(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
