@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/error.h"
+#include "runtime/analysis.h"
 #include "runtime/arena.h"
 #include "runtime/error.h"
 #include "runtime/launch.h"
@@ -13,32 +14,17 @@ namespace {
 
 std::size_t index(int id) { return static_cast<std::size_t>(id); }
 
-bool is_batch(const Graph& graph, const Token& token) {
-    return token.kind == Token::Kind::symbol &&
-           graph.symbols[static_cast<std::size_t>(token.operand)].name == "batch";
-}
-
-// Sizes with which the schedule stage runs.
-Sizes schedule_sizes(const Graph& graph, Sizes sizes, std::size_t rows) {
-    if (rows == 0) return sizes;
-    for (std::size_t symbol = 0; symbol < graph.symbols.size(); ++symbol) {
-        if (graph.symbols[symbol].name == "batch") sizes[symbol] = static_cast<std::int64_t>(rows);
-    }
-    return sizes;
-}
-
 class Planner {
   public:
     Planner(const Graph& graph, const Sizes& sizes, std::size_t rows, std::size_t threads)
-        : graph_(graph), threads_(threads) {
+        : graph_(graph), facts_(analyse(graph, sizes, rows)), threads_(threads) {
         plan_.sizes = sizes;
         plan_.rows = rows;
     }
 
     Plan make() {
-        find_shapes();
-        find_uses();
-        find_applied_norms();
+        for (int id : graph_.inputs) plan_.input_shapes.push_back(facts_.stored[index(id)]);
+        for (int id : graph_.outputs) plan_.output_shapes.push_back(facts_.seen[index(id)]);
         add_inputs();
         place_outputs();
         place_concatenations();
@@ -52,74 +38,6 @@ class Planner {
     }
 
   private:
-    // Shapes, as nodes of stage step see them and as they are stored.
-    void find_shapes() {
-        const Sizes schedule = schedule_sizes(graph_, plan_.sizes, plan_.rows);
-        for (const Value& value : graph_.values) {
-            seen_.push_back(evaluate(value, plan_.sizes));
-            stored_.push_back(value.stage == Stage::schedule ? evaluate(value, schedule) : seen_.back());
-        }
-        for (const Node& node : graph_.nodes) {
-            std::vector<const Shape*> inputs;
-            for (int id : node.inputs) {
-                inputs.push_back(
-                    id == Node::none ? nullptr : &(broadcasts(id, node.stage) ? seen_ : stored_)[index(id)]);
-            }
-            check_node(node, inputs, stored_[index(node.output)]);
-        }
-        for (int id : graph_.inputs) plan_.input_shapes.push_back(stored_[index(id)]);
-        for (int id : graph_.outputs) plan_.output_shapes.push_back(seen_[index(id)]);
-    }
-
-    // A value computed for all timesteps, read by a step, which sees one row.
-    [[nodiscard]] bool broadcasts(int id, Stage reader) const {
-        return plan_.rows > 0 && reader == Stage::step && graph_.values[index(id)].stage == Stage::schedule;
-    }
-
-    // The last node that may read each value, through views too.
-    void find_uses() {
-        root_.resize(graph_.values.size());
-        producer_.assign(graph_.values.size(), nullptr);
-        for (std::size_t id = 0; id < root_.size(); ++id) root_[id] = static_cast<int>(id);
-        last_use_.assign(graph_.values.size(), -1);
-        for (std::size_t i = 0; i < graph_.nodes.size(); ++i) {
-            const Node& node = graph_.nodes[i];
-            producer_[index(node.output)] = &node;
-            if (node.is_view() && !node.inputs.empty())
-                root_[index(node.output)] = root_[index(node.inputs[0])];
-            for (int id : node.inputs) {
-                if (id != Node::none) last_use_[index(root_[index(id)])] = static_cast<int>(i);
-            }
-        }
-        for (int id : graph_.outputs) last_use_[index(root_[index(id)])] = never;
-    }
-
-    // Norms that a convolution applies while it loads: the result is read by nothing but one convolution of
-    // more than one tap. What the norm reads lives until then.
-    void find_applied_norms() {
-        users_.assign(graph_.values.size(), {});
-        for (const Node& node : graph_.nodes) {
-            for (int id : node.inputs) {
-                if (id != Node::none) users_[index(id)].push_back(&node);
-            }
-        }
-        applied_.assign(graph_.values.size(), false);
-        for (const Node& node : graph_.nodes) {
-            const int id = node.output;
-            const auto& users = users_[index(id)];
-            const bool output =
-                std::find(graph_.outputs.begin(), graph_.outputs.end(), id) != graph_.outputs.end();
-            if (!std::holds_alternative<GroupNormNode>(node.kind) || output || users.size() != 1) continue;
-            const auto* conv = std::get_if<Conv2dNode>(&users[0]->kind);
-            if (conv == nullptr || conv->shape.kernel_h * conv->shape.kernel_w < 2) continue;
-            if (users[0]->stage != node.stage || users[0]->inputs[0] != id) continue;
-            if (stored_[index(id)].rank() != 4) continue;
-            applied_[index(id)] = true;
-            int& last = last_use_[index(root_[index(node.inputs[0])])];
-            last = std::max(last, last_use_[index(id)]);
-        }
-    }
-
     void add_inputs() {
         views_.resize(graph_.values.size());
         homes_.resize(graph_.values.size());
@@ -128,9 +46,9 @@ class Planner {
         for (std::size_t i = 0; i < graph_.inputs.size(); ++i) {
             const int id = graph_.inputs[i];
             const int buffer =
-                add_buffer(Place::input, id, stored_[index(id)], graph_.values[index(id)].stage);
+                add_buffer(Place::input, id, facts_.stored[index(id)], graph_.values[index(id)].stage);
             plan_.buffers.back().index = i;
-            views_[index(id)] = contiguous(buffer, stored_[index(id)]);
+            views_[index(id)] = contiguous(buffer, facts_.stored[index(id)]);
         }
     }
 
@@ -138,9 +56,9 @@ class Planner {
     void place_outputs() {
         for (std::size_t i = 0; i < graph_.outputs.size(); ++i) {
             const int id = graph_.outputs[i];
-            const int buffer = add_buffer(Place::output, id, seen_[index(id)], Stage::step);
+            const int buffer = add_buffer(Place::output, id, facts_.seen[index(id)], Stage::step);
             plan_.buffers.back().index = i;
-            output_views_.push_back(contiguous(buffer, seen_[index(id)]));
+            output_views_.push_back(contiguous(buffer, facts_.seen[index(id)]));
             give_home(id, output_views_.back(), Stage::step);
         }
     }
@@ -152,11 +70,12 @@ class Planner {
             const auto* concat = std::get_if<ConcatNode>(&node.kind);
             if (concat == nullptr) continue;
             View& home = homes_[index(node.output)];
-            if (home.buffer < 0) home = new_buffer(node.output, stored_[index(node.output)], node.stage);
-            extend(home.buffer, last_use_[index(node.output)]);
+            if (home.buffer < 0)
+                home = new_buffer(node.output, facts_.stored[index(node.output)], node.stage);
+            extend(home.buffer, facts_.last_use[index(node.output)]);
             std::size_t start = 0;
             for (int id : node.inputs) {
-                const std::size_t size = seen_by(id, node.stage)[concat->axis];
+                const std::size_t size = facts_.seen_by(id, node.stage)[concat->axis];
                 give_home(id, slice(home, concat->axis, start, size), node.stage);
                 start += size;
             }
@@ -166,20 +85,20 @@ class Planner {
     // Lets the node that computes `id`, or what it is a reshape of, write to `view`, if it can and has no
     // other home.
     void give_home(int id, View view, Stage stage) {
-        while (producer_[index(id)] != nullptr &&
-               std::holds_alternative<ReshapeNode>(producer_[index(id)]->kind)) {
-            id = producer_[index(id)]->inputs[0];
-            if (broadcasts(id, stage)) return;
-            const auto reshaped = reshape(view, stored_[index(id)]);
+        while (facts_.producer[index(id)] != nullptr &&
+               std::holds_alternative<ReshapeNode>(facts_.producer[index(id)]->kind)) {
+            id = facts_.producer[index(id)]->inputs[0];
+            if (facts_.broadcasts(id, stage)) return;
+            const auto reshaped = reshape(view, facts_.stored[index(id)]);
             if (!reshaped) return;
             view = *reshaped;
         }
-        const Node* node = producer_[index(id)];
+        const Node* node = facts_.producer[index(id)];
         if (node == nullptr || node->is_view() || node->stage != stage || homes_[index(id)].buffer >= 0)
             return;
         if (!can_write(*node, view)) return;
         homes_[index(id)] = view;
-        extend(view.buffer, last_use_[index(id)]);
+        extend(view.buffer, facts_.last_use[index(id)]);
     }
 
     void add_node(const Node& node) {
@@ -194,7 +113,7 @@ class Planner {
         for (std::size_t i = 0; i < node.inputs.size(); ++i) {
             const int id = node.inputs[i];
             View view = id == Node::none ? View{} : read(id, node.stage);
-            if (id != Node::none && applied_[index(id)]) view = norm_input_[index(id)];
+            if (id != Node::none && facts_.applied[index(id)]) view = norm_input_[index(id)];
             if (id != Node::none && !can_read(node, i, view)) view = materialise(view, id, node.stage);
             step.inputs.push_back(view);
         }
@@ -208,15 +127,16 @@ class Planner {
         if (step.split) {
             const Shape affine{affine_size(step.inputs[0].shape)};
             output = contiguous(add_buffer(Place::arena, node.output, affine, node.stage), affine);
-            extend(output.buffer, last_use_[index(node.output)]);
+            extend(output.buffer, facts_.last_use[index(node.output)]);
             norm_input_[index(node.output)] = step.inputs[0];
             step.output = output;
             emit(std::move(step));
             return;
         }
         output = home.buffer >= 0 ? home : overwritten(step);
-        if (output.buffer < 0) output = new_buffer(node.output, stored_[index(node.output)], node.stage);
-        extend(output.buffer, last_use_[index(node.output)]);
+        if (output.buffer < 0)
+            output = new_buffer(node.output, facts_.stored[index(node.output)], node.stage);
+        extend(output.buffer, facts_.last_use[index(node.output)]);
         step.output = output;
         if (const auto* conv = std::get_if<Conv2dNode>(&node.kind)) {
             step.packing = choose(*conv, step);
@@ -230,13 +150,13 @@ class Planner {
     void take_norm_apart(Step& step) {
         const Node& node = *step.node;
         if (std::holds_alternative<GroupNormNode>(node.kind)) {
-            step.split = applied_[index(node.output)];
+            step.split = facts_.applied[index(node.output)];
             View& sums = sums_[index(node.inputs[0])];
             // The norm adds the sums up in place: they serve one.
             if (sums.buffer >= 0) step.inputs.push_back(std::exchange(sums, {}));
         }
-        if (!std::holds_alternative<Conv2dNode>(node.kind) || !applied_[index(node.inputs[0])]) return;
-        step.applied = &std::get<GroupNormNode>(producer_[index(node.inputs[0])]->kind);
+        if (!std::holds_alternative<Conv2dNode>(node.kind) || !facts_.applied[index(node.inputs[0])]) return;
+        step.applied = &std::get<GroupNormNode>(facts_.producer[index(node.inputs[0])]->kind);
         step.inputs.resize(4);
         step.inputs[3] = views_[index(node.inputs[0])];
     }
@@ -244,19 +164,19 @@ class Planner {
     // Room for the sums of a convolution's output, if a norm reads it.
     void add_sums(Step& step) {
         const int id = step.node->output;
-        const auto& users = users_[index(id)];
+        const auto& users = facts_.users[index(id)];
         const auto reads = [&](const Node* user) {
             return std::holds_alternative<GroupNormNode>(user->kind) && user->stage == step.stage;
         };
         if (std::none_of(users.begin(), users.end(), reads)) return;
         const Shape size{conv2d_sums_size(step)};
         step.sums = contiguous(add_buffer(Place::arena, id, size, step.stage), size);
-        extend(step.sums.buffer, last_use_[index(id)]);
+        extend(step.sums.buffer, facts_.last_use[index(id)]);
         sums_[index(id)] = step.sums;
     }
 
     View view_of(const Node& node) {
-        const Shape& shape = stored_[index(node.output)];
+        const Shape& shape = facts_.stored[index(node.output)];
         if (const auto* constant = std::get_if<ConstantNode>(&node.kind)) {
             const int buffer = add_buffer(Place::constant, node.output, shape, node.stage);
             plan_.buffers.back().data = constant->data;
@@ -272,51 +192,36 @@ class Planner {
         return *reshape(materialise(x, node.inputs[0], node.stage), shape);
     }
 
-    [[nodiscard]] const Shape& seen_by(int id, Stage reader) const {
-        return (broadcasts(id, reader) ? seen_ : stored_)[index(id)];
-    }
-
     // A value as a node of stage `reader` sees it.
     View read(int id, Stage reader) {
         const View& stored = views_[index(id)];
-        const Value& value = graph_.values[index(id)];
-        const bool alike = std::none_of(value.shape.begin(), value.shape.end(), [&](const Dim& dim) {
-            return std::any_of(dim.begin(), dim.end(),
-                               [&](const Token& token) { return is_batch(graph_, token); });
-        });
-        if (!broadcasts(id, reader) || alike) return stored;
-        const Shape& seen = seen_[index(id)];
-        const auto first = single_symbol(value.shape[0]);
-        const View row = slice(stored, 0, 0, 1);
-        Shape single = seen;
-        single[0] = 1;
-        // One row per timestep: the first axis is the batch itself, and no other depends on it.
-        if (!first || first->factor != 1 || graph_.symbols[first->symbol].name != "batch" ||
-            !(single == row.shape)) {
+        if (!facts_.broadcasts(id, reader) || !facts_.has_batch(id)) return stored;
+        if (!facts_.has_batch_first(id)) {
             throw InputError(
                 "value " + graph_.values[index(id)].name +
                 " of the schedule stage has no batch as its first axis; run all stages together");
         }
-        View view = expand(row, seen);
+        View view = expand(slice(stored, 0, 0, 1), facts_.seen[index(id)]);
         view.row_step = stored.strides[0];
         return view;
     }
 
-    // A contiguous copy of a view of value `id`, made once for all nodes of a stage.
+    // A contiguous copy of a view of value `id`, made once for all nodes of a stage. Another value with the
+    // same view is another copy: its node may have written over this one.
     View materialise(const View& view, int id, Stage stage) {
         const auto known = std::find_if(copies_.begin(), copies_.end(), [&](const auto& entry) {
-            return entry.stage == stage && entry.from == view;
+            return entry.id == id && entry.stage == stage && entry.from == view;
         });
         if (known != copies_.end()) return known->to;
         const View copy = new_buffer(id, view.shape, stage);
         emit_copy(view, copy, stage);
-        copies_.push_back({view, copy, stage});
+        copies_.push_back({id, view, copy, stage});
         return copy;
     }
 
     // An input that dies here and whose buffer the output may take over; no buffer when there is none.
     View overwritten(const Step& step) {
-        const Shape& shape = stored_[index(step.node->output)];
+        const Shape& shape = facts_.stored[index(step.node->output)];
         for (std::size_t i = 0; i < step.inputs.size(); ++i) {
             const View& view = step.inputs[i];
             if (view.buffer < 0 || !may_overwrite(*step.node, i)) continue;
@@ -374,7 +279,7 @@ class Planner {
     }
 
     void copy_outputs() {
-        at_ = never;
+        at_ = Analysis::never;
         for (std::size_t i = 0; i < graph_.outputs.size(); ++i) {
             const View from = read(graph_.outputs[i], Stage::step);
             if (!same_memory(from, output_views_[i])) emit_copy(from, output_views_[i], Stage::step);
@@ -452,22 +357,17 @@ class Planner {
     }
 
     struct Copy {
+        int id;
         View from, to;
         Stage stage;
     };
-    static constexpr int never = 1 << 30;  // a use after all nodes
-
     const Graph& graph_;
+    const Analysis facts_;
     const std::size_t threads_;
     Plan plan_;
     int at_ = 0;  // the node being planned
     // By value.
-    std::vector<Shape> seen_, stored_;
-    std::vector<int> root_, last_use_;
-    std::vector<const Node*> producer_;
     std::vector<View> views_, homes_;
-    std::vector<std::vector<const Node*>> users_;
-    std::vector<bool> applied_;     // norms whose convolution applies them
     std::vector<View> norm_input_;  // what such a norm reads
     std::vector<View> sums_;        // of a convolution, until a norm takes them
     std::vector<View> output_views_;
@@ -475,53 +375,11 @@ class Planner {
     std::vector<Copy> copies_;
 };
 
-// GCC 12 warns about overlapping copies where a literal is joined with a temporary string (GCC bug 105651).
-template <class... Parts>
-std::string joined(const Parts&... parts) {
-    std::string text;
-    (text.append(parts), ...);
-    return text;
-}
-
-std::string describe_view(const Plan& plan, const View& view) {
-    if (view.buffer < 0) return "-";
-    const Buffer& buffer = plan.buffers[index(view.buffer)];
-    constexpr const char* places[] = {" @", " input ", " output ", " constant"};
-    std::string text = joined(to_string(view.shape), places[static_cast<std::size_t>(buffer.place)]);
-    if (buffer.place == Place::arena) text += std::to_string(buffer.offset);
-    if (buffer.place == Place::input || buffer.place == Place::output) text += std::to_string(buffer.index);
-    if (view.offset > 0) text += joined("+", std::to_string(view.offset));
-    return text;
-}
-
 }  // namespace
 
 Plan make_plan(const Graph& graph, const Sizes& sizes, std::size_t rows, std::size_t threads) {
     check_sizes(graph, sizes);
     return Planner(graph, sizes, rows, threads).make();
-}
-
-std::string describe(const Plan& plan) {
-    constexpr const char* stages[] = {"prompt", "schedule", "step"};
-    constexpr const char* algorithms[] = {"direct", "winograd2", "winograd4"};
-    std::string text =
-        joined("arena ", std::to_string(plan.arena_bytes), " bytes, of them kept between stages ",
-               std::to_string(plan.persistent_bytes), "\n");
-    for (const Step& step : plan.steps) {
-        text += joined(stages[static_cast<std::size_t>(step.stage)], " ",
-                       step.node == nullptr ? "copy" : describe(*step.node));
-        if (step.packing != nullptr) {
-            text += joined(" by ", algorithms[static_cast<std::size_t>(step.packing->algorithm)]);
-        }
-        text += ":";
-        for (const View& view : step.inputs) text += joined(" ", describe_view(plan, view));
-        text += joined(" -> ", describe_view(plan, step.output));
-        if (step.split) text += ", applied by the convolution";
-        if (step.sums.buffer >= 0) text += ", with sums";
-        if (step.scratch_bytes > 0) text += joined(", scratch ", std::to_string(step.scratch_bytes));
-        text += "\n";
-    }
-    return text;
 }
 
 }  // namespace fastdiff

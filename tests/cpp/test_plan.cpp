@@ -341,10 +341,42 @@ void test_place() {
     }
 }
 
+// silu(x) is read through a permutation that needs a copy, and so is what is then written over it: two
+// copies.
+void test_copies_of_overwritten_values() {
+    Graph graph;
+    graph.symbols = {{"batch", 1, 0, 1}};
+    const auto add_value = [&](std::int64_t rows, std::int64_t columns) {
+        using Kind = Token::Kind;
+        graph.values.push_back({"v" + std::to_string(graph.values.size()),
+                                DType::float32,
+                                {{{Kind::symbol, 0}}, {{Kind::number, rows}}, {{Kind::number, columns}}},
+                                Stage::step});
+        return static_cast<int>(graph.values.size()) - 1;
+    };
+    const auto add = [&](const char* op, int x, std::int64_t rows, std::int64_t columns, NodeKind kind) {
+        graph.nodes.push_back({op, "", Stage::step, {x}, add_value(rows, columns), std::move(kind)});
+        return graph.nodes.back().output;
+    };
+    graph.inputs = {add_value(4, 6)};
+    int x = graph.inputs[0];
+    for (int round = 0; round < 2; ++round) {
+        x = add("silu", x, 4, 6, ElementwiseNode{Elementwise::silu, 0, 0, 0});
+        const int turned = add("permute", x, 6, 4, PermuteNode{{0, 2, 1}});
+        graph.outputs.push_back(
+            add("linear", turned, 6, 3,
+                LinearNode{4, 3, Activation::none, 1, nullptr, WeightType::fp32, nullptr}));
+    }
+    const Plan plan = make_plan(graph, at_batch(2), 0, 1);
+    CHECK(plan.steps[0].output == plan.steps[3].output);  // in place
+    check_plan(graph, plan, 2, 0);
+}
+
 }  // namespace
 
 void test_plan() {
     test_place();
+    test_copies_of_overwritten_values();
     std::size_t copies = 0, calls = 0, shared = 0, staged = 0, applied = 0, sums = 0;
     for (std::uint64_t seed = 0; seed < 1500; ++seed) {
         const Graph graph = random_graph(seed);
