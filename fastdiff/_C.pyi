@@ -46,6 +46,24 @@ def conv2d(
 ) -> npt.NDArray[np.float64] | None: ...
 def conv2d_pack(weight: FloatArray, algorithm: str, precision: str = "fp32") -> ByteArray: ...
 def conv2d_packed_bytes(weight_shape: Sizes, algorithm: str, precision: str = "fp32") -> int: ...
+def elementwise(
+    function: str,
+    a: FloatArray,
+    b: FloatArray | None,
+    scalar: float,
+    low: float,
+    high: float,
+    out: FloatArray,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
+def embedding(
+    ids: npt.NDArray[np.int64],
+    table: npt.NDArray[np.float32] | npt.NDArray[np.float16],
+    out: FloatArray | None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
 def group_norm_silu(
     x: FloatArray,
     weight: FloatArray | None,
@@ -54,6 +72,15 @@ def group_norm_silu(
     eps: float,
     silu: bool,
     layout: str,
+    out: FloatArray,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
+def layer_norm(
+    x: FloatArray,
+    weight: FloatArray | None,
+    bias: FloatArray | None,
+    eps: float,
     out: FloatArray,
     threads: int = 1,
     isa: str | None = None,
@@ -94,6 +121,14 @@ def measure_linear(
     budget: float,
     isa: str | None = None,
 ) -> float: ...
+def resample(
+    x: FloatArray,
+    factor: int,
+    pool: bool,
+    out: FloatArray | None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
 def scheduler_step(
     sample: FloatArray,
     cond: FloatArray,
@@ -107,6 +142,14 @@ def scheduler_step(
     noise_coef: float,
     out: FloatArray,
     guided: FloatArray,
+    isa: str | None = None,
+) -> None: ...
+def timestep_embedding(
+    timesteps: FloatArray,
+    frequencies: FloatArray,
+    sine_first: bool,
+    out: FloatArray,
+    threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
 

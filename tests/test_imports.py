@@ -20,6 +20,7 @@ VENDORS = {
         "onnx",
         "onnxruntime",
         "onnxscript",
+        "openvino",
         "tensorrt",
         "torch",
         "transformers",
@@ -28,6 +29,7 @@ VENDORS = {
 }
 # files of fastdiff, or folders, that may import vendor libraries, and which
 ALLOWED = {
+    "bench": {"torch", "diffusers", "transformers", "onnxruntime", "openvino"},
     "build": {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime"},
     "kernels/library.py": {"torch"},
     "kernels/reference.py": {"torch"},
@@ -40,6 +42,7 @@ ALLOWED = {
 }
 # where imports of vendor libraries may stand at the top: what is itself imported only when it is needed
 AT_TOP = (
+    "bench/prepare.py",
     "build",
     "kernels/library.py",
     "kernels/reference.py",
@@ -152,7 +155,9 @@ def test_import_fastdiff_loads_nothing_heavy() -> None:
     assert others == set()
 
 
-@pytest.mark.parametrize("words", [["--version"], ["--help"], ["generate", "--help"], ["build", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["generate", "--help"], ["build", "--help"], ["bench", "--help"]]
+)
 @pytest.mark.smoke
 def test_help_loads_no_library(words: list[str]) -> None:
     code = "import sys, fastdiff.cli\ntry: fastdiff.cli.main(sys.argv[1:])\nexcept SystemExit: pass"

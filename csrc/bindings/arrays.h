@@ -39,10 +39,15 @@ Isa choose_isa(const std::optional<std::string>& name);
 
 void bind_attention(py::module_& module);
 void bind_conv2d(py::module_& module);
+void bind_elementwise(py::module_& module);
+void bind_embedding(py::module_& module);
 void bind_group_norm_silu(py::module_& module);
+void bind_layer_norm(py::module_& module);
 void bind_linear(py::module_& module);
 void bind_native(py::module_& module);
 void bind_randn(py::module_& module);
+void bind_resample(py::module_& module);
 void bind_scheduler_step(py::module_& module);
+void bind_timestep_embedding(py::module_& module);
 
 }  // namespace fastdiff::bindings

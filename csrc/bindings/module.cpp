@@ -45,9 +45,14 @@ PYBIND11_MODULE(_C, module) {
     module.def("available_isas", &available_isas, "The instruction sets that run here, fastest first.");
     fastdiff::bindings::bind_attention(module);
     fastdiff::bindings::bind_conv2d(module);
+    fastdiff::bindings::bind_elementwise(module);
+    fastdiff::bindings::bind_embedding(module);
     fastdiff::bindings::bind_group_norm_silu(module);
+    fastdiff::bindings::bind_layer_norm(module);
     fastdiff::bindings::bind_linear(module);
     fastdiff::bindings::bind_native(module);
     fastdiff::bindings::bind_randn(module);
+    fastdiff::bindings::bind_resample(module);
     fastdiff::bindings::bind_scheduler_step(module);
+    fastdiff::bindings::bind_timestep_embedding(module);
 }

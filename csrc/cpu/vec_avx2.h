@@ -21,6 +21,9 @@ struct Vec<float, isa::Avx2> {
     }
     FASTDIFF_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
     FASTDIFF_INLINE void store(float* p, std::size_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
+    [[nodiscard]] FASTDIFF_INLINE Vec first(std::size_t n) const {
+        return {_mm256_and_ps(v, _mm256_castsi256_ps(mask(n)))};
+    }
 
   private:
     FASTDIFF_INLINE static __m256i mask(std::size_t n) {
@@ -60,11 +63,10 @@ FASTDIFF_INLINE FloatAvx2 fmadd(FloatAvx2 a, FloatAvx2 b, FloatAvx2 c) {
 FASTDIFF_INLINE FloatAvx2 fnmadd(FloatAvx2 a, FloatAvx2 b, FloatAvx2 c) {
     return {_mm256_fnmadd_ps(a.v, b.v, c.v)};
 }
-FASTDIFF_INLINE FloatAvx2 abs(FloatAvx2 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
-FASTDIFF_INLINE FloatAvx2 copy_sign(FloatAvx2 magnitude, FloatAvx2 sign) {
-    const __m256 bit = _mm256_set1_ps(-0.0f);
-    return {_mm256_or_ps(_mm256_andnot_ps(bit, magnitude.v), _mm256_and_ps(bit, sign.v))};
+FASTDIFF_INLINE FloatAvx2 select_less(FloatAvx2 a, FloatAvx2 b, FloatAvx2 x, FloatAvx2 y) {
+    return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
 }
+FASTDIFF_INLINE FloatAvx2 sqrt(FloatAvx2 a) { return {_mm256_sqrt_ps(a.v)}; }
 FASTDIFF_INLINE FloatAvx2 round(FloatAvx2 a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -74,6 +76,11 @@ FASTDIFF_INLINE FloatAvx2 scale_by_power_of_two(FloatAvx2 a, FloatAvx2 n) {
     return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent))};
 }
 FASTDIFF_INLINE FloatAvx2 reciprocal(FloatAvx2 a) { return FloatAvx2::broadcast(1.0f) / a; }
+FASTDIFF_INLINE float reduce_add(FloatAvx2 a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
 // Pairs, then quadruples within 128-bit lanes, then the lanes themselves.
 FASTDIFF_INLINE void transpose(FloatAvx2 (&rows)[8]) {
     __m256 a[8], b[8];

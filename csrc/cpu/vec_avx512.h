@@ -21,6 +21,7 @@ struct Vec<float, isa::Avx512> {
     }
     FASTDIFF_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
     FASTDIFF_INLINE void store(float* p, std::size_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+    [[nodiscard]] FASTDIFF_INLINE Vec first(std::size_t n) const { return {_mm512_maskz_mov_ps(mask(n), v)}; }
 
   private:
     FASTDIFF_INLINE static __mmask16 mask(std::size_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -56,12 +57,10 @@ FASTDIFF_INLINE FloatAvx512 fmadd(FloatAvx512 a, FloatAvx512 b, FloatAvx512 c) {
 FASTDIFF_INLINE FloatAvx512 fnmadd(FloatAvx512 a, FloatAvx512 b, FloatAvx512 c) {
     return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
 }
-FASTDIFF_INLINE FloatAvx512 abs(FloatAvx512 a) { return {_mm512_abs_ps(a.v)}; }
-FASTDIFF_INLINE FloatAvx512 copy_sign(FloatAvx512 magnitude, FloatAvx512 sign) {
-    const __m512i bit = _mm512_set1_epi32(static_cast<int>(0x80000000u));
-    return {_mm512_castsi512_ps(
-        _mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign.v), _mm512_castps_si512(magnitude.v), 0xCA))};
+FASTDIFF_INLINE FloatAvx512 select_less(FloatAvx512 a, FloatAvx512 b, FloatAvx512 x, FloatAvx512 y) {
+    return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), x.v)};
 }
+FASTDIFF_INLINE FloatAvx512 sqrt(FloatAvx512 a) { return {_mm512_maskz_sqrt_ps(0xffff, a.v)}; }
 FASTDIFF_INLINE FloatAvx512 round(FloatAvx512 a) {
     return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -72,6 +71,14 @@ FASTDIFF_INLINE FloatAvx512 scale_by_power_of_two(FloatAvx512 a, FloatAvx512 n) 
 FASTDIFF_INLINE FloatAvx512 reciprocal(FloatAvx512 a) {
     const FloatAvx512 r{_mm512_rcp14_ps(a.v)};
     return fmadd(r, fnmadd(a, r, FloatAvx512::broadcast(1.0f)), r);
+}
+// Not _mm512_reduce_add_ps; see the one of doubles.
+FASTDIFF_INLINE float reduce_add(FloatAvx512 a) {
+    const __m256 half =
+        _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a.v, 0), _mm512_maskz_extractf32x8_ps(0xff, a.v, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 // Pairs, then quadruples within 128-bit lanes, then the lanes themselves in two rounds.
 FASTDIFF_INLINE void transpose(FloatAvx512 (&rows)[16]) {

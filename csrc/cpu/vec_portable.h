@@ -39,6 +39,11 @@ struct Vec<float, isa::Portable> {
         store(lanes);
         for (std::size_t i = 0; i < n && i < width; ++i) p[i] = lanes[i];
     }
+    [[nodiscard]] FASTDIFF_INLINE Vec first(std::size_t n) const {
+        Vec r = zero();
+        for (std::size_t i = 0; i < n && i < width; ++i) r.v[i] = v[i];
+        return r;
+    }
 };
 
 template <>
@@ -77,14 +82,13 @@ FASTDIFF_INLINE FloatPortable fmadd(FloatPortable a, FloatPortable b, FloatPorta
 FASTDIFF_INLINE FloatPortable fnmadd(FloatPortable a, FloatPortable b, FloatPortable c) {
     return {c.v - a.v * b.v};
 }
-FASTDIFF_INLINE FloatPortable abs(FloatPortable a) {
-    using Bits = FloatPortable::Bits;
-    return {reinterpret_cast<FloatPortable::Register>(reinterpret_cast<Bits>(a.v) & 0x7fffffff)};
+FASTDIFF_INLINE FloatPortable select_less(FloatPortable a, FloatPortable b, FloatPortable x,
+                                          FloatPortable y) {
+    return {a.v < b.v ? x.v : y.v};
 }
-FASTDIFF_INLINE FloatPortable copy_sign(FloatPortable magnitude, FloatPortable sign) {
-    using Bits = FloatPortable::Bits;
-    const Bits bit = reinterpret_cast<Bits>(sign.v) & static_cast<std::int32_t>(0x80000000u);
-    return {reinterpret_cast<FloatPortable::Register>(reinterpret_cast<Bits>(abs(magnitude).v) | bit)};
+FASTDIFF_INLINE FloatPortable sqrt(FloatPortable a) {
+    for (int i = 0; i < 4; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
+    return a;
 }
 // Adding 1.5 * 2^23 leaves no bits for a fraction; valid below 2^22.
 FASTDIFF_INLINE FloatPortable round(FloatPortable a) {
@@ -98,6 +102,7 @@ FASTDIFF_INLINE FloatPortable scale_by_power_of_two(FloatPortable a, FloatPortab
     return {reinterpret_cast<FloatPortable::Register>(reinterpret_cast<Bits>(a.v) + exponent)};
 }
 FASTDIFF_INLINE FloatPortable reciprocal(FloatPortable a) { return FloatPortable::broadcast(1.0f) / a; }
+FASTDIFF_INLINE float reduce_add(FloatPortable a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 FASTDIFF_INLINE void transpose(FloatPortable (&rows)[4]) {
     const FloatPortable::Register r0 = rows[0].v, r1 = rows[1].v, r2 = rows[2].v, r3 = rows[3].v;
     for (int i = 0; i < 4; ++i) rows[i].v = FloatPortable::Register{r0[i], r1[i], r2[i], r3[i]};

@@ -1,6 +1,7 @@
 // embedding: y[i] = table[ids[i]], rows of `channels` floats with y_stride floats between them.
 //
-// ids must be in [0, count): the caller checks, embedding_invalid says which is not (or `rows` when all are).
+// ids must be in [0, count): the caller checks, embedding_invalid says which is the first that is not (or
+// `rows` when all are). y overlaps no input. Results do not depend on the number of threads.
 #pragma once
 
 #include <cstddef>

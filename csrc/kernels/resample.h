@@ -4,7 +4,9 @@
 // Shapes    x (batch, height, width, channels) with x_stride floats between pixels. upsample: y (batch,
 //           factor·height, factor·width, channels); pool: y (batch, height / factor, width / factor,
 //           channels), what is left over at the right and the bottom is not read. y_stride floats between
-//           pixels of y.
+//           pixels of y. factor is at least 1; any other size may be zero.
+// Aliasing  y does not overlap x.
+// Threads   results do not depend on their number.
 #pragma once
 
 #include <cstddef>

@@ -5,9 +5,13 @@
 //
 // Shapes    timesteps (rows,), frequencies (half,), y (rows, 2·half) with y_stride floats between rows.
 // Precision t·f is rounded to float, as PyTorch rounds it; sine and cosine are computed in double.
+// Aliasing  y overlaps no input.
+// Threads   results do not depend on their number: rows are independent.
 #pragma once
 
 #include <cstddef>
+
+#include "kernels/parallel.h"
 
 namespace fastdiff {
 

@@ -1,7 +1,10 @@
 #include "runtime/launch.h"
 
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include "kernels/error.h"
-#include "runtime/error.h"
 
 namespace fastdiff {
 namespace {
@@ -130,16 +133,42 @@ AttentionArgs attention_args(const Step& step, const AttentionNode& node, const 
     return args;
 }
 
-ElementwiseArgs elementwise_args(const View& y, float* output, Elementwise function, const View& a,
-                                 const void* a_data, const View* b = nullptr, const void* b_data = nullptr) {
-    auto args = as_elementwise(y, a, b);
-    // The planner asks before it makes a step.
-    if (!args) throw EngineError("an elementwise step has more than four axes");
-    args->function = function;
-    args->a = floats(a_data);
-    args->b = floats(b_data);
-    args->y = output;
-    return *args;
+// Runs an elementwise kernel over any number of axes: it takes the last four, the others are loops here. args
+// has the function, its parameters and the first elements.
+void run_elementwise(const std::vector<ElementwiseAxis>& axes, ElementwiseArgs args, const Kernels& kernels,
+                     const Parallel& parallel) {
+    const std::size_t inner = std::min<std::size_t>(axes.size(), 4), outer = axes.size() - inner;
+    for (std::size_t i = 0; i < 4; ++i) {
+        const bool used = i >= 4 - inner;
+        const ElementwiseAxis axis = used ? axes[outer + i - (4 - inner)] : ElementwiseAxis{1, 0, 0, 0};
+        args.sizes[i] = axis.size;
+        args.y_strides[i] = axis.y;
+        args.a_strides[i] = axis.a;
+        args.b_strides[i] = axis.b;
+    }
+    std::size_t rounds = 1;
+    for (std::size_t i = 0; i < outer; ++i) rounds *= axes[i].size;
+    for (std::size_t round = 0; round < rounds; ++round) {
+        ElementwiseArgs part = args;
+        std::size_t rest = round;
+        for (std::size_t i = outer; i-- > 0;) {
+            const std::size_t at = rest % axes[i].size;
+            rest /= axes[i].size;
+            part.y += at * axes[i].y;
+            part.a += at * axes[i].a;
+            if (part.b != nullptr) part.b += at * axes[i].b;
+        }
+        kernels.elementwise(part, parallel);
+    }
+}
+
+ElementwiseArgs elementwise_args(Elementwise function, const void* a, const void* b, float* y) {
+    ElementwiseArgs args{};
+    args.function = function;
+    args.a = floats(a);
+    args.b = floats(b);
+    args.y = y;
+    return args;
 }
 
 struct Launch {
@@ -188,11 +217,11 @@ struct Launch {
         const std::size_t last = step.output.shape.rank() - 1, half = step.output.shape.back();
         const View &x = step.inputs[0], a = slice(x, last, 0, half), gate = slice(x, last, half, half);
         const float* gate_data = floats(inputs[0]) + half * x.strides[last];
-        kernels.elementwise(elementwise_args(step.output, output, Elementwise::gelu, gate, gate_data),
-                            parallel);
-        kernels.elementwise(
-            elementwise_args(step.output, output, Elementwise::multiply, step.output, output, &a, inputs[0]),
-            parallel);
+        run_elementwise(elementwise_axes(step.output, gate, nullptr),
+                        elementwise_args(Elementwise::gelu, gate_data, nullptr, output), kernels, parallel);
+        run_elementwise(elementwise_axes(step.output, step.output, &a),
+                        elementwise_args(Elementwise::multiply, output, inputs[0], output), kernels,
+                        parallel);
     }
     void operator()(const EmbeddingNode& node) const {
         const EmbeddingArgs args{step.inputs[0].shape.elements(),
@@ -224,32 +253,28 @@ struct Launch {
     void operator()(const ElementwiseNode& node) const {
         const bool binary = step.inputs.size() > 1;
         ElementwiseArgs args =
-            elementwise_args(step.output, output, node.function, step.inputs[0], inputs[0],
-                             binary ? &step.inputs[1] : nullptr, binary ? inputs[1] : nullptr);
+            elementwise_args(node.function, inputs[0], binary ? inputs[1] : nullptr, output);
         args.scalar = node.scalar;
         args.low = node.low;
         args.high = node.high;
-        kernels.elementwise(args, parallel);
+        run_elementwise(elementwise_axes(step.output, step.inputs[0], binary ? &step.inputs[1] : nullptr),
+                        args, kernels, parallel);
     }
     // Views and concatenations become copies or nothing.
     template <class Other>
     void operator()(const Other&) const {}
 };
 
-// A copy of any 4-byte type; int64 as pairs of them.
+// A copy of floats, or of int64 as pairs of them.
 void copy(const Step& step, DType dtype, const void* input, void* output, const Kernels& kernels,
           const Parallel& parallel) {
-    const auto split = [&](View view) {
-        if (dtype != DType::int64) return view;
-        for (std::size_t& stride : view.strides) stride *= 2;
-        if (view.shape.rank() == max_rank) throw EngineError("a copy of int64 has too many axes");
-        view.strides[view.shape.rank()] = 1;
-        view.shape.push_back(2);
-        return view;
-    };
-    kernels.elementwise(elementwise_args(split(step.output), static_cast<float*>(output), Elementwise::copy,
-                                         split(step.inputs[0]), input),
-                        parallel);
+    std::vector<ElementwiseAxis> axes = elementwise_axes(step.output, step.inputs[0], nullptr);
+    if (dtype == DType::int64) {
+        for (ElementwiseAxis& axis : axes) axis = {axis.size, 2 * axis.y, 2 * axis.a, 0};
+        axes.push_back({2, 1, 1, 0});
+    }
+    run_elementwise(axes, elementwise_args(Elementwise::copy, input, nullptr, static_cast<float*>(output)),
+                    kernels, parallel);
 }
 
 // Attention takes rows of channels, and any stride between batches.
@@ -280,8 +305,8 @@ struct CanWrite {
     const View& view;
 
     bool operator()(const AttentionNode&) const { return attends(view); }
-    bool operator()(const ElementwiseNode&) const { return as_elementwise(view, view, nullptr).has_value(); }
-    bool operator()(const GegluNode&) const { return as_elementwise(view, view, nullptr).has_value(); }
+    bool operator()(const ElementwiseNode&) const { return true; }
+    bool operator()(const GegluNode&) const { return true; }
     bool operator()(const ConcatNode&) const { return true; }
     template <class Other>
     bool operator()(const Other&) const {

@@ -9,8 +9,7 @@
 
 namespace fastdiff {
 
-// Whether the node's kernel can read this input, or write its output, with the view's strides. Inputs of
-// elementwise ops always pass; whether they go together is as_elementwise's to say.
+// Whether the node's kernel can read this input, or write its output, with the view's strides.
 bool can_read(const Node& node, std::size_t input, const View& view);
 bool can_write(const Node& node, const View& view);
 // Whether the kernel may write its output over this input, given the same view.

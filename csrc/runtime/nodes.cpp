@@ -85,6 +85,11 @@ class Parts {
         }
         return static_cast<float>(value);
     }
+    // As real32, but infinite where there is no bound.
+    float bound(std::string_view name) {
+        const double value = real(name);
+        return std::isinf(value) ? static_cast<float>(value) : real32(name);
+    }
     const std::vector<std::int64_t>& integers(std::string_view name) {
         const auto* value = std::get_if<std::vector<std::int64_t>>(&attribute(name));
         if (value == nullptr) fail("attribute " + std::string(name) + " is no tuple");
@@ -264,8 +269,8 @@ std::optional<ElementwiseNode> elementwise(std::string_view op, Parts& parts) {
         if (name != op) continue;
         ElementwiseNode node{function, 0.0f, 0.0f, 0.0f};
         if (function == Elementwise::clamp) {
-            node.low = static_cast<float>(parts.real("low"));
-            node.high = static_cast<float>(parts.real("high"));
+            node.low = parts.bound("low");
+            node.high = parts.bound("high");
         }
         if (function == Elementwise::add_scalar || function == Elementwise::mul_scalar) {
             node.scalar = parts.real32("scalar");

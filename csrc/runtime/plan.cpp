@@ -13,6 +13,11 @@ namespace {
 
 std::size_t index(int id) { return static_cast<std::size_t>(id); }
 
+bool is_batch(const Graph& graph, const Token& token) {
+    return token.kind == Token::Kind::symbol &&
+           graph.symbols[static_cast<std::size_t>(token.operand)].name == "batch";
+}
+
 // Sizes with which the schedule stage runs.
 Sizes schedule_sizes(const Graph& graph, Sizes sizes, std::size_t rows) {
     if (rows == 0) return sizes;
@@ -213,7 +218,6 @@ class Planner {
         if (output.buffer < 0) output = new_buffer(node.output, stored_[index(node.output)], node.stage);
         extend(output.buffer, last_use_[index(node.output)]);
         step.output = output;
-        merge_axes(step);
         if (const auto* conv = std::get_if<Conv2dNode>(&node.kind)) {
             step.packing = choose(*conv, step);
             add_sums(step);
@@ -275,12 +279,20 @@ class Planner {
     // A value as a node of stage `reader` sees it.
     View read(int id, Stage reader) {
         const View& stored = views_[index(id)];
-        if (!broadcasts(id, reader) || seen_[index(id)] == stored.shape) return stored;
+        const Value& value = graph_.values[index(id)];
+        const bool alike = std::none_of(value.shape.begin(), value.shape.end(), [&](const Dim& dim) {
+            return std::any_of(dim.begin(), dim.end(),
+                               [&](const Token& token) { return is_batch(graph_, token); });
+        });
+        if (!broadcasts(id, reader) || alike) return stored;
         const Shape& seen = seen_[index(id)];
+        const auto first = single_symbol(value.shape[0]);
         const View row = slice(stored, 0, 0, 1);
         Shape single = seen;
-        if (single.rank() > 0) single[0] = 1;
-        if (!(single == row.shape)) {
+        single[0] = 1;
+        // One row per timestep: the first axis is the batch itself, and no other depends on it.
+        if (!first || first->factor != 1 || graph_.symbols[first->symbol].name != "batch" ||
+            !(single == row.shape)) {
             throw InputError(
                 "value " + graph_.values[index(id)].name +
                 " of the schedule stage has no batch as its first axis; run all stages together");
@@ -343,28 +355,6 @@ class Planner {
         return true;
     }
 
-    // Elementwise kernels take four axes: inputs whose strides need more are copied first.
-    void merge_axes(Step& step) {
-        const bool geglu = std::holds_alternative<GegluNode>(step.node->kind);
-        if (!geglu && !std::holds_alternative<ElementwiseNode>(step.node->kind)) return;
-        const auto fits = [&] {
-            if (geglu) {
-                const std::size_t last = step.output.shape.rank() - 1;
-                const View a = slice(step.inputs[0], last, 0, step.output.shape.back());
-                return as_elementwise(step.output, step.output, &a).has_value();
-            }
-            const View* b = step.inputs.size() > 1 ? &step.inputs[1] : nullptr;
-            return as_elementwise(step.output, step.inputs[0], b).has_value();
-        };
-        for (std::size_t i = 0; !fits() && i < step.inputs.size(); ++i) {
-            View& view = step.inputs[i];
-            const View wide = geglu ? view : expand(view, step.output.shape);
-            view = materialise(wide, step.node->inputs[i], step.stage);
-        }
-        if (!fits())
-            throw EngineError("node " + describe(*step.node) + ": its strides have more than four axes");
-    }
-
     const Conv2dNode::Packing* choose(const Conv2dNode& conv, const Step& step) const {
         Conv2dShape shape = conv.shape;
         shape.batch = step.inputs[0].shape[0];
@@ -392,12 +382,6 @@ class Planner {
     }
 
     void emit_copy(const View& from, const View& to, Stage stage) {
-        const auto args = as_elementwise(to, from, nullptr);
-        // int64 is copied as pairs of floats, which takes an axis more.
-        const bool pairs = plan_.buffers[index(to.buffer)].dtype == DType::int64;
-        if (!args || (pairs && (args->sizes[0] > 1 || to.shape.rank() == max_rank))) {
-            throw EngineError("a copy of shape " + to_string(to.shape) + " has too many axes");
-        }
         Step step{};
         step.stage = stage;
         step.inputs.push_back(from);

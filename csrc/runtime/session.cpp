@@ -60,9 +60,9 @@ void check_arrays(const Graph& graph, const Plan& plan, Stage stage, const Array
     }
 }
 
-Graph read(const MappedFile& file, const std::string& path) {
+Graph read(std::span<const std::byte> bytes, const std::string& path) {
     try {
-        return read_graph(file.bytes());
+        return read_graph(bytes);
     } catch (const EngineVersionError& error) {
         throw EngineVersionError(path + ": " + error.what());
     } catch (const EngineError& error) {
@@ -72,7 +72,10 @@ Graph read(const MappedFile& file, const std::string& path) {
 
 }  // namespace
 
-Module::Module(const std::string& path) : path_(path), file_(path), graph_(read(file_, path)) {}
+Module::Module(const std::string& path) : path_(path), file_(path), graph_(read(file_->bytes(), path)) {}
+
+Module::Module(const std::string& name, std::span<const std::byte> bytes)
+    : path_(name), graph_(read(bytes, name)) {}
 
 std::size_t Module::weight_bytes() const {
     std::size_t total = 0;

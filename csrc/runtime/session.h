@@ -6,6 +6,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -20,6 +21,8 @@ namespace fastdiff {
 class Module {
   public:
     explicit Module(const std::string& path);
+    // A file's bytes in memory, aligned to 64, that outlive the module; `name` is for messages.
+    Module(const std::string& name, std::span<const std::byte> bytes);
     Module(const Module&) = delete;
     Module& operator=(const Module&) = delete;
 
@@ -30,7 +33,7 @@ class Module {
 
   private:
     std::string path_;
-    MappedFile file_;
+    std::optional<MappedFile> file_;
     Graph graph_;
 };
 

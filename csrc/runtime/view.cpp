@@ -109,36 +109,25 @@ std::optional<Rows> as_rows(const View& view) {
     return Rows{outer[0].size, channels, outer[0].stride};
 }
 
-std::optional<ElementwiseArgs> as_elementwise(const View& y, const View& a, const View* b) {
-    struct Axes {
-        std::size_t size, y, a, b;
-    };
+std::vector<ElementwiseAxis> elementwise_axes(const View& y, const View& a, const View* b) {
     const View wide_a = expand(a, y.shape);
     const View wide_b = b == nullptr ? View{} : expand(*b, y.shape);
-    std::vector<Axes> axes;
+    std::vector<ElementwiseAxis> axes;
     for (std::size_t axis = 0; axis < y.shape.rank(); ++axis) {
-        const Axes next{y.shape[axis], y.strides[axis], wide_a.strides[axis], wide_b.strides[axis]};
+        const ElementwiseAxis next{y.shape[axis], y.strides[axis], wide_a.strides[axis],
+                                   wide_b.strides[axis]};
         if (next.size == 1) continue;
-        const auto continues = [&](std::size_t Axes::* stride) {
+        const auto continues = [&](std::size_t ElementwiseAxis::* stride) {
             return axes.back().*stride == next.size * next.*stride;
         };
-        if (!axes.empty() && continues(&Axes::y) && continues(&Axes::a) && continues(&Axes::b)) {
+        if (!axes.empty() && continues(&ElementwiseAxis::y) && continues(&ElementwiseAxis::a) &&
+            continues(&ElementwiseAxis::b)) {
             axes.back() = {axes.back().size * next.size, next.y, next.a, next.b};
         } else {
             axes.push_back(next);
         }
     }
-    if (axes.size() > 4) return std::nullopt;
-    ElementwiseArgs args{};
-    for (std::size_t axis = 0; axis < 4; ++axis) args.sizes[axis] = 1;
-    const std::size_t first = 4 - axes.size();
-    for (std::size_t axis = 0; axis < axes.size(); ++axis) {
-        args.sizes[first + axis] = axes[axis].size;
-        args.y_strides[first + axis] = axes[axis].y;
-        args.a_strides[first + axis] = axes[axis].a;
-        args.b_strides[first + axis] = axes[axis].b;
-    }
-    return args;
+    return axes;
 }
 
 }  // namespace fastdiff

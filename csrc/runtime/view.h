@@ -6,7 +6,6 @@
 #include <optional>
 #include <vector>
 
-#include "kernels/elementwise.h"
 #include "runtime/shape.h"
 
 namespace fastdiff {
@@ -39,8 +38,12 @@ struct Rows {
 };
 std::optional<Rows> as_rows(const View& view);
 
-// Sizes and strides of an elementwise call, with axes merged where all three tensors allow it; b may be null.
-// Nothing when more than four axes are left. Inputs broadcast to y.
-std::optional<ElementwiseArgs> as_elementwise(const View& y, const View& a, const View* b);
+// One loop of an elementwise computation: its length, and the strides of the result and the operands.
+struct ElementwiseAxis {
+    std::size_t size, y, a, b;
+};
+// The loops over y, outermost first, merged where all three tensors allow it. a and b broadcast to y; b may
+// be null.
+std::vector<ElementwiseAxis> elementwise_axes(const View& y, const View& a, const View* b);
 
 }  // namespace fastdiff

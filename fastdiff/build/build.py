@@ -72,7 +72,7 @@ _STAGES = ("load", "capture", "compile", "verify")
 
 
 def build_engine(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Checkpoint,
     output: str | os.PathLike[str],
     *,
     target: str = "auto",
@@ -83,12 +83,14 @@ def build_engine(
     memory: float = 2.0,
     force: bool = False,
     progress: Progress | None = None,
+    modules: tuple[str, ...] = MODULES,
 ) -> BuildSummary:
     """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
 
     ``height`` and ``width`` (picture pixels) and ``batch`` are the defaults that the engine records and is
     verified at; other sizes run as well. The native target is tuned for them, with weights that may take
-    ``memory`` times their bytes in float32. Errors: InputError, CheckpointError, CaptureError, TargetError,
+    ``memory`` times their bytes in float32. With some of the ``modules`` only, the engine runs these but
+    makes no pictures. Errors: InputError, CheckpointError, CaptureError, TargetError,
     OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
     of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
     """
@@ -99,15 +101,15 @@ def build_engine(
     if not 1 <= memory < math.inf:
         raise InputError(f"memory is {memory}: give 1 or more, a multiple of the weights in float32")
     with EngineWriter(output, force) as writer:
-        source = load_checkpoint(checkpoint)
+        source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         model = _with_defaults(source.spec, height, width, batch)
-        builder = _Builder(source, model, target, precision, memory, writer, progress)
-        modules = {name: builder.build(name) for name in MODULES}
+        builder = _Builder(source, model, target, precision, memory, writer, progress, modules)
+        entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             model=model,
             scheduler=source.scheduler,
-            modules=modules,
+            modules=entries,
             tokenizer_files=_copy_tokenizer(source, writer),
             provenance=provenance(source.name, source.shipped, source.sha256()),
         )
@@ -117,7 +119,7 @@ def build_engine(
         target=target,
         precision=precision,
         engine_hash=manifest.digest,
-        modules=tuple(_summary(name, entry) for name, entry in modules.items()),
+        modules=tuple(_summary(name, entry) for name, entry in entries.items()),
         seconds=time.perf_counter() - started,
     )
 
@@ -131,6 +133,7 @@ class _Builder:
     memory: float
     writer: EngineWriter
     progress: Progress | None
+    modules: tuple[str, ...]
 
     def build(self, name: str) -> ModuleEntry:
         """Take one module through all stages; what it occupied in memory is free afterwards."""
@@ -173,8 +176,8 @@ class _Builder:
 
     def _announce(self, module: str, stage: str) -> None:
         if self.progress is not None:
-            index = MODULES.index(module) * len(_STAGES) + _STAGES.index(stage)
-            self.progress(Stage(module, stage, index, len(MODULES) * len(_STAGES)))
+            index = self.modules.index(module) * len(_STAGES) + _STAGES.index(stage)
+            self.progress(Stage(module, stage, index, len(self.modules) * len(_STAGES)))
 
 
 def _error_entry(error: ModuleError) -> dict[str, float]:

@@ -8,12 +8,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fastdiff._version import __version__
-from fastdiff.cli import build, doctor, generate, inspect, verify
+from fastdiff.cli import bench, build, doctor, generate, inspect, verify
 from fastdiff.errors import InputError
 
 __all__ = ["COMMANDS", "parse"]
 
-COMMANDS = {"build": build, "generate": generate, "inspect": inspect, "verify": verify, "doctor": doctor}
+COMMANDS = {
+    "build": build,
+    "generate": generate,
+    "inspect": inspect,
+    "verify": verify,
+    "bench": bench,
+    "doctor": doctor,
+}
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -48,7 +48,7 @@ def test_build_help_names_every_target_and_shipped_model(capfd: Capture) -> None
 BAD = [
     ((), ("no command", "generate", "--help")),
     (("generat", "e", "p"), ("unknown command 'generat'", "did you mean generate?")),
-    (("frobnicate",), ("unknown command 'frobnicate'", "build, generate, inspect, verify, doctor")),
+    (("frobnicate",), ("unknown command 'frobnicate'", "build, generate, inspect, verify, bench, doctor")),
     (("generate", "e", "p", "--step", "5"), ("unknown option '--step'", "did you mean --steps")),
     (("generate", "e", "p", "--guidence=5"), ("unknown option '--guidence'", "--guidance")),
     (("build", "c", "--outptu", "x"), ("unknown option '--outptu'", "--output")),

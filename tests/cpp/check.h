@@ -50,9 +50,13 @@ class Random {
 };
 
 void test_isa();
+void test_attention();
 void test_gemm();
 void test_group_norm_silu();
+void test_plan();
 void test_scheduler_step();
+void test_session();
+void test_shapes();
 void test_thread_pool();
 
 }  // namespace fastdiff::tests

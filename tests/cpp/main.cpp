@@ -13,9 +13,13 @@ void fastdiff::tests::fail(const char* file, int line, const std::string& messag
 
 int main() {
     fastdiff::tests::test_isa();
+    fastdiff::tests::test_attention();
     fastdiff::tests::test_gemm();
     fastdiff::tests::test_group_norm_silu();
+    fastdiff::tests::test_plan();
     fastdiff::tests::test_scheduler_step();
+    fastdiff::tests::test_session();
+    fastdiff::tests::test_shapes();
     fastdiff::tests::test_thread_pool();
     if (failures == 0) std::puts("all passed");
     return failures == 0 ? 0 : 1;

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from fastdiff.errors import CaptureError
+
 __all__ = ["Rewrite", "calls", "same_size"]
 
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-
-_SHAPES = {torch.ops.aten.constant_pad_nd.default: torch._refs.constant_pad_nd}
-"""Ops whose own implementation turns symbolic sizes into numbers, and others that give the same shape."""
 
 
 class Rewrite:
@@ -34,6 +34,7 @@ class Rewrite:
         self.signature: ExportGraphSignature = copy.deepcopy(program.graph_signature)
         self._state: dict[str, Any] = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
+        self._shapes = _input_shapes(self.graph)
 
     def find(self, target: Any) -> list[fx.Node]:
         """The nodes that call ``target``, in the graph's order."""
@@ -46,8 +47,8 @@ class Rewrite:
         values, named = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
         node.meta = {k: v for k, v in before.meta.items() if k in ("nn_module_stack", "stack_trace")}
         try:
-            with _fake_mode(values), torch.no_grad():
-                node.meta["val"] = _SHAPES.get(target, target)(*values, **named)
+            with _fake_mode(values), enable_python_dispatcher(), torch.no_grad():
+                node.meta["val"] = target(*values, **named)
         except Exception:
             self.graph.erase_node(node)
             raise
@@ -98,9 +99,16 @@ class Rewrite:
         return node
 
     def finish(self) -> ExportedProgram:
-        """The program with the edited graph, without nodes and weights that nothing uses any more."""
+        """The program with the edited graph, without nodes and weights that nothing uses any more.
+
+        Raises CaptureError where working out the shape of a new node has fixed a symbolic size of an input.
+        """
         self.graph.eliminate_dead_code()
         self._drop_unused_weights()
+        for name, shape in _input_shapes(self.graph).items():
+            if shape != self._shapes.get(name, shape):
+                found = f"found shape {shape} of input {name} after a pass, wanted {self._shapes[name]}"
+                raise CaptureError(f"{found}; this is an error in fastdiff: please report it")
         self.graph.lint()
         self._module.recompile()
         return ExportedProgram(
@@ -129,6 +137,12 @@ class Rewrite:
         used = {spec.target for spec in kept}
         self._state = {name: value for name, value in self._state.items() if name in used}
         self._constants = {name: value for name, value in self._constants.items() if name in used}
+
+
+def _input_shapes(graph: fx.Graph) -> dict[str, str]:
+    """The shapes of the inputs and weights of ``graph``, by name."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    return {x.name: str(tuple(x.meta["val"].shape)) for x in inputs if isinstance(x.meta.get("val"), Tensor)}
 
 
 def _fake_mode(values: Any) -> FakeTensorMode:

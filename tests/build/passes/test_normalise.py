@@ -58,6 +58,7 @@ NO_OPS = {
     "clone": lambda self, x: x.clone() + 1,
     "contiguous": lambda self, x: x.contiguous() + 1,
     "detach": lambda self, x: x.detach() + 1,
+    "times ones": lambda self, x: x * torch.ones(x.shape[0], 1) + 1,
     "division": lambda self, x: x / 1.0 + 1,
     "integer division": lambda self, x: x / 1 + 1,
     "product": lambda self, x: x * 1 + 1,

@@ -1,0 +1,84 @@
+"""layer_norm beside PyTorch eager, at the shapes of Stable Diffusion's transformers and text encoder.
+
+``python benchmarks/bench_layer_norm.py [--threads N] [--rounds N]``
+
+Each row is verified in float64 first. GB/s counts x read once and y written once; "of copy" is the share of a
+plain copy by one thread of arrays of that size, from the same turns. With one thread, times are the thread's
+CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from machine import alternate, copier, describe
+
+from fastdiff import _C
+from fastdiff.kernels import layer_norm
+
+# (rows, channels)
+SHAPES = [(8192, 320), (2048, 640), (512, 1280), (128, 1280), (154, 768)]
+TOLERANCE = 5e-7
+
+
+def verify(found: np.ndarray, wanted: torch.Tensor, label: str) -> None:
+    error = float((torch.from_numpy(found).double() - wanted).norm() / wanted.norm())
+    if not error <= TOLERANCE:
+        raise SystemExit(f"{label}: relative L2 {error:.2e}, allowed {TOLERANCE:.0e}; no figures")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=31)
+    arguments = parser.parse_args()
+    threads = arguments.threads
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    rng = np.random.default_rng(0)
+
+    print(describe(threads))
+    print(f"{'rows, C':>12} {'what':>9} {'ms':>8} {'GB/s':>7} {'of copy':>8} {'PyTorch /':>10}")
+    for rows, channels in SHAPES:
+        x = rng.standard_normal((rows, channels)).astype(np.float32)
+        weight, bias = (rng.standard_normal(channels).astype(np.float32) for _ in range(2))
+        out = np.empty_like(x)
+        tensors = [torch.from_numpy(a) for a in (x, weight, bias)]
+        wanted = torch.nn.functional.layer_norm(
+            tensors[0].double(), (channels,), tensors[1].double(), tensors[2].double()
+        )
+
+        def run(isa, x=x, weight=weight, bias=bias, out=out):
+            return lambda: layer_norm(x, weight, bias, out=out, threads=threads, isa=isa)
+
+        functions = {}
+        for isa in _C.available_isas():
+            functions[isa] = run(isa)
+            out.fill(np.nan)
+            functions[isa]()
+            verify(out, wanted, f"{(rows, channels)} on {isa}")
+
+        def eager(x=tensors[0], weight=tensors[1], bias=tensors[2]):
+            return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias)
+
+        verify(eager().numpy(), wanted, "PyTorch")
+        moved = 2 * x.nbytes
+        seconds = alternate(
+            {**functions, "PyTorch": eager, "copy": copier(moved)},
+            rounds=arguments.rounds,
+            clock=time.thread_time if threads == 1 else time.perf_counter,
+        )
+        for name, value in seconds.items():
+            print(
+                f"{f'{rows}, {channels}':>12} {name:>9} {value * 1e3:8.3f} {moved / value / 1e9:7.1f} "
+                f"{seconds['copy'] / value:8.0%} {seconds['PyTorch'] / value:9.2f}x"
+            )
+
+
+if __name__ == "__main__":
+    main()

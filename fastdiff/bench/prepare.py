@@ -1,0 +1,127 @@
+"""What a case needs before it can be measured: weights, inputs and PyTorch's outputs, ONNX files, engines.
+
+Each function runs in a child process of its own: what it occupies is free again before anything is timed.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdiff.bench.case import Job
+from fastdiff.bench.configs import PUBLISHED
+from fastdiff.build.build import build_engine
+from fastdiff.build.capture import CapturedModule, capture
+from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
+from fastdiff.build.modules import PART_CLASSES, module_spec, random_inputs
+from fastdiff.build.onnx import export_onnx
+from fastdiff.build.passes import run_passes
+from fastdiff.build.weights import quiet, weight_files
+from fastdiff.engine_dir import file_sha256
+
+__all__ = ["PublishedCheckpoint", "build", "export", "find_checkpoint", "reference", "write_weights"]
+
+_SEED = 0
+_VOCABULARY = 49408
+"""CLIP's, which all Stable Diffusion 1 models have."""
+
+
+@dataclass(frozen=True)
+class PublishedCheckpoint(Checkpoint):
+    """A published configuration as a checkpoint that has one part only, without tokenizer or schedule."""
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """None."""
+        return {}
+
+    def sha256(self) -> str:
+        """Hash over the part's weights."""
+        part = PUBLISHED[self.name].part
+        names = [file_sha256(file) for file in weight_files(self.path / part, part)]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def find_checkpoint(name: str, folder: Path) -> Checkpoint:
+    """The checkpoint of a model: a published configuration below ``folder``, a diffusers folder, or a
+    shipped one. Raises CheckpointError.
+    """
+    if name not in PUBLISHED:
+        return load_checkpoint(name)
+    configs: dict[str, dict[str, Any]] = {"scheduler": {}, "text_encoder": {"vocab_size": _VOCABULARY}}
+    return PublishedCheckpoint(folder / name, name, False, configs, PUBLISHED[name].model)
+
+
+def write_weights(name: str, folder: str) -> None:
+    """Write a published configuration with weights as its library initialises them, seeded, in float32."""
+    import importlib
+
+    import torch
+
+    published = PUBLISHED[name]
+    library, kind = PART_CLASSES[published.part]
+    torch.manual_seed(_SEED)
+    with quiet():
+        part = getattr(importlib.import_module(library), kind).from_config(dict(published.config))
+        # in one file, which contestants map; the library would cut it at 10 GB
+        part.save_pretrained(
+            Path(folder) / name / published.part, safe_serialization=True, max_shard_size="100GB"
+        )
+
+
+def reference(job: Job) -> dict[str, Any]:
+    """Write inputs and PyTorch's outputs; ``weights`` and ``arrays`` in bytes, ``flops`` of one call.
+
+    For pictures the outputs are diffusers' picture, and there are neither inputs nor figures.
+    """
+    from fastdiff.bench.flops import count_flops
+    from fastdiff.bench.peers import open_contestant
+
+    contestant = open_contestant(job)
+    arrays: dict[str, Any] = {}
+    figures: dict[str, Any] = {"weights": 0, "arrays": 0, "flops": 0}
+    case = job.case
+    if case.module:
+        spec = module_spec(case.module, job.model)
+        arrays = random_inputs(spec, case.sizes(job.model), _SEED, job.vocab_size)
+    contestant.load()
+    expected: dict[str, Any] = contestant.run(arrays)
+    if not all(np.isfinite(array).all() for array in expected.values()):
+        from fastdiff.errors import NumericError
+
+        raise NumericError(f"{case.label}: PyTorch itself gives NaN or infinity, so nothing can be compared")
+    np.savez(job.inputs, **arrays)
+    np.savez(job.expected, **expected)
+    if case.module:
+        module = contestant.module  # type: ignore[attr-defined]
+        tensors = (*module.parameters(), *module.buffers())
+        figures["weights"] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        figures["arrays"] = sum(array.nbytes for array in (*arrays.values(), *expected.values()))
+        figures["flops"] = count_flops(job.folder, case.module, job.model, case)
+    return figures
+
+
+def export(name: str, folder: str, module: str, path: str) -> str:
+    """Write a module as ONNX with symbolic sizes, after the passes that every target has; the file's name."""
+    checkpoint = find_checkpoint(name, Path(folder))
+    spec = module_spec(module, checkpoint.spec)
+    part = checkpoint.load(spec.part)
+    captured = capture(CapturedModule(spec, spec.wrap(part), part))
+    assert captured.program is not None
+    captured = captured.with_program(run_passes(captured.program))
+    gc.collect()
+    files = export_onnx(captured, Path(path))
+    return str(files[0])
+
+
+def build(
+    name: str, folder: str, modules: list[str], target: str, output: str, height: int, width: int
+) -> str:
+    """Build an engine that has ``modules``, verified as every engine is; its folder."""
+    checkpoint = find_checkpoint(name, Path(folder))
+    build_engine(checkpoint, output, modules=tuple(modules), target=target, height=height, width=width)
+    return output
