@@ -96,7 +96,7 @@ def _tunable(
     node = lowered.graph.nodes[layer.node]
     assert node.inputs[0] is not None
     shape = lowered.graph.values[node.inputs[0]].shape
-    stored = {name: packed_bytes(node, layer, name, precision) for name in algorithms(node)}
+    stored = {name: packed_bytes(node, layer, name, precision) for name in algorithms(node, precision)}
     return Tunable(
         layer.node,
         node.path or layer.key,

@@ -24,7 +24,7 @@ from fastdiff.errors import CaptureError, EngineDamagedError, TargetError
 from fastdiff.targets import CompileOptions, require_target
 from fastdiff.targets.native import availability, file
 from fastdiff.targets.native.compiler import compile_module, lower_module
-from fastdiff.targets.native.pack import pack
+from fastdiff.targets.native.pack import algorithms, pack
 from tests.compare import assert_close
 from tests.targets.native.models import MODELS, VOCABULARY, model, sizes_of
 
@@ -228,3 +228,11 @@ def test_missing_extension_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     assert not availability().ok
     with pytest.raises(TargetError, match=r"'native' cannot run here.*pip install --force-reinstall"):
         require_target("native")
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_half_precision_has_no_large_winograd(precision: Precision) -> None:
+    lowered = lower_module(model("vae_decoder"))
+    nodes = [lowered.graph.nodes[layer.node] for layer in lowered.layers]
+    found = {name for node in nodes for name in algorithms(node, precision)}
+    assert found == {"direct", "winograd2"} | ({"winograd4"} if precision is Precision.FP32 else set())
