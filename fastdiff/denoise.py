@@ -40,6 +40,17 @@ class Denoiser:
         output = self._predict(np.concatenate([sample, sample]), timestep, self._both)
         return output[len(sample) :], output[: len(sample)]
 
+    def run(
+        self, table: StepTable, start: Array, guidance: float, noise: Generator, callback: Callback
+    ) -> Array:
+        """All steps of ``table`` from ``start``: in the target's own loop where it has one."""
+        if not self._unet.has_loop:
+            return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
+        states = self._conditional if self._both is None or guidance == 1 else self._both
+        inputs = {"encoder_hidden_states": states}
+        latents: Array = self._unet.sample(table, start, inputs, guidance, noise, callback)
+        return latents
+
     def _predict(self, sample: Array, timestep: float, states: Array) -> Array:
         step = np.float32(timestep)
         output: Array = self._unet(sample=sample, timestep=step, encoder_hidden_states=states)["sample"]
@@ -78,14 +89,8 @@ def run_table(
         last = time.perf_counter()
 
     try:
-        latents = sample(
-            table,
-            denoise,
-            start,
-            guidance=request.guidance if request.guided else 1.0,
-            noise=generator,
-            callback=after_step,
-        )
+        guidance = request.guidance if request.guided else 1.0
+        latents = denoise.run(table, start, guidance, generator, after_step)
     finally:
         if bar is not None:
             bar.close()

@@ -72,21 +72,32 @@ void ThreadPool::run(std::size_t items, Parallel::Task task, void* context) {
         for (std::size_t item = 0; item < items; ++item) task(context, item, 0);
         return;
     }
-    task_ = task;
-    context_ = context;
-    items_ = items;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<std::uint32_t>(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
+    const std::uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
+    Job& job = jobs_[generation % job_count];
+    job.task.store(task, std::memory_order_relaxed);
+    job.context.store(context, std::memory_order_relaxed);
+    job.items.store(items, std::memory_order_relaxed);
+    left_.store(static_cast<std::uint32_t>(items), std::memory_order_relaxed);
+    ticket_.store(std::uint64_t{generation} << 32, std::memory_order_release);
+    generation_.store(generation, std::memory_order_release);
     generation_.notify_all();
-    take_items(0);
-    // Every worker has left the run before the next one may change it.
-    for (std::uint32_t busy; (busy = busy_.load(std::memory_order_acquire)) != 0;) wait_change(busy_, busy);
+    take_items(generation, 0);
+    for (std::uint32_t left; (left = left_.load(std::memory_order_acquire)) != 0;) wait_change(left_, left);
 }
 
-void ThreadPool::take_items(std::size_t thread) {
-    for (std::size_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < items_;) {
-        task_(context_, item, thread);
+void ThreadPool::take_items(std::uint32_t generation, std::size_t thread) {
+    const Job& job = jobs_[generation % job_count];
+    std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    for (;;) {
+        const auto task = job.task.load(std::memory_order_relaxed);
+        void* const context = job.context.load(std::memory_order_relaxed);
+        const std::size_t items = job.items.load(std::memory_order_relaxed);
+        // Taking a ticket of this generation proves that the job was still this run's.
+        if (ticket >> 32 != generation || (ticket & 0xffffffffu) >= items) return;
+        if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acquire)) continue;
+        task(context, ticket & 0xffffffffu, thread);
+        if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) left_.notify_all();
+        ticket = ticket_.load(std::memory_order_acquire);
     }
 }
 
@@ -95,8 +106,7 @@ void ThreadPool::work(std::size_t thread) {
         wait_change(generation_, seen);
         seen = generation_.load(std::memory_order_acquire);
         if (stopping_.load(std::memory_order_relaxed)) return;
-        take_items(thread);
-        if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
+        take_items(seen, thread);
     }
 }
 

@@ -67,23 +67,25 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _print_tactics(manifest: Manifest) -> None:
-    """A line per layer and size; layers of one module first, in the order in which they run."""
+    """A line per layer and size, in the order in which the layers run."""
     for name, entry in manifest.modules.items():
-        layers = entry.tactics.get("layers") or []
-        print(f"{name}: target {entry.target}, {len(layers)} measured")
+        layers: dict[str, dict[str, str]] = entry.tactics.get("layers", {})
+        measured: dict[str, dict[str, float]] = entry.tactics.get("measured", {})
+        print(f"{name}: target {entry.target}, {len(layers)} layers measured")
         if "memory" in entry.tactics:
             stored, plain = entry.tactics["weight_bytes"], entry.tactics["fp32_bytes"]
             print(
                 f"weights {byte_size(stored)}, {stored / max(plain, 1):.2f} times those in fp32,"
                 f" {entry.tactics['memory']:g} times allowed"
             )
-        if not layers:
+        rows = [(layer, shape, tactic) for layer, row in layers.items() for shape, tactic in row.items()]
+        if not rows:
             continue
-        width = max(len(row["layer"]) for row in layers)
-        shape = max(len(row["shape"]) for row in layers)
-        print(f"{'layer':<{width}}  {'shape':<{shape}}  {'tactic':<9} {'ms':>9} {'GFLOP/s':>8}")
-        for row in layers:
+        wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        print(f"{'layer':<{wide[0]}}  {'shape':<{wide[1]}}  {'tactic':<9} {'ms':>9} {'GFLOP/s':>8}")
+        for layer, shape, tactic in rows:
+            times = measured[shape]
             print(
-                f"{row['layer']:<{width}}  {row['shape']:<{shape}}  {row['tactic']:<9} {row['ms']:>9.3f}"
-                f" {row['gflops']:>8.0f}"
+                f"{layer:<{wide[0]}}  {shape:<{wide[1]}}  {tactic:<9} {times[tactic]:>9.3f}"
+                f" {times['gflop'] / max(times[tactic], 1e-6) * 1e3:>8.0f}"
             )

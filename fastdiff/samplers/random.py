@@ -57,6 +57,11 @@ class Generator:
         """The seed, 0 to 2⁶⁴ − 1, as ``torch.Generator.initial_seed`` gives it."""
         return self._seed
 
+    @property
+    def state(self) -> _C.Randn:
+        """The compiled generator, for a loop that draws from it without Python."""
+        return self._state
+
     def randn(
         self, shape: int | Sequence[int], *, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:

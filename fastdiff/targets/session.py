@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.config import SizeRange, TensorSpec
 from fastdiff.errors import InputError
+
+if TYPE_CHECKING:
+    from fastdiff.samplers import Callback, Generator, StepTable
 
 __all__ = ["Session"]
 
@@ -45,6 +48,25 @@ class Session(ABC):
     @abstractmethod
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         """Run on checked, contiguous arrays, in the order of ``inputs``."""
+
+    has_loop = False
+    """Whether ``sample`` is there: the target runs all steps of a picture in one call."""
+
+    def sample(
+        self,
+        table: StepTable,
+        latents: Array,
+        inputs: dict[str, Array],
+        guidance: float,
+        noise: Generator,
+        callback: Callback,
+    ) -> Array:
+        """What ``fastdiff.samplers.sample`` returns, bit for bit, with this session as the U-Net.
+
+        ``inputs`` are those besides ``sample`` and ``timestep``, checked; with a guidance other than 1 their
+        batch is twice that of ``latents``, first without the prompt, then with it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no loop of its own")
 
     def close(self) -> None:  # noqa: B027 (closing is optional for a target)
         """Free what the session holds. It cannot be called afterwards."""

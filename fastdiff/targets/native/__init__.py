@@ -18,6 +18,7 @@ from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
+    from fastdiff.samplers import Callback, Generator, StepTable
 
 __all__ = ["NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
 
@@ -66,6 +67,22 @@ class _NativeSession(Session):
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         results: dict[str, Array] = self._session.run(arrays)
         return results
+
+    has_loop = True
+
+    def sample(
+        self,
+        table: StepTable,
+        latents: Array,
+        inputs: dict[str, Array],
+        guidance: float,
+        noise: Generator,
+        callback: Callback,
+    ) -> Array:
+        """One call into ``csrc/runtime/loop.cpp``; the prompt and the schedule are computed once."""
+        state = noise.state if table.stochastic else None
+        result: Array = self._session.sample(table, latents, inputs, guidance, state, callback)
+        return result
 
     def close(self) -> None:
         self._session = None

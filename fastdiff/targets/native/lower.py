@@ -103,6 +103,7 @@ class Lowering:
         self._constants: dict[fx.Node, Callable[[], Tensor]] = {}
         self._constant_ids: dict[tuple[fx.Node, str], int] = {}
         self._weight_ids: dict[fx.Node, int] = {}
+        self._parameters: dict[fx.Node, str] = {}
         placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
         inputs = self._bind_weights(placeholders)
         shapes = [(tensor, node.meta["val"].shape) for tensor, node in zip(spec.inputs, inputs, strict=True)]
@@ -125,6 +126,8 @@ class Lowering:
             if not isinstance(stored, Tensor):
                 raise self.error(node, f"its value {spec.target} is no tensor")
             self._constants[node] = stored.detach
+            if spec.kind is InputKind.PARAMETER:
+                self._parameters[node] = str(spec.target)
         return inputs
 
     def visit(self, node: fx.Node) -> None:
@@ -182,8 +185,12 @@ class Lowering:
         inputs: tuple[int | None, ...],
         attributes: Mapping[str, Attribute] | None = None,
         weights: Mapping[str, int] | None = None,
+        path: str = "",
     ) -> int:
-        """Append a native node that computes the value of ``node``; the id of that value."""
+        """Append a native node that computes the value of ``node``; the id of that value.
+
+        ``path`` stands for that of the module that the node was captured in.
+        """
         output = self._value(node, node.name)
         native = Node(
             op,
@@ -192,7 +199,7 @@ class Lowering:
             attributes or {},
             weights or {},
             stage=self._stage(node),
-            path=module_path(node),
+            path=path or module_path(node),
         )
         self._nodes.append(native)
         self._ids[node] = output
@@ -207,10 +214,14 @@ class Lowering:
         weight: Any,
         bias: Any,
     ) -> None:
-        """Append a conv2d or linear, and keep its weight to be packed."""
+        """Append a conv2d or linear, and keep its weight to be packed.
+
+        Its path is that of the weight, since the node may stand where something was fused into it.
+        """
         load = self._constant(weight, node)
         weights = {} if bias is None else {"bias": self.array(bias, node)}
-        self.emit(node, op, inputs, attributes, weights)
+        path = self._parameters.get(weight, "").rpartition(".")[0]
+        self.emit(node, op, inputs, attributes, weights, path)
         shape = tuple(weight.meta["val"].shape)
         self._layers.append(Layer(len(self._nodes) - 1, lambda: _float32(load()), shape, weight.name))
 

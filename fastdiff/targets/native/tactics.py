@@ -12,7 +12,6 @@ import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastdiff.config import SizeRange
 from fastdiff.targets.native.file import Dim, Tuned
@@ -81,7 +80,8 @@ class Product:
         return 2.0 * self.rows * self.inputs * self.outputs
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.inputs} -> {self.outputs}"
+        gated = f" {self.activation}" if self.activation == "geglu" else ""
+        return f"{self.rows}x{self.inputs} -> {self.outputs}{gated}"
 
 
 Work = Convolution | Product
@@ -107,11 +107,16 @@ Measure = Callable[[Work, str], float]
 
 @dataclass(frozen=True)
 class Choice:
-    """The packings and the measured algorithms of each layer, by node; ``table`` is the engine's record."""
+    """The packings and the measured algorithms of each layer, by node, and what the engine records of them.
+
+    ``layers`` has the tactic for each shape by layer; ``measured`` the milliseconds of each algorithm and the
+    GFLOP by shape. Many layers have the same shape, and an engine's manifest is read at every start.
+    """
 
     packings: dict[int, tuple[str, ...]]
     tuned: dict[int, tuple[Tuned, ...]]
-    table: list[dict[str, Any]]
+    layers: dict[str, dict[str, str]]
+    measured: dict[str, dict[str, float]]
 
 
 def neighbours(sizes: Mapping[str, int], shapes: Mapping[str, SizeRange]) -> tuple[dict[str, int], ...]:
@@ -161,16 +166,20 @@ def choose(
     """
     times = _measure(layers, measure)
     packings = _knapsack(layers, _costs(layers, times), budget)
-    tuned, rows = {}, []
+    tuned: dict[int, tuple[Tuned, ...]] = {}
+    tactics: dict[str, dict[str, str]] = {}
     for layer in layers:
         kept = packings[layer.weight]
-        best = [min((times[c, name], name) for name in kept)[1] for c in layer.work]
+        best = [min((times[work, name], name) for name in kept)[1] for work in layer.work]
         tuned[layer.node] = tuple(
             Tuned(dict(size), algorithm) for size, algorithm in zip(sizes, best, strict=True)
         )
-        rows += [(layer, c, name) for c, name in zip(layer.work, best, strict=True)]
-    chosen = {layer.node: packings[layer.weight] for layer in layers}
-    return Choice(chosen, tuned, [_row(layer, c, name, times) for layer, c, name in rows])
+        tactics[layer.name] = {str(work): name for work, name in zip(layer.work, best, strict=True)}
+    measured: dict[str, dict[str, float]] = {}
+    for (work, name), seconds in times.items():
+        row = measured.setdefault(str(work), {"gflop": work.flops / 1e9})
+        row[name] = round(seconds * 1e3, 4)
+    return Choice({layer.node: packings[layer.weight] for layer in layers}, tuned, tactics, measured)
 
 
 def _measure(layers: Sequence[Tunable], measure: Measure) -> dict[tuple[Work, str], float]:
@@ -269,17 +278,3 @@ def _best_that_fits(
             if option[0] - now[0] <= left and saved > (best[0] if best else 0.0):
                 best = saved, weight, option
     return best and best[1:]
-
-
-def _row(
-    layer: Tunable, work: Work, algorithm: str, times: Mapping[tuple[Work, str], float]
-) -> dict[str, Any]:
-    seconds = times[work, algorithm]
-    return {
-        "layer": layer.name,
-        "shape": str(work),
-        "tactic": algorithm,
-        "ms": round(seconds * 1e3, 4),
-        "gflops": round(work.flops / seconds / 1e9, 1),
-        "measured_ms": {name: round(times[work, name] * 1e3, 4) for name in layer.bytes},
-    }

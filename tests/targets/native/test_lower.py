@@ -1,13 +1,13 @@
-"""Lowering: every model gives what PyTorch gives when its native graph is interpreted; errors name the node."""
+"""Lowering: a native graph, interpreted, gives what PyTorch gives for every model; errors name the node."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,14 @@ aten, fastdiff = torch.ops.aten, torch.ops.fastdiff
 Forward = Callable[..., Any]
 
 
+@cache
+def lowered_model(name: str) -> Lowered:
+    return lower_module(model(name))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_models(name: str) -> None:
-    module = model(name)
-    lowered = lower_module(module)
+    module, lowered = model(name), lowered_model(name)
     for step in range(2):
         sizes = sizes_of(module, step)
         arrays = random_inputs(module.spec, sizes, seed=step, vocab_size=VOCABULARY)
@@ -44,7 +48,7 @@ def test_models(name: str) -> None:
 
 def test_operators_of_a_unet() -> None:
     """No node is left that a pass should have taken into another."""
-    lowered = lower_module(model("sd15_unet"))
+    lowered = lowered_model("sd15_unet")
     ops = Counter(node.op for node in lowered.graph.nodes)
     assert ops["permute"] == 2, "one at the input, one at the output"
     assert not ops.keys() & {"add", "silu", "gelu", "geglu", "multiply", "upsample_nearest2d", "expand"}
@@ -53,7 +57,7 @@ def test_operators_of_a_unet() -> None:
 
 
 def test_stages_of_a_unet() -> None:
-    nodes = lower_module(model("sd15_unet")).graph.nodes
+    nodes = lowered_model("sd15_unet").graph.nodes
     stages = Counter((node.stage, node.op) for node in nodes)
     assert {op for stage, op in stages if stage == "prompt"} <= {"linear", "slice", "reshape"}
     assert stages["prompt", "linear"] > 0
@@ -62,14 +66,14 @@ def test_stages_of_a_unet() -> None:
 
 
 def test_nodes_carry_the_path_of_their_module() -> None:
-    nodes = lower_module(model("sd15_unet")).graph.nodes
+    nodes = lowered_model("sd15_unet").graph.nodes
     assert "model.down_blocks.0.resnets.1.conv1" in {node.path for node in nodes if node.op == "conv2d"}
 
 
 def test_graph_can_be_written(tmp_path: Any) -> None:
     """All that lowering makes is something that the file can hold, but for the packings."""
     for name in ("sd15_unet", "clip_gelu"):
-        lowered = lower_module(model(name))
+        lowered = lowered_model(name)
         write(tmp_path / name, lowered.graph)
         assert (tmp_path / name).stat().st_size > sum(w.nbytes for w in lowered.graph.weights)
 
@@ -78,7 +82,7 @@ BATCH = {"batch": SizeRange(), "tokens": SizeRange()}
 X = TensorSpec("x", "float32", ("batch", "tokens", 6))
 IDS = TensorSpec("ids", "int64", ("batch", "tokens"))
 PICTURE = TensorSpec("x", "float32", ("batch", "2*height", "width", 6))
-SIDES = {"batch": SizeRange(), "height": SizeRange(4, None, 4), "width": SizeRange(2)}
+SIDES = {"batch": SizeRange(), "height": SizeRange(4, None, 4), "width": SizeRange(4, None, 2)}
 
 
 def captured(
@@ -95,8 +99,8 @@ def captured(
             self.small = nn.Parameter(torch.randn(6, 6).half())
             self.register_buffer("positions", torch.arange(40)[None])
 
-        def forward(self, *inputs: Tensor) -> Any:
-            return forward(self, *inputs)
+        def forward(self, x: Tensor) -> Any:
+            return forward(self, x)
 
     module = Function().eval()
     count = len(_tuple(module(*(_example(tensor) for tensor in inputs))))
@@ -120,7 +124,7 @@ def lowered_of(module: CapturedModule) -> Lowered:
 
 def check(module: CapturedModule) -> Lowered:
     lowered = lowered_of(module)
-    for sizes in ({"batch": 3, "tokens": 5, "height": 8, "width": 7}, {s: 4 for s in module.spec.shapes}):
+    for sizes in ({"batch": 3, "tokens": 5, "height": 8, "width": 10}, dict.fromkeys(module.spec.shapes, 4)):
         arrays = random_inputs(module.spec, sizes, seed=1, vocab_size=6)
         wanted = run_eager(module.eager, module.spec.inputs, module.spec.outputs, arrays)
         found = interpret(lowered, arrays, sizes)
@@ -146,6 +150,7 @@ FUNCTIONS: dict[str, Forward] = {
     "roots and angles": lambda m, x: torch.sqrt(x * x + 1) + x.sin() - (-x).cos(),
     "clamp at one side": lambda m, x: x.clamp(min=-0.5) + x.clamp(max=0.25) + x.clamp(-1, 1),
     "layer norm without weights": lambda m, x: nn.functional.layer_norm(x, (6,), eps=1e-3),
+    "quick gelu": lambda m, x: fastdiff.quick_gelu(x),
     "linear": lambda m, x: fastdiff.linear(x, m.weight, m.bias, x, "silu", 0.5),
     "linear of a view of a weight": lambda m, x: fastdiff.linear(x, m.kernel[:, :, 1, 1], None),
     "geglu": lambda m, x: fastdiff.linear(x, m.weight, m.bias, None, "geglu") + fastdiff.geglu(x),
@@ -167,10 +172,19 @@ PICTURES: dict[str, Forward] = {
     "strided convolution": lambda m, x: fastdiff.conv2d(x, m.kernel, m.bias, None, None, 2, [1, 1, 1, 1]),
     "padding at two sides": lambda m, x: fastdiff.conv2d(x, m.kernel, None, None, None, 2, [0, 1, 0, 1]),
     "everything fused": lambda m, x: fastdiff.conv2d(
-        x, m.kernel, m.bias, x[:, 0, 0], fastdiff.upsample_nearest2d(x, 2), 1, [1] * 4, 2, "silu", 0.5
+        x,
+        m.kernel,
+        m.bias,
+        x[:, :1, :1].flatten(1),
+        fastdiff.upsample_nearest2d(x, 2),
+        1,
+        [1] * 4,
+        2,
+        "silu",
+        0.5,
     ),
     "pooling": lambda m, x: fastdiff.avg_pool2d(x, 2),
-    "rows of pixels": lambda m, x: x.reshape(x.shape[0], -1, 6) @ m.weight if False else x.flatten(1, 2) * 2,
+    "rows of pixels": lambda m, x: x.flatten(1, 2) * 2,
     "a size that is a quotient": lambda m, x: x.reshape(x.shape[0], x.shape[1] // 4, -1),
 }
 
@@ -207,7 +221,10 @@ ERRORS: dict[str, tuple[Forward, str]] = {
     "a dtype": (lambda m, x: (x > 0) * x, r"aten\.gt.*no kernel"),
     "half precision": (lambda m, x: x.half(), "no kernel"),
     "a half weight": (lambda m, x: x + m.small[0], "float16, wanted float32 or int64"),
-    "a computed weight": (lambda m, x: fastdiff.linear(x, x[0, :6] + m.weight, None), "wanted a constant"),
+    "a computed weight": (
+        lambda m, x: fastdiff.linear(x, m.weight + x[:1, :1].flatten(0, 1), None),
+        "wanted a constant",
+    ),
     "a step": (lambda m, x: x[..., ::2], "its step is 2, wanted 1"),
     "two axes to normalise": (
         lambda m, x: nn.functional.layer_norm(x.unflatten(-1, (2, 3)), (2, 3)),
@@ -235,7 +252,7 @@ def test_errors_name_node_and_way_out(name: str) -> None:
 
 def test_errors_name_the_module() -> None:
     module = model("sd15_unet")
-    with pytest.raises(CaptureError, match=r"in model\.time_proj|in model\.conv_in") as caught:
+    with pytest.raises(CaptureError, match=r"in model\.time_embedding\.linear_1\)") as caught:
         lowered_of(module)  # without the fusing passes
     assert "unet: aten." in str(caught.value)
 
@@ -299,7 +316,7 @@ def test_dims(size: Callable[..., Any], wanted: Dim) -> None:
     program = torch.export.export(
         _Sized(size),
         (torch.zeros(6, 10),),
-        dynamic_shapes=({0: torch.export.Dim("h", min=4), 1: torch.export.Dim("w", min=4)},),
+        dynamic_shapes=({0: torch.export.Dim("h", min=5), 1: torch.export.Dim("w", min=5)},),
         strict=False,
     )
     nodes = list(program.graph.nodes)
@@ -324,9 +341,3 @@ class _Sized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ones(self.size(x.shape[0], x.shape[1]))
-
-
-def test_random_numbers_do_not_matter() -> None:
-    assert np.isfinite(
-        random_inputs(model("clip_gelu").spec, {"batch": 1, "tokens": 2}, 0)["input_ids"]
-    ).all()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastdiff.config import SizeRange
-from fastdiff.targets.native.tactics import Convolution, Tunable, choose, neighbours, size_of
+from fastdiff.targets.native.tactics import Convolution, Product, Tunable, choose, neighbours, size_of
 
 CONVOLUTION = Convolution(
     batch=2,
@@ -215,15 +215,22 @@ def test_greedy_is_one_step_from_the_optimum(seed: int) -> None:
     assert found <= optimum + step
 
 
-def test_the_record_of_a_layer() -> None:
+def test_what_is_recorded() -> None:
     times = by_algorithm(4e-3, 2e-3, 1e-3)
-    choice = choose([layer(0)], SIZES, lambda _, name: times[name], 360)
-    assert choice.table[0] == {
-        "layer": "layer0",
-        "shape": "2x16x24x3 -> 5 3x3",
-        "tactic": "winograd4",
-        "ms": 1.0,
-        "gflops": round(CONVOLUTION.flops / 1e-3 / 1e9, 1),
-        "measured_ms": {"direct": 4.0, "winograd2": 2.0, "winograd4": 1.0},
+    choice = choose([layer(0), layer(1)], SIZES, lambda _, name: times[name], 720)
+    shapes = ["2x16x24x3 -> 5 3x3", "2x8x12x3 -> 5 3x3"]
+    assert choice.layers == {name: dict.fromkeys(shapes, "winograd4") for name in ("layer0", "layer1")}
+    assert list(choice.measured) == shapes
+    assert choice.measured[shapes[0]] == {
+        "gflop": CONVOLUTION.flops / 1e9,
+        "direct": 4.0,
+        "winograd2": 2.0,
+        "winograd4": 1.0,
     }
-    assert [row["shape"] for row in choice.table] == ["2x16x24x3 -> 5 3x3", "2x8x12x3 -> 5 3x3"]
+
+
+def test_products_show_their_shape() -> None:
+    product = Product(rows=6, inputs=4, outputs=10, activation="silu")
+    assert str(product) == "6x4 -> 10"
+    assert product.flops == 2 * 6 * 4 * 10
+    assert str(replace(product, activation="geglu")) == "6x4 -> 10 geglu", "which is measured apart"

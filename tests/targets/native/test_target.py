@@ -1,0 +1,230 @@
+"""The native target: modules and engines against PyTorch, threads, instruction sets, damaged files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastdiff import _C, engine_dir
+from fastdiff.build.build import build_engine
+from fastdiff.build.capture import run_eager
+from fastdiff.build.modules import random_inputs
+from fastdiff.build.verify import verify_engine
+from fastdiff.cli import main
+from fastdiff.config import MODULES, Precision
+from fastdiff.engine_dir import open_engine
+from fastdiff.errors import CaptureError, EngineDamagedError, TargetError
+from fastdiff.targets import CompileOptions, require_target
+from fastdiff.targets.native import availability, file
+from fastdiff.targets.native.compiler import compile_module, lower_module
+from fastdiff.targets.native.pack import pack
+from tests.compare import assert_close
+from tests.targets.native.models import MODELS, VOCABULARY, model, sizes_of
+
+ROOT = Path(__file__).parent.parent.parent.parent
+SESSION = """
+import sys, numpy as np
+from fastdiff import _C
+arrays = dict(np.load(sys.argv[2]))
+results = _C.NativeSession(_C.NativeModule(sys.argv[1]), 1).run(arrays)
+np.savez(sys.argv[3], **results)
+"""
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function from the name of a model to its file, without measured tactics."""
+    folder = tmp_path_factory.mktemp("compiled")
+
+    @cache
+    def get(name: str) -> Path:
+        (folder / name).mkdir()
+        result = compile_module(model(name), folder / name, CompileOptions())
+        assert result.tactics["measured"] == {}
+        return folder / name / result.files[0]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as ``auto`` builds it."""
+    return build_engine(tiny_checkpoint, tmp_path_factory.mktemp("native") / "tiny.fd").path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_at_several_sizes(compiled: Any, name: str) -> None:
+    module = model(name)
+    session = _C.NativeSession(_C.NativeModule(str(compiled(name))), 1)
+    for step in (0, 1, 2, 0):
+        sizes = sizes_of(module, step)
+        arrays = random_inputs(module.spec, sizes, step, VOCABULARY)
+        wanted = run_eager(module.eager, module.spec.inputs, module.spec.outputs, arrays)
+        found = session.run(arrays)
+        assert list(found) == list(wanted)
+        for output, value in wanted.items():
+            assert_close(found[output], value, rel_l2=1e-5, label=f"{output} at {sizes}")
+
+
+@pytest.mark.parametrize("name", ["sd15_unet", "vae_decoder", "clip_gelu"])
+def test_threads_do_not_change_a_bit(compiled: Any, name: str) -> None:
+    module = model(name)
+    arrays = random_inputs(module.spec, sizes_of(module, 0), 1, VOCABULARY)
+    native = _C.NativeModule(str(compiled(name)))
+    results = [_C.NativeSession(native, threads).run(arrays) for threads in (1, 2, 3)]
+    for other in results[1:]:
+        for output, value in results[0].items():
+            assert value.tobytes() == other[output].tobytes()
+
+
+@pytest.mark.parametrize("isa", _C.available_isas())
+def test_instruction_sets_agree(compiled: Any, isa: str, tmp_path: Path) -> None:
+    """Each in a process of its own, since the kernels are chosen once; compared with PyTorch."""
+    module = model("sd15_unet")
+    arrays = random_inputs(module.spec, sizes_of(module, 1), 1)
+    np.savez(tmp_path / "in.npz", **arrays)  # type: ignore[arg-type]
+    words = [sys.executable, "-c", SESSION, str(compiled("sd15_unet")), "in.npz", "out.npz"]
+    environment = {**os.environ, "FASTDIFF_ISA": isa, "PYTHONPATH": str(ROOT)}
+    subprocess.run(words, check=True, cwd=tmp_path, env=environment)
+    wanted = run_eager(module.eager, module.spec.inputs, module.spec.outputs, arrays)
+    with np.load(tmp_path / "out.npz") as found:
+        assert_close(found["sample"], wanted["sample"], rel_l2=5e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["winograd2", "winograd4"])
+def test_every_algorithm_gives_the_same(algorithm: str, tmp_path: Path) -> None:
+    module = model("sd15_unet")
+    lowered = lower_module(module)
+    nodes = lowered.graph.nodes
+    plain = [
+        layer.node
+        for layer in lowered.layers
+        if nodes[layer.node].op == "conv2d"
+        and (nodes[layer.node].attributes["kernel_h"], nodes[layer.node].attributes["stride"]) == (3, 1)
+    ]
+    assert len(plain) > 20
+    file.write(tmp_path / "x.fdn", pack(lowered, dict.fromkeys(plain, (algorithm,)), {}, Precision.FP32))
+    sizes = sizes_of(module, 0)
+    arrays = random_inputs(module.spec, sizes, 1)
+    wanted = run_eager(module.eager, module.spec.inputs, module.spec.outputs, arrays)
+    found = _C.NativeSession(_C.NativeModule(str(tmp_path / "x.fdn")), 1).run(arrays)
+    assert_close(found["sample"], wanted["sample"], rel_l2=2e-5)
+
+
+def test_halves_cannot_hold_everything(tmp_path: Path) -> None:
+    import torch
+
+    module = model("clip_gelu")
+    lowered = lower_module(module)
+    weight = module.eager.get_parameter("model.encoder.layers.0.mlp.fc1.weight")
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[1, 2] = -1e5
+        with pytest.raises(CaptureError, match=r"fc1.*has the value 1e\+05, over the 65504 of a half"):
+            file.write(tmp_path / "x.fdn", pack(lowered, {}, {}, Precision.FP16))
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_recorded(engine: Path, name: str) -> None:
+    entry = open_engine(engine).entry(name)
+    assert entry.target == "native"
+    assert list(entry.files) == [f"{name}.fdn"]
+    assert 0 < entry.error["relative_l2"] < 1e-5
+    assert entry.requires == {}, "packed weights fit every instruction set"
+    tactics = entry.tactics
+    assert tactics["weight_bytes"] < entry.bytes
+    shapes = {shape for layer in tactics["layers"].values() for shape in layer}
+    assert shapes == tactics["measured"].keys()
+    for layer in tactics["layers"].values():
+        for shape, tactic in layer.items():
+            times = tactics["measured"][shape]
+            assert times["gflop"] > 0
+            assert times[tactic] > 0
+
+
+def test_inspect_prints_the_tactics(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(engine), "--tactics"]) in (None, 0)
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("model.conv_in "))
+    assert "2x8x8x4 -> " in row or "2x8x8x4 -> " in "".join(lines)
+    assert {"layer", "shape", "tactic", "ms", "GFLOP/s"} <= set(" ".join(lines).split())
+    assert all(any(line.startswith(f"{name}: target native") for line in lines) for name in MODULES)
+
+
+def test_half_precision_engine(engine: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    half = build_engine(tiny_checkpoint, tmp_path / "half.fd", precision="fp16", memory=1.0)
+    opened = open_engine(half.path)
+    for name in MODULES:
+        entry = opened.entry(name)
+        assert entry.precision is Precision.FP16
+        assert entry.tactics["weight_bytes"] < 0.75 * entry.tactics["fp32_bytes"]
+    assert max(opened.entry(name).error["relative_l2"] for name in MODULES) > 1e-5, "the weights are rounded"
+    assert verify_engine(opened, tiny_checkpoint).keys() == set(MODULES)
+
+
+def test_damage_to_large_files(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files that are too large to hash the graph is checked at opening, the rest by fastdiff verify."""
+    copy = tmp_path / "tiny.fd"
+    copy.mkdir()
+    (copy / "tokenizer").mkdir()
+    for path in engine.rglob("*"):
+        if path.is_file():
+            (copy / path.relative_to(engine)).write_bytes(path.read_bytes())
+    unet = copy / "unet.fdn"
+    good = unet.read_bytes()
+    monkeypatch.setattr(engine_dir, "_LARGEST_HASHED", 100)
+
+    unet.write_bytes(good[:80] + bytes([good[80] ^ 1]) + good[81:])
+    opened = open_engine(copy)
+    with pytest.raises(EngineDamagedError, match="unet"):
+        opened.open_module("unet")
+
+    unet.write_bytes(good[:-70] + bytes([good[-70] ^ 1]) + good[-69:])
+    open_engine(copy).open_module("unet").close()
+    with pytest.raises(EngineDamagedError, match=r"unet\.fdn was changed"):
+        open_engine(copy, all_hashes=True)
+    monkeypatch.undo()
+    with pytest.raises(EngineDamagedError, match=r"unet\.fdn was changed"):
+        open_engine(copy)
+
+    unet.write_bytes(good[:-64])
+    with pytest.raises(EngineDamagedError):
+        open_engine(copy, verify_hashes=False)
+
+
+def test_a_picture_without_other_libraries(engine: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, fastdiff\n"
+        "result = fastdiff.load(sys.argv[1])('a red circle', steps=2, seed=0)\n"
+        "result.save(sys.argv[2])\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert not loaded & {'torch', 'onnx', 'onnxruntime', 'diffusers', 'transformers'}, loaded\n"
+    )
+    words = [sys.executable, "-c", code, str(engine), str(tmp_path / "out.png")]
+    subprocess.run(words, check=True, cwd=ROOT)
+    assert (tmp_path / "out.png").stat().st_size > 0
+
+
+def test_sessions_close(engine: Path) -> None:
+    with open_engine(engine).open_module("text_encoder", threads=2) as session:
+        result = session(input_ids=np.zeros((2, 5), np.int64))
+    assert result["last_hidden_state"].shape[:2] == (2, 5)
+
+
+def test_missing_extension_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastdiff._C", None)
+    monkeypatch.delattr("fastdiff._C")
+    assert not availability().ok
+    with pytest.raises(TargetError, match=r"'native' cannot run here.*pip install --force-reinstall"):
+        require_target("native")
