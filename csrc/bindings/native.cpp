@@ -1,10 +1,11 @@
 // The native engine's modules and sessions. fastdiff/targets/native wraps them into a Session.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
-#include <cstring>
 
 #include "bindings/arrays.h"
+#include "bindings/native_arguments.h"
 #include "kernels/error.h"
 #include "runtime/error.h"
 #include "runtime/loop.h"
@@ -15,129 +16,6 @@ namespace {
 using Inputs = std::map<std::string, py::object>;
 
 std::size_t index(int id) { return static_cast<std::size_t>(id); }
-
-const char* dtype_name(DType dtype) { return dtype == DType::int64 ? "int64" : "float32"; }
-
-// 4, "height", "8*height", or for anything else the postfix program.
-py::object describe(const Dim& dim, const Graph& graph) {
-    if (dim.size() == 1 && dim[0].kind == Token::Kind::number) return py::int_(dim[0].operand);
-    if (const auto single = single_symbol(dim)) {
-        const std::string& name = graph.symbols[single->symbol].name;
-        return py::str(single->factor == 1 ? name : std::to_string(single->factor) + "*" + name);
-    }
-    std::string text;
-    constexpr const char* operators[] = {"+", "-", "*", "//"};
-    for (const Token& token : dim) {
-        if (!text.empty()) text += " ";
-        if (token.kind == Token::Kind::number) {
-            text += std::to_string(token.operand);
-        } else if (token.kind == Token::Kind::symbol) {
-            text += graph.symbols[static_cast<std::size_t>(token.operand)].name;
-        } else {
-            text +=
-                operators[static_cast<std::size_t>(token.kind) - static_cast<std::size_t>(Token::Kind::add)];
-        }
-    }
-    return py::str(text);
-}
-
-py::list describe(const std::vector<int>& ids, const Graph& graph) {
-    py::list result;
-    for (int id : ids) {
-        const Value& value = graph.values[index(id)];
-        py::list shape;
-        for (const Dim& dim : value.shape) shape.append(describe(dim, graph));
-        result.append(py::make_tuple(value.name, dtype_name(value.dtype), py::tuple(shape)));
-    }
-    return result;
-}
-
-py::dict symbols(const Module& module) {
-    py::dict result;
-    for (const Symbol& symbol : module.graph().symbols) {
-        py::object maximum = symbol.maximum == 0 ? py::object(py::none()) : py::int_(symbol.maximum);
-        result[py::str(symbol.name)] = py::make_tuple(symbol.minimum, maximum, symbol.multiple_of);
-    }
-    return result;
-}
-
-Sizes parse_sizes(const Graph& graph, const std::map<std::string, std::int64_t>& named) {
-    Sizes sizes;
-    for (const Symbol& symbol : graph.symbols) {
-        const auto found = named.find(symbol.name);
-        if (found == named.end()) throw InputError("sizes: " + symbol.name + " is missing");
-        sizes.push_back(found->second);
-    }
-    if (named.size() != sizes.size()) {
-        throw InputError("sizes: found " + std::to_string(named.size()) + ", wanted " +
-                         std::to_string(sizes.size()));
-    }
-    return sizes;
-}
-
-Stage parse_stage(const std::string& name) {
-    if (name == "prompt") return Stage::prompt;
-    if (name == "schedule") return Stage::schedule;
-    if (name == "step") return Stage::step;
-    throw InputError("stage: found '" + name + "', wanted 'prompt', 'schedule' or 'step'");
-}
-
-// The array's data, after checking type and contiguity; `shape` receives its sizes.
-const void* read(const py::object& object, const Value& value, fastdiff::Shape& shape) {
-    if (!py::isinstance<py::array>(object)) {
-        throw InputError(value.name + ": found " + py::type::of(object).attr("__name__").cast<std::string>() +
-                         ", wanted a " + dtype_name(value.dtype) + " NumPy array");
-    }
-    const auto array = py::reinterpret_borrow<py::array>(object);
-    const bool wanted = value.dtype == DType::int64 ? py::isinstance<py::array_t<std::int64_t>>(array)
-                                                    : py::isinstance<py::array_t<float>>(array);
-    if (!wanted) {
-        throw InputError(value.name + ": found dtype " + py::str(array.dtype()).cast<std::string>() +
-                         ", wanted " + dtype_name(value.dtype));
-    }
-    if (!(array.flags() & py::array::c_style)) {
-        throw InputError(value.name + ": found an array of shape " + to_string(shape_of(array)) +
-                         " that is not C-contiguous; pass numpy.ascontiguousarray(...)");
-    }
-    if (array.ndim() > static_cast<py::ssize_t>(max_rank)) {
-        throw InputError(value.name + ": found " + std::to_string(array.ndim()) + " axes, wanted " +
-                         std::to_string(value.shape.size()));
-    }
-    for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
-        shape.push_back(static_cast<std::size_t>(array.shape(axis)));
-    }
-    return array.data();
-}
-
-Linear parse_linear(const py::object& linear) {
-    return {linear.attr("sample").cast<double>(), linear.attr("output").cast<double>()};
-}
-
-// A fastdiff.samplers.table.StepTable.
-SamplerTable parse_table(const py::object& table) {
-    SamplerTable result;
-    result.slots = table.attr("slots").cast<std::size_t>();
-    result.stochastic = table.attr("stochastic").cast<bool>();
-    for (const py::handle step : table.attr("steps")) {
-        SamplerStep row;
-        row.timestep = step.attr("timestep").cast<double>();
-        row.update = parse_linear(step.attr("update"));
-        row.input_scale = step.attr("input_scale").cast<double>();
-        for (const py::handle term : step.attr("history")) {
-            const auto [slot, coef] = term.cast<std::pair<std::size_t, double>>();
-            row.history.push_back({slot, coef});
-        }
-        row.noise_coef = step.attr("noise_coef").cast<double>();
-        row.save_sample = step.attr("save_sample").cast<std::optional<std::size_t>>();
-        row.save_output = step.attr("save_output").cast<std::optional<std::size_t>>();
-        if (const py::object clip = step.attr("clip"); !clip.is_none()) {
-            row.clip = SamplerStep::Clip{parse_linear(clip.attr("x0")), clip.attr("limit").cast<double>(),
-                                         clip.attr("weight").cast<double>()};
-        }
-        result.steps.push_back(std::move(row));
-    }
-    return result;
-}
 
 // A session, and the arrays of one call.
 class NativeSession {
@@ -184,7 +62,7 @@ class NativeSession {
         SampleArguments arguments{};
         arguments.inputs = take(named, true, arguments.shapes);
         const Value described{"latents", DType::float32, {}, Stage::step};
-        const auto* first = static_cast<const float*>(read(latents, described, arguments.shape));
+        const auto* first = static_cast<const float*>(read_array(latents, described, arguments.shape));
         for (std::size_t i = 0; i < graph.inputs.size(); ++i) {
             const std::string& name = graph.values[index(graph.inputs[i])].name;
             if (arguments.inputs[i] == nullptr && name != "sample" && name != "timestep") {
@@ -255,7 +133,7 @@ class NativeSession {
             const auto found = named.find(value.name);
             fastdiff::Shape shape;
             if (found != named.end()) {
-                result.push_back(read(found->second, value, shape));
+                result.push_back(read_array(found->second, value, shape));
                 ++used;
             } else if (partial) {
                 result.push_back(nullptr);
@@ -336,7 +214,7 @@ void bind_native(py::module_& module) {
                                [](const Module& m) { return describe(m.graph().inputs, m.graph()); })
         .def_property_readonly("outputs",
                                [](const Module& m) { return describe(m.graph().outputs, m.graph()); })
-        .def_property_readonly("symbols", &symbols)
+        .def_property_readonly("symbols", [](const Module& m) { return describe_symbols(m.graph()); })
         .def_property_readonly("nodes", [](const Module& m) { return m.graph().nodes.size(); })
         .def_property_readonly("weight_bytes", &Module::weight_bytes);
     py::class_<NativeSession>(module, "NativeSession", "Runs a NativeModule; sessions share its weights.")
