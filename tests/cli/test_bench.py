@@ -29,7 +29,7 @@ def test_a_run_and_its_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (report,) = load_reports([files[0]])
     (run,) = report.runs
     (result,) = run.results
-    names = ["fastdiff:onnxruntime", "torch", "onnxruntime"]
+    names = ["fastdiff:native", "torch", "onnxruntime"]
     assert [found.name for found in result.measurements] == names
     for found in result.measurements:
         assert found.status == "ok", found
