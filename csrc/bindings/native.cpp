@@ -34,6 +34,19 @@ class NativeSession {
         return result;
     }
 
+    // Seconds of each step of the plan for these inputs, in the order of its lines.
+    std::vector<double> profile(const Inputs& named) {
+        std::vector<fastdiff::Shape> shapes;
+        const std::vector<const void*> inputs = take(named, false, shapes);
+        const Sizes sizes = find_sizes(session_.module().graph(), shapes);
+        py::dict result = make_outputs(sizes, 0);
+        std::vector<double> seconds;
+        call(inputs, result, [&](const Arrays& arrays, const Cancel& cancel) {
+            session_.run(sizes, arrays, cancel, &seconds);
+        });
+        return seconds;
+    }
+
     py::dict run_stage(const std::string& stage_name, const Inputs& named,
                        const std::map<std::string, std::int64_t>& named_sizes, std::size_t rows,
                        std::size_t row) {
@@ -219,6 +232,7 @@ void bind_native(py::module_& module) {
         .def_property_readonly("weight_bytes", &Module::weight_bytes);
     py::class_<NativeSession>(module, "NativeSession", "Runs a NativeModule; sessions share its weights.")
         .def(py::init<std::shared_ptr<Module>, std::size_t>(), py::arg("module"), py::arg("threads"))
+        .def("profile", &NativeSession::profile, py::arg("inputs"))
         .def("run", &NativeSession::run, py::arg("inputs"))
         .def("run_stage", &NativeSession::run_stage, py::arg("stage"), py::arg("inputs"), py::arg("sizes"),
              py::arg("rows"), py::arg("row") = 0)

@@ -164,14 +164,16 @@ std::size_t conv2d_sum_parts(const Conv2dArgs& args) {
     return b.rounds * b.tile_blocks;
 }
 
-// Winograd pays when its many weights are used for enough tiles; figures from benchmarks/bench_conv2d.py.
+// Winograd pays when its many weights are used for enough tiles. On the machine of the committed results
+// F(4×4) is ahead from 128 pixels on and F(2×2) from 32; where memory is slower than the cores, as on many,
+// F(4×4) needs more.
 ConvAlgorithm conv2d_choose(const Conv2dShape& shape, unsigned available, std::size_t) {
     const auto has = [&](ConvAlgorithm algorithm) {
         return (available >> static_cast<unsigned>(algorithm) & 1u) != 0 && conv2d_supports(shape, algorithm);
     };
     const std::size_t pixels = shape.batch * shape.out_height() * shape.out_width();
-    if (has(ConvAlgorithm::winograd4) && pixels >= 512) return ConvAlgorithm::winograd4;
-    if (has(ConvAlgorithm::winograd2) && pixels >= 256) return ConvAlgorithm::winograd2;
+    if (has(ConvAlgorithm::winograd4) && pixels >= 256) return ConvAlgorithm::winograd4;
+    if (has(ConvAlgorithm::winograd2) && pixels >= 32) return ConvAlgorithm::winograd2;
     for (auto algorithm : {ConvAlgorithm::direct, ConvAlgorithm::winograd2, ConvAlgorithm::winograd4}) {
         if (has(algorithm)) return algorithm;
     }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdint>
 
 #include "kernels/error.h"
@@ -125,12 +126,13 @@ void Session::use(std::shared_ptr<const Plan> plan) {
     current_ = std::move(plan);
 }
 
-void Session::run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel) {
+void Session::run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel,
+                  std::vector<double>* seconds) {
     const std::lock_guard lock(turn_);
     use(find_plan(sizes, 0));
     for (Stage stage : {Stage::prompt, Stage::schedule, Stage::step}) {
         check_arrays(module_->graph(), *current_, stage, arrays);
-        execute(stage, 0, arrays, cancel);
+        execute(stage, 0, arrays, cancel, seconds);
     }
 }
 
@@ -153,7 +155,9 @@ void Session::run_stage(Stage stage, const Sizes& sizes, std::size_t rows, std::
     execute(stage, row, arrays, cancel);
 }
 
-void Session::execute(Stage stage, std::size_t row, const Arrays& arrays, const Cancel& cancel) {
+void Session::execute(Stage stage, std::size_t row, const Arrays& arrays, const Cancel& cancel,
+                      std::vector<double>* seconds) {
+    using clock = std::chrono::steady_clock;
     const Plan& plan = *current_;
     done_[static_cast<std::size_t>(stage)] = false;
     const auto pointer = [&](const View& view) -> const void* {
@@ -172,6 +176,7 @@ void Session::execute(Stage stage, std::size_t row, const Arrays& arrays, const 
     for (const Step& step : plan.steps) {
         if (step.stage != stage) continue;
         if (cancel && cancel()) throw Cancelled();
+        const auto begin = seconds != nullptr ? clock::now() : clock::time_point();
         std::array<const void*, 4> inputs{};
         for (std::size_t i = 0; i < std::min(step.inputs.size(), inputs.size()); ++i) {
             inputs[i] = pointer(step.inputs[i]);
@@ -179,6 +184,9 @@ void Session::execute(Stage stage, std::size_t row, const Arrays& arrays, const 
         const DType dtype = plan.buffers[static_cast<std::size_t>(step.output.buffer)].dtype;
         launch(step, dtype, inputs.data(), const_cast<void*>(pointer(step.output)),
                const_cast<void*>(pointer(step.sums)), arena_.data() + step.scratch_offset, table, parallel);
+        if (seconds != nullptr) {
+            seconds->push_back(std::chrono::duration<double>(clock::now() - begin).count());
+        }
     }
     done_[static_cast<std::size_t>(stage)] = true;
 }

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "runtime/arena.h"
 #include "runtime/engine_file.h"
@@ -62,7 +63,9 @@ class Session {
 
     // Runs all stages. Throws InputError for sizes out of range, a missing array or outputs that overlap an
     // input; Cancelled; std::bad_alloc. Results of an earlier run_stage are lost.
-    void run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel = {});
+    // `seconds` receives the time of each of the plan's steps, in their order.
+    void run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel = {},
+             std::vector<double>* seconds = nullptr);
 
     // Runs one stage for `rows` timesteps: prompt and schedule once each in any order, then step as often as
     // wanted, each time for the timestep of index `row`. Inputs that the stage does not read, and outputs of
@@ -81,7 +84,8 @@ class Session {
   private:
     std::shared_ptr<const Plan> find_plan(const Sizes& sizes, std::size_t rows);
     void use(std::shared_ptr<const Plan> plan);
-    void execute(Stage stage, std::size_t row, const Arrays& arrays, const Cancel& cancel);
+    void execute(Stage stage, std::size_t row, const Arrays& arrays, const Cancel& cancel,
+                 std::vector<double>* seconds = nullptr);
 
     static constexpr std::size_t kept_plans = 4;
 
