@@ -230,6 +230,6 @@ def test_verify_uses_the_shipped_checkpoint_that_is_recorded(
 def test_verify_fails_over_the_tolerance(
     torch_build: tuple[BuildSummary, list[Stage]], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "_error", lambda result, expected: ModuleError(2e-4, 1.0))
+    monkeypatch.setattr(verification, "_error", lambda result, expected: (2e-4, 1.0))
     with pytest.raises(VerificationError, match=r"2\.00e-04"):
         verify_engine(open_engine(torch_build[0].path), tiny_checkpoint)
