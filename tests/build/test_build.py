@@ -14,7 +14,7 @@ import torch
 
 from fastdiff.build import verify as verification
 from fastdiff.build.build import BuildSummary, Stage, build_engine
-from fastdiff.build.verify import ModuleError, verify_engine
+from fastdiff.build.verify import verify_engine
 from fastdiff.config import MODULES, Precision
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import (
