@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import torch
-from machine import alternate, describe, sgemm
+from machine import alternate, describe, sgemm, verify
 
 from fastdiff import _C
 from fastdiff.kernels import attention, reference
@@ -36,12 +36,6 @@ SHAPES = [
 # Relative L2 against float64: the tests' bound, and one for the baseline.
 TOLERANCE = 1e-6
 BASELINE_TOLERANCE = 1e-5
-
-
-def verify(found: np.ndarray, wanted: torch.Tensor, tolerance: float, label: str) -> None:
-    error = float((torch.from_numpy(found).double() - wanted).norm() / wanted.norm())
-    if not error <= tolerance:
-        raise SystemExit(f"{label}: relative L2 {error:.2e}, allowed {tolerance:.0e}; no figures")
 
 
 def main() -> None:

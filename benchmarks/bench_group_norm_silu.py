@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import torch
-from machine import alternate, copier, describe
+from machine import alternate, copier, describe, verify
 
 from fastdiff import _C
 from fastdiff.kernels import group_norm_silu, reference
@@ -31,12 +31,6 @@ SHAPES = [
 # Relative L2 against float64: the tests' bound, and one for the baseline, whose statistics are in float32.
 TOLERANCE = 5e-7
 BASELINE_TOLERANCE = 1e-4
-
-
-def verify(found: np.ndarray, wanted: torch.Tensor, tolerance: float, label: str) -> None:
-    error = float((torch.from_numpy(found).double() - wanted).norm() / wanted.norm())
-    if not error <= tolerance:
-        raise SystemExit(f"{label}: relative L2 {error:.2e}, allowed {tolerance:.0e}; no figures")
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ void run(const py::object& query, const py::object& key, const py::object& value
     args.scale = static_cast<float>(scale);
     args.causal = causal;
     const py::gil_scoped_release release;
-    const Scratch scratch(attention_scratch(args, pool.threads()));
+    const Scratch scratch = aligned<std::byte>(attention_scratch(args, pool.threads()));
     args.scratch = scratch.get();
     table.attention(args, pool.parallel());
 }

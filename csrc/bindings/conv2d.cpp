@@ -8,6 +8,7 @@
 #include "cpu/dispatch.h"
 #include "kernels/error.h"
 #include "kernels/group_norm_silu.h"
+#include "kernels/names.h"
 #include "runtime/measure.h"
 
 namespace fastdiff::bindings {
@@ -16,15 +17,8 @@ namespace {
 using Padding = std::array<std::size_t, 4>;
 
 ConvAlgorithm parse_algorithm(const std::string& name) {
-    if (name == "direct") return ConvAlgorithm::direct;
-    if (name == "winograd2") return ConvAlgorithm::winograd2;
-    if (name == "winograd4") return ConvAlgorithm::winograd4;
+    if (const ConvAlgorithm* found = find_named(algorithm_names, name)) return *found;
     throw InputError("algorithm: found '" + name + "', wanted direct, winograd2 or winograd4");
-}
-
-const char* algorithm_name(ConvAlgorithm algorithm) {
-    constexpr const char* names[] = {"direct", "winograd2", "winograd4"};
-    return names[static_cast<std::size_t>(algorithm)];
 }
 
 Conv2dShape make_shape(const std::array<std::size_t, 4>& x, const std::array<std::size_t, 4>& weight,
@@ -51,7 +45,7 @@ Conv2dShape make_shape(const std::array<std::size_t, 4>& x, const std::array<std
 
 void check_support(const Conv2dShape& shape, ConvAlgorithm algorithm) {
     if (conv2d_supports(shape, algorithm)) return;
-    throw InputError(std::string("algorithm: found ") + algorithm_name(algorithm) + " for a " +
+    throw InputError("algorithm: found " + std::string(name_of(algorithm_names, algorithm)) + " for a " +
                      std::to_string(shape.kernel_h) + "×" + std::to_string(shape.kernel_w) +
                      " kernel with stride " + std::to_string(shape.stride) +
                      ", wanted direct; Winograd takes 3×3 with stride 1, direct at most 49 taps");
@@ -165,7 +159,7 @@ py::object run(const py::object& x, const py::object& packed, const std::array<s
     }
     const Kernels& table = kernels(choose_isa(isa));
     ThreadPool pool = make_pool(threads);
-    const Scratch scratch(conv2d_scratch(args, pool.threads()));
+    const Scratch scratch = aligned<std::byte>(conv2d_scratch(args, pool.threads()));
     args.scratch = scratch.get();
     {
         const py::gil_scoped_release release;

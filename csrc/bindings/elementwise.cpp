@@ -2,11 +2,10 @@
 
 #include <pybind11/stl.h>
 
-#include <utility>
-
 #include "bindings/strided.h"
 #include "cpu/dispatch.h"
 #include "kernels/error.h"
+#include "kernels/names.h"
 
 namespace fastdiff::bindings {
 namespace {
@@ -14,32 +13,10 @@ namespace {
 constexpr std::size_t axes = 4;
 
 Elementwise parse_function(const std::string& name) {
-    static constexpr std::pair<const char*, Elementwise> names[] = {
-        {"copy", Elementwise::copy},
-        {"silu", Elementwise::silu},
-        {"gelu", Elementwise::gelu},
-        {"quick_gelu", Elementwise::quick_gelu},
-        {"gelu_tanh", Elementwise::gelu_tanh},
-        {"relu", Elementwise::relu},
-        {"sigmoid", Elementwise::sigmoid},
-        {"tanh", Elementwise::tanh},
-        {"exp", Elementwise::exp},
-        {"sin", Elementwise::sin},
-        {"cos", Elementwise::cos},
-        {"sqrt", Elementwise::sqrt},
-        {"negate", Elementwise::negate},
-        {"clamp", Elementwise::clamp},
-        {"add_scalar", Elementwise::add_scalar},
-        {"mul_scalar", Elementwise::mul_scalar},
-        {"add", Elementwise::add},
-        {"subtract", Elementwise::subtract},
-        {"multiply", Elementwise::multiply},
-        {"divide", Elementwise::divide},
-    };
+    if (const Elementwise* function = find_named(elementwise_names, name)) return *function;
     std::string known;
-    for (const auto& [text, function] : names) {
-        if (name == text) return function;
-        known += (known.empty() ? "" : ", ") + std::string(text);
+    for (const auto& entry : elementwise_names) {
+        known.append(known.empty() ? "" : ", ").append(entry.name);
     }
     throw InputError("function: found '" + name + "', wanted one of " + known);
 }

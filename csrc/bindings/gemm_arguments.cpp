@@ -1,16 +1,13 @@
 #include "bindings/gemm_arguments.h"
 
 #include "kernels/error.h"
+#include "kernels/names.h"
 #include "runtime/aligned.h"
 
 namespace fastdiff::bindings {
 
 Activation parse_activation(const std::string& name) {
-    if (name == "none") return Activation::none;
-    if (name == "silu") return Activation::silu;
-    if (name == "gelu") return Activation::gelu;
-    if (name == "quick_gelu") return Activation::quick_gelu;
-    if (name == "geglu") return Activation::geglu;
+    if (const Activation* found = find_named(activation_names, name)) return *found;
     throw InputError("activation: found '" + name + "', wanted none, silu, gelu, quick_gelu or geglu");
 }
 

@@ -59,7 +59,7 @@ void run(const py::object& x, const py::object& weight, const py::object& bias, 
     args.eps = eps;
     args.silu = silu;
     const py::gil_scoped_release release;
-    const Scratch scratch(group_norm_silu_scratch(args));
+    const Scratch scratch = aligned<std::byte>(group_norm_silu_scratch(args));
     args.scratch = scratch.get();
     table.group_norm_silu(args, pool.parallel());
 }

@@ -60,7 +60,7 @@ void run(const py::object& x, const py::object& packed, const py::object& bias, 
     const Kernels& table = kernels(choose_isa(isa));
     const py::gil_scoped_release release;
     ThreadPool pool = make_pool(threads);
-    const Scratch scratch(linear_scratch(args, pool.threads()));
+    const Scratch scratch = aligned<std::byte>(linear_scratch(args, pool.threads()));
     args.scratch = scratch.get();
     table.linear(args, pool.parallel());
 }

@@ -2,12 +2,11 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "runtime/aligned.h"
 #include "runtime/thread_pool.h"
 
 namespace fastdiff::bindings {
@@ -43,18 +42,6 @@ void refuse_partly_shared_memory(const py::object& out, const std::string& out_n
 // A pool for one call; throws InputError for a number of threads under 1.
 ThreadPool make_pool(py::ssize_t threads);
 
-// Memory aligned to 64 bytes.
-class Scratch {
-  public:
-    explicit Scratch(std::size_t bytes) : data_(::operator new(bytes, alignment)) {}
-    [[nodiscard]] void* get() const { return data_.get(); }
-
-  private:
-    static constexpr std::align_val_t alignment{64};
-    struct Free {
-        void operator()(void* data) const { ::operator delete(data, alignment); }
-    };
-    std::unique_ptr<void, Free> data_;
-};
+using Scratch = Aligned<std::byte>;
 
 }  // namespace fastdiff::bindings

@@ -10,20 +10,6 @@ namespace {
 // Rows of one item: some ten microseconds of work.
 std::size_t rows_per_item(const EmbeddingArgs& args) { return 16384 / (args.channels + 1) + 1; }
 
-// IEEE 754 binary16. Shifted into place, its exponent is too small by 112, which a product mends for
-// subnormal numbers too; infinity and NaN get the exponent of theirs first.
-FASTDIFF_INLINE float half_to_float(std::uint16_t half) {
-    std::uint32_t bits = (half & 0x7fffu) << 13;
-    float value;
-    __builtin_memcpy(&value, &bits, sizeof value);
-    value *= 0x1p112f;
-    __builtin_memcpy(&bits, &value, sizeof value);
-    if ((half & 0x7c00u) == 0x7c00u) bits |= 0x7f800000u;
-    bits |= (half & 0x8000u) << 16;
-    __builtin_memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 template <class I>
 void rows(void* context, std::size_t item, std::size_t) {
     using V = Vec<float, I>;
@@ -35,7 +21,13 @@ void rows(void* context, std::size_t item, std::size_t) {
         float* y = args.y + r * args.y_stride;
         if (args.type == WeightType::fp16) {
             const std::uint16_t* from = static_cast<const std::uint16_t*>(args.table) + at;
-            for (std::size_t c = 0; c < channels; ++c) y[c] = half_to_float(from[c]);
+            std::size_t c = 0;
+            for (; c + V::width <= channels; c += V::width) V::load_half(from + c).store(y + c);
+            if (c < channels) {  // the table may end here
+                std::uint16_t rest[V::width] = {};
+                for (std::size_t i = 0; c + i < channels; ++i) rest[i] = from[c + i];
+                V::load_half(rest).store(y + c, channels - c);
+            }
             continue;
         }
         const float* from = static_cast<const float*>(args.table) + at;

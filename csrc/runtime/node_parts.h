@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/names.h"
 #include "runtime/error.h"
 #include "runtime/nodes.h"
 
@@ -66,11 +67,8 @@ class NodeParts {
     Activation activation(bool geglu) {
         const auto* name = std::get_if<std::string>(&attribute("activation"));
         if (name == nullptr) fail("attribute activation is no string");
-        if (*name == "none") return Activation::none;
-        if (*name == "silu") return Activation::silu;
-        if (*name == "gelu") return Activation::gelu;
-        if (*name == "quick_gelu") return Activation::quick_gelu;
-        if (*name == "geglu" && geglu) return Activation::geglu;
+        const Activation* found = find_named(activation_names, *name);
+        if (found != nullptr && (geglu || *found != Activation::geglu)) return *found;
         fail("activation '" + *name + "' is not one of none, silu, gelu, quick_gelu" +
              (geglu ? ", geglu" : ""));
     }

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "kernels/linear.h"
+#include "kernels/names.h"
 #include "runtime/node_parts.h"
 
 namespace fastdiff {
@@ -17,33 +18,6 @@ constexpr std::int64_t max_channels = 1 << 24;
 constexpr std::int64_t max_kernel = 64;
 constexpr std::int64_t max_factor = 64;
 constexpr std::size_t max_weight = std::size_t{1} << 36;
-
-struct ElementwiseName {
-    std::string_view name;
-    Elementwise function;
-};
-constexpr ElementwiseName elementwise_names[] = {
-    {"copy", Elementwise::copy},
-    {"silu", Elementwise::silu},
-    {"gelu", Elementwise::gelu},
-    {"quick_gelu", Elementwise::quick_gelu},
-    {"gelu_tanh", Elementwise::gelu_tanh},
-    {"relu", Elementwise::relu},
-    {"sigmoid", Elementwise::sigmoid},
-    {"tanh", Elementwise::tanh},
-    {"exp", Elementwise::exp},
-    {"sin", Elementwise::sin},
-    {"cos", Elementwise::cos},
-    {"sqrt", Elementwise::sqrt},
-    {"negate", Elementwise::negate},
-    {"clamp", Elementwise::clamp},
-    {"add_scalar", Elementwise::add_scalar},
-    {"mul_scalar", Elementwise::mul_scalar},
-    {"add", Elementwise::add},
-    {"subtract", Elementwise::subtract},
-    {"multiply", Elementwise::multiply},
-    {"divide", Elementwise::divide},
-};
 
 Conv2dNode conv2d(const RawNode& raw, const Graph& graph, NodeParts& parts) {
     Conv2dNode node{};

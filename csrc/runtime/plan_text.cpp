@@ -1,3 +1,4 @@
+#include "kernels/names.h"
 #include "runtime/plan.h"
 
 namespace fastdiff {
@@ -28,7 +29,6 @@ std::string describe_view(const Plan& plan, const View& view) {
 
 std::string describe(const Plan& plan) {
     constexpr const char* stages[] = {"prompt", "schedule", "step"};
-    constexpr const char* algorithms[] = {"direct", "winograd2", "winograd4"};
     std::string text =
         joined("arena ", std::to_string(plan.arena_bytes), " bytes, of them kept between stages ",
                std::to_string(plan.persistent_bytes), "\n");
@@ -36,7 +36,7 @@ std::string describe(const Plan& plan) {
         text += joined(stages[static_cast<std::size_t>(step.stage)], " ",
                        step.node == nullptr ? "copy" : describe(*step.node));
         if (step.packing != nullptr) {
-            text += joined(" by ", algorithms[static_cast<std::size_t>(step.packing->algorithm)]);
+            text += joined(" by ", name_of(algorithm_names, step.packing->algorithm));
         }
         text += ":";
         for (const View& view : step.inputs) text += joined(" ", describe_view(plan, view));
