@@ -27,7 +27,7 @@ FASTDIFF_INLINE constexpr std::size_t round_up(std::size_t a, std::size_t b) { r
 inline constexpr std::size_t group_panels = 2;
 inline constexpr std::size_t few_rows = 6;
 // Depth that is summed in one go; the part of B that belongs to it stays in the caches near the core.
-inline constexpr std::size_t depth_block = 512;
+inline constexpr std::size_t depth_block = 640;
 
 // linear: items are (block of rows) × (range of column groups).
 struct LinearBlocks {

@@ -90,9 +90,16 @@ void multiply(const Context& c, Range rows, std::size_t first, std::size_t panel
                 t.taps = count;
                 t.depth = depth;
                 t.ldc = panels * gemm::panel_width;
-                t.accumulate = begin > 0 || k > 0;
+                t.start_stride = t.ldc;
                 const auto most = static_cast<std::size_t>(gemm::max_rows<I>(static_cast<int>(now)));
                 const std::size_t parts = div_up(out_width, most);
+                // The next taps or channels follow; after the last, the next panels' come.
+                const bool last = k + depth == s.in && begin + count == taps;
+                const float* next = t.b;
+                if (args.type == WeightType::fp32) {
+                    next += count * depth * gemm::panel_width + (last ? (now - 1) * panel : 0);
+                }
+                const std::size_t fetched = args.type == WeightType::fp32 ? now : 1;
                 for (std::size_t row = rows.begin; row < rows.end; ++row) {
                     const std::size_t image = row / out_height, y = row % out_height;
                     const float* line = c.input + (image * c.height + y * s.stride) * c.width * c.step + k;
@@ -101,6 +108,9 @@ void multiply(const Context& c, Range rows, std::size_t first, std::size_t panel
                         const Range part = part_of(out_width, parts, i);
                         t.a = line + part.begin * t.lda;
                         t.c = out + part.begin * t.ldc;
+                        t.start = begin > 0 || k > 0 ? t.c : nullptr;
+                        gemm::fetch_next(t, next, fetched, (row - rows.begin) * parts + i,
+                                         (rows.end - rows.begin) * parts);
                         gemm::tile_function<I>(static_cast<int>(part.end - part.begin),
                                                static_cast<int>(now))(t);
                     }
@@ -142,16 +152,19 @@ void item(void* context, std::size_t index, std::size_t thread) {
         for (std::size_t row = rows.begin; row < rows.end; ++row) {
             const std::size_t image = row / out_height;
             const float* vector = args.vector != nullptr ? args.vector + image * args.vector_stride : nullptr;
-            for (std::size_t i = 0; i < out_width; ++i) {
-                const std::size_t pixel = row * out_width + i;
-                const float* from = sums + (pixel - rows.begin * out_width) * panels * 16;
-                const float* residual =
-                    args.residual != nullptr ? args.residual + pixel * args.residual_stride : nullptr;
-                for (std::size_t j = 0; j < columns; j += V::width) {
+            for (std::size_t j = 0; j < columns; j += V::width) {
+                RegisterSums<I> gathered;
+                gathered.clear();
+                for (std::size_t i = 0; i < out_width; ++i) {
+                    const std::size_t pixel = row * out_width + i;
+                    const float* from = sums + (pixel - rows.begin * out_width) * panels * 16;
+                    const float* residual =
+                        args.residual != nullptr ? args.residual + pixel * args.residual_stride : nullptr;
                     const V y = finish<I>(V::load(from + j), e, vector, residual,
                                           args.y + pixel * args.y_stride, n + j, columns - j);
-                    if (args.sums != nullptr) column_sums.add(j, y);
+                    if (args.sums != nullptr) gathered.add(y);
                 }
+                if (args.sums != nullptr) column_sums.add(j, gathered);
             }
             if (args.sums != nullptr && (row + 1 == rows.end || (row + 1) % out_height == 0)) {
                 store_sums(image);

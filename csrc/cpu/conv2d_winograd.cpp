@@ -161,12 +161,17 @@ void multiply(const Context& c, Range tiles, std::size_t first, std::size_t pane
                 t.b = widened;
                 t.panel = matrix;
             }
+            // The next point's weights follow; after the last point, the next panels' come.
+            const float* next = args.type != WeightType::fp32 ? t.b
+                                : point + 1 < b.points        ? t.b + matrix
+                                                              : t.b + matrix + (now - 1) * t.panel;
             const auto most = static_cast<std::size_t>(gemm::max_rows<I>(static_cast<int>(now)));
             const std::size_t count = tiles.end - tiles.begin, parts = div_up(count, most);
             for (std::size_t i = 0; i < parts; ++i) {
                 const Range part = part_of(count, parts, i);
                 t.a = c.transformed + point * b.plane + (tiles.begin + part.begin) * b.row;
                 t.c = sums + (point * b.block_tiles + part.begin) * t.ldc + p * gemm::panel_width;
+                gemm::fetch_next(t, next, args.type == WeightType::fp32 ? now : 1, i, parts);
                 gemm::tile_function<I>(static_cast<int>(part.end - part.begin), static_cast<int>(now))(t);
             }
             p += now;
@@ -178,8 +183,7 @@ void multiply(const Context& c, Range tiles, std::size_t first, std::size_t pane
 template <class I, int M>
 FASTDIFF_INLINE void transform_output(const Context& c, const Place& place, const float* sums,
                                       std::size_t step, std::size_t channel, std::size_t count,
-                                      const Epilogue& e, ColumnSums<I, 16 * group_panels>& column_sums,
-                                      std::size_t column) {
+                                      ColumnSums<I, 16 * group_panels>& column_sums, std::size_t column) {
     using V = Vec<float, I>;
     using T = winograd::Transform<M>;
     constexpr int n = M + 2;
@@ -203,15 +207,54 @@ FASTDIFF_INLINE void transform_output(const Context& c, const Place& place, cons
 #pragma GCC unroll 4
         for (int y = 0; y < M; ++y) result[y][x] = r[y];
     }
-    const float* vector = args.vector != nullptr ? args.vector + place.image * args.vector_stride : nullptr;
-    for (std::size_t y = 0; y < M && place.y + y < height; ++y) {
+    const bool whole = count >= V::width;
+    const auto load = [&](const float* p) { return whole ? V::load(p) : V::load(p, count); };
+    V added = args.bias != nullptr ? load(args.bias + channel) : V::zero();
+    if (args.vector != nullptr)
+        added = added + load(args.vector + place.image * args.vector_stride + channel);
+    const V scale = V::broadcast(args.scale);
+    const std::size_t rows = height - place.y < M ? height - place.y : M;
+    const std::size_t columns = width - place.x < M ? width - place.x : M;
+    RegisterSums<I> gathered;
+    gathered.clear();
+#pragma GCC unroll 4
+    for (std::size_t y = 0; y < M; ++y) {
+        if (y >= rows) break;
+        const std::size_t line = (place.image * height + place.y + y) * width + place.x;
+#pragma GCC unroll 4
+        for (std::size_t x = 0; x < M; ++x) {
+            if (x >= columns) break;
+            V value = result[y][x] + added;
+            if (args.activation != Activation::none) value = activate<I>(value, args.activation);
+            if (args.residual != nullptr) {
+                value = value + load(args.residual + (line + x) * args.residual_stride + channel);
+            }
+            value = value * scale;
+            float* to = args.y + (line + x) * args.y_stride + channel;
+            if (whole) {
+                value.store(to);
+            } else {
+                value.store(to, count);
+            }
+            gathered.add(value);
+        }
+    }
+    if (args.sums != nullptr) column_sums.add(column, gathered);
+}
+
+// Begins to load the residual of a tile's pixels, for `panels` panels of channels from `channel` on.
+template <class I, int M>
+FASTDIFF_INLINE void fetch_residual(const Context& c, const Place& place, std::size_t channel,
+                                    std::size_t panels) {
+    const Conv2dArgs& args = c.args;
+    const std::size_t height = args.shape.out_height(), width = args.shape.out_width();
+    for (std::size_t y = place.y; y < place.y + M && y < height; ++y) {
+        const float* line =
+            args.residual + ((place.image * height + y) * width + place.x) * args.residual_stride + channel;
         for (std::size_t x = 0; x < M && place.x + x < width; ++x) {
-            const std::size_t pixel = (place.image * height + place.y + y) * width + place.x + x;
-            const V value =
-                finish<I>(result[y][x], e, vector,
-                          args.residual != nullptr ? args.residual + pixel * args.residual_stride : nullptr,
-                          args.y + pixel * args.y_stride, channel, count);
-            if (args.sums != nullptr) column_sums.add(column, value);
+            for (std::size_t panel = 0; panel < panels; ++panel) {
+                __builtin_prefetch(line + x * args.residual_stride + panel * gemm::panel_width);
+            }
         }
     }
 }
@@ -229,7 +272,6 @@ void multiply_block(void* context, std::size_t index, std::size_t thread) {
     const std::size_t panels = b.panels - first < group_panels ? b.panels - first : group_panels;
     float* sums = c.scratch + thread * (b.sums + b.weights);
     multiply<I>(c, tiles, first, panels, sums, sums + b.sums);
-    const Epilogue e{c.args.bias, c.args.activation, c.args.scale};
     const std::size_t ldc = panels * 16;
     ColumnSums<I, 16 * group_panels> column_sums;
     const auto store_sums = [&](std::size_t image) {
@@ -243,9 +285,12 @@ void multiply_block(void* context, std::size_t index, std::size_t thread) {
     }
     for (std::size_t tile = tiles.begin; tile < tiles.end; ++tile) {
         const Place place = place_of(c.tiles.begin + tile, b);
+        if (c.args.residual != nullptr && tile + 1 < tiles.end) {
+            fetch_residual<I, M>(c, place_of(c.tiles.begin + tile + 1, b), first * 16, panels);
+        }
         for (std::size_t j = 0; j < ldc && first * 16 + j < out; j += V::width) {
             transform_output<I, M>(c, place, sums + (tile - tiles.begin) * ldc + j, b.block_tiles * ldc,
-                                   first * 16 + j, out - first * 16 - j, e, column_sums, j);
+                                   first * 16 + j, out - first * 16 - j, column_sums, j);
         }
         const bool last = tile + 1 == tiles.end;
         if (c.args.sums != nullptr && (last || place_of(c.tiles.begin + tile + 1, b).image != place.image)) {

@@ -48,6 +48,25 @@ FASTDIFF_INLINE Vec<float, I> finish(Vec<float, I> sum, const Epilogue& e, const
     return sum;
 }
 
+// Sums and sums of squares of one register's channels over a few pixels, as doubles.
+template <class I>
+struct RegisterSums {
+    using D = Vec<double, I>;
+    static constexpr std::size_t parts = Vec<float, I>::width / D::width;
+    D sum[parts], squares[parts];
+
+    FASTDIFF_INLINE void clear() {
+        for (std::size_t i = 0; i < parts; ++i) sum[i] = squares[i] = D::zero();
+    }
+    FASTDIFF_INLINE void add(Vec<float, I> y) {
+        for (std::size_t i = 0; i < parts; ++i) {
+            const D v = D::widen(y, i);
+            sum[i] = sum[i] + v;
+            squares[i] = fmadd(v, v, squares[i]);
+        }
+    }
+};
+
 // What group_norm_silu asks of y: sums and sums of squares of the columns of one image, as doubles.
 template <class I, std::size_t Columns>
 struct ColumnSums {
@@ -57,14 +76,13 @@ struct ColumnSums {
     FASTDIFF_INLINE void clear() {
         for (std::size_t i = 0; i < Columns; ++i) sum[i] = squares[i] = 0.0;
     }
-    // Adds a register of y that begins at column j.
-    FASTDIFF_INLINE void add(std::size_t j, Vec<float, I> y) {
-        float values[Vec<float, I>::width];
-        y.store(values);
-        for (std::size_t i = 0; i < Vec<float, I>::width; i += D::width) {
-            const D v = D::load_floats(values + i);
-            (D::load(sum + j + i) + v).store(sum + j + i);
-            fmadd(v, v, D::load(squares + j + i)).store(squares + j + i);
+    // Adds what was gathered of the columns from j on.
+    FASTDIFF_INLINE void add(std::size_t j, const RegisterSums<I>& gathered) {
+        for (std::size_t i = 0; i < RegisterSums<I>::parts; ++i) {
+            double* s = sum + j + i * D::width;
+            double* q = squares + j + i * D::width;
+            (D::load(s) + gathered.sum[i]).store(s);
+            (D::load(q) + gathered.squares[i]).store(q);
         }
     }
     // To (2, padded) doubles, at the first of `columns` channels; zero beyond the last channel that exists.

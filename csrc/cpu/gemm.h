@@ -5,7 +5,14 @@
 //   `depth`
 //       floats, piece t beginning at tap[t] floats from the row's start (a convolution's kernel positions).
 //   B   panels of 16 columns, [taps · depth][16], `panel` floats apart.
-//   C   [rows][16 · panels], with `ldc` floats between rows: stored, or added to when `accumulate`.
+//   C   [rows][16 · panels], with `ldc` floats between rows: start + bias + A · B. `start` is another matrix
+//   of
+//       that size with `start_stride` floats between rows (C itself where a block of depth goes on with
+//       another's sums), `bias` a row; null stands for zeros.
+//
+// While a tile runs it fetches `next`, what a later one needs, into the second-level cache: one line each
+// step of the loop, `next_step` floats after the one before. Weights are read but a few times and come from
+// memory, in pieces (panels, pages) that the processor's own prefetching does not look beyond.
 //
 // All of C stays in registers while the loop runs over depth. Sums are taken in the order of depth whatever
 // the number of rows and panels, so that results do not depend on how work is split.
@@ -27,8 +34,25 @@ struct Tile {
     std::size_t panel;
     float* c;
     std::size_t ldc;
-    bool accumulate;
+    const float* start;
+    std::size_t start_stride;
+    const float* bias;
+    const float* next;
+    std::size_t next_step;
 };
+
+// Sets what tile `index` of `tiles` that share B fetches: together they fetch `panels` panels at `next`, as
+// far apart as those of B.
+FASTDIFF_INLINE void fetch_next(Tile& t, const float* next, std::size_t panels, std::size_t index,
+                                std::size_t tiles) {
+    const std::size_t sharing = tiles / panels > 0 ? tiles / panels : 1;  // tiles per panel
+    const std::size_t panel = index / sharing;
+    t.next = next;
+    t.next_step = 0;
+    if (panel >= panels) return;
+    t.next_step = (panel_width + sharing - 1) / sharing;
+    t.next += panel * t.panel + index % sharing * t.next_step * t.taps * t.depth;
+}
 
 // Rows per tile for a number of panels: accumulators, panels and one broadcast value fill the registers.
 template <class I>
@@ -66,11 +90,12 @@ void tile(const Tile& t) {
     constexpr int per_panel = static_cast<int>(panel_width / V::width);
     constexpr int columns = Panels * per_panel;
     V acc[Rows][columns];
-    if (t.accumulate) {
+    if (t.start != nullptr) {
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 16
-            for (int j = 0; j < columns; ++j) acc[r][j] = V::load(t.c + r * t.ldc + j * V::width);
+            for (int j = 0; j < columns; ++j)
+                acc[r][j] = V::load(t.start + r * t.start_stride + j * V::width);
         }
     } else {
 #pragma GCC unroll 16
@@ -79,9 +104,18 @@ void tile(const Tile& t) {
             for (int j = 0; j < columns; ++j) acc[r][j] = V::zero();
         }
     }
+    if (t.bias != nullptr) {
+#pragma GCC unroll 16
+        for (int j = 0; j < columns; ++j) {
+            const V bias = V::load(t.bias + j * V::width);
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) acc[r][j] = acc[r][j] + bias;
+        }
+    }
     const std::size_t lda = t.lda;
     const std::size_t panel = t.panel;
     const float* b = t.b;
+    const float* next = t.next;
     for (std::size_t step = 0; step < t.taps; ++step) {
         // Five rows each are reached from one pointer with the strides 1, 2, 3 and 4 times lda.
         const float* a0 = t.a + t.tap[step];
@@ -100,6 +134,8 @@ void tile(const Tile& t) {
 #pragma GCC unroll 16
                 for (int j = 0; j < columns; ++j) acc[r][j] = fmadd(x, column[j], acc[r][j]);
             }
+            __builtin_prefetch(next, 0, 2);
+            next += t.next_step;
             b += panel_width;
             ++a0;
             ++a5;

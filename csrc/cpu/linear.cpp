@@ -16,10 +16,19 @@ struct Context {
     std::size_t gate;      // panels between a column of y and its gate (geglu)
 };
 
-// Sums of `rows` rows for `count` panels of W, `step` panels apart, from panel `first`: [rows][16·count].
+// Where tiles put what they compute, and what they begin with.
+struct Target {
+    float* c;
+    std::size_t ldc;
+    const float* start;
+    std::size_t start_stride;
+    const float* bias;  // of W's columns
+};
+
+// `rows` rows times `count` panels of W, `step` panels apart, from panel `first`, to [rows][16·count].
 template <class I>
 void multiply(const Context& c, std::size_t row, std::size_t rows, std::size_t first, std::size_t count,
-              std::size_t step, float* sums, float* widened) {
+              std::size_t step, const Target& target, float* widened) {
     const LinearArgs& args = c.args;
     const std::size_t panel = args.in * gemm::panel_width;
     constexpr std::ptrdiff_t tap = 0;
@@ -31,9 +40,13 @@ void multiply(const Context& c, std::size_t row, std::size_t rows, std::size_t f
             const std::size_t panels = count - p >= at_once ? at_once : 1;
             const std::size_t offset = (first + p * step) * panel + k * gemm::panel_width;
             gemm::Tile t{};
+            const float* next = nullptr;
             if (args.type == WeightType::fp32) {
                 t.b = static_cast<const float*>(args.weight) + offset;
                 t.panel = step * panel;
+                // Deeper in these panels, or the top of the next.
+                next = k + depth < args.in ? t.b + depth * gemm::panel_width
+                                           : t.b - k * gemm::panel_width + (step > 1 ? 1 : panels) * panel;
             } else {
                 const auto* half = static_cast<const std::uint16_t*>(args.weight) + offset;
                 t.b = widened;
@@ -41,19 +54,30 @@ void multiply(const Context& c, std::size_t row, std::size_t rows, std::size_t f
                 for (std::size_t q = 0; q < panels; ++q) {
                     widen<I>(half + q * step * panel, widened + q * t.panel, t.panel);
                 }
+                next = widened;
             }
             t.lda = args.x_stride;
             t.tap = &tap;
             t.taps = 1;
             t.depth = depth;
-            t.ldc = count * gemm::panel_width;
-            t.accumulate = k > 0;
+            t.ldc = target.ldc;
             const auto most = static_cast<std::size_t>(gemm::max_rows<I>(static_cast<int>(panels)));
             const std::size_t parts = div_up(rows, most);
             for (std::size_t i = 0; i < parts; ++i) {
                 const Range part = part_of(rows, parts, i);
                 t.a = args.x + (row + part.begin) * args.x_stride + k;
-                t.c = sums + part.begin * t.ldc + p * gemm::panel_width;
+                t.c = target.c + part.begin * t.ldc + p * gemm::panel_width;
+                if (k > 0) {
+                    t.start = t.c;
+                    t.start_stride = t.ldc;
+                } else {
+                    t.start_stride = target.start_stride;
+                    if (target.start != nullptr) {
+                        t.start = target.start + part.begin * t.start_stride + p * gemm::panel_width;
+                    }
+                    if (target.bias != nullptr) t.bias = target.bias + p * step * gemm::panel_width;
+                }
+                gemm::fetch_next(t, next, args.type == WeightType::fp32 ? panels : 1, i, parts);
                 gemm::tile_function<I>(static_cast<int>(part.end - part.begin), static_cast<int>(panels))(t);
             }
             p += panels;
@@ -61,35 +85,61 @@ void multiply(const Context& c, std::size_t row, std::size_t rows, std::size_t f
     }
 }
 
-// y of `columns` channels from channel `n` on; their sums are at sums[0], their gates' at sums[gate].
-template <class I>
-void store(const Context& c, std::size_t row, std::size_t rows, std::size_t n, std::size_t columns,
-           const float* sums, std::size_t ldc, std::size_t gate) {
+// One register of y, `count` channels of it from channel `n`; its sums are at `sums`, its gates' at
+// sums[gate].
+template <class I, Activation A>
+FASTDIFF_INLINE void store_register(const LinearArgs& args, std::size_t row, std::size_t n, std::size_t count,
+                                    const float* sums, std::size_t gate) {
     using V = Vec<float, I>;
-    const LinearArgs& args = c.args;
-    const Epilogue e{args.bias, args.activation, args.scale};
-    for (std::size_t r = 0; r < rows; ++r) {
-        const float* residual =
-            args.residual != nullptr ? args.residual + (row + r) * args.residual_stride : nullptr;
-        float* y = args.y + (row + r) * args.y_stride;
-        for (std::size_t j = 0; j < columns; j += V::width) {
-            const std::size_t count = columns - j;
-            V sum = count >= V::width ? V::load(sums + r * ldc + j) : V::load(sums + r * ldc + j, count);
-            if (args.activation != Activation::geglu) {
-                finish<I>(sum, e, nullptr, residual, y, n + j, count);
-                continue;
-            }
-            const auto load = [&](const float* p) {
-                return count >= V::width ? V::load(p) : V::load(p, count);
-            };
-            V b = load(sums + r * ldc + gate + j);
-            if (args.bias != nullptr) {
-                sum = sum + load(args.bias + n + j);
-                b = b + load(args.bias + args.out + n + j);
-            }
-            finish<I>(sum * gelu(b), {nullptr, Activation::none, args.scale}, nullptr, residual, y, n + j,
-                      count);
+    const auto load = [&](const float* p) { return count == V::width ? V::load(p) : V::load(p, count); };
+    V y = load(sums);
+    if (args.bias != nullptr) y = y + load(args.bias + n);
+    if constexpr (A == Activation::geglu) {
+        V b = load(sums + gate);
+        if (args.bias != nullptr) b = b + load(args.bias + args.out + n);
+        y = y * gelu(b);
+    } else {
+        y = activate<I>(y, A);
+    }
+    if (args.residual != nullptr) y = y + load(args.residual + row * args.residual_stride + n);
+    y = y * V::broadcast(args.scale);
+    float* to = args.y + row * args.y_stride + n;
+    if (count == V::width) {
+        y.store(to);
+    } else {
+        y.store(to, count);
+    }
+}
+
+// y of `columns` channels from channel `n` on, from sums with `ldc` floats between rows.
+template <class I, Activation A>
+void store_rows(const LinearArgs& args, Range rows, std::size_t n, std::size_t columns, const float* sums,
+                std::size_t ldc, std::size_t gate) {
+    constexpr std::size_t width = Vec<float, I>::width;
+    for (std::size_t row = rows.begin; row < rows.end; ++row, sums += ldc) {
+        std::size_t j = 0;
+        for (; j + width <= columns; j += width) {
+            store_register<I, A>(args, row, n + j, width, sums + j, gate);
         }
+        if (j < columns) store_register<I, A>(args, row, n + j, columns - j, sums + j, gate);
+    }
+}
+
+template <class I>
+void store(const LinearArgs& args, Range rows, std::size_t n, std::size_t columns, const float* sums,
+           std::size_t ldc, std::size_t gate) {
+    const auto with = [&]<Activation A>() { store_rows<I, A>(args, rows, n, columns, sums, ldc, gate); };
+    switch (args.activation) {
+        case Activation::none:
+            return with.template operator()<Activation::none>();
+        case Activation::silu:
+            return with.template operator()<Activation::silu>();
+        case Activation::gelu:
+            return with.template operator()<Activation::gelu>();
+        case Activation::quick_gelu:
+            return with.template operator()<Activation::quick_gelu>();
+        case Activation::geglu:
+            return with.template operator()<Activation::geglu>();
     }
 }
 
@@ -106,8 +156,8 @@ void item(void* context, std::size_t index, std::size_t thread) {
     float* widened = sums + b.sums;
     if (geglu && args.out % 16 != 0) {  // gates do not begin at a panel: all columns at once
         const std::size_t ldc = c.w_panels * 16;
-        multiply<I>(c, rows.begin, count, 0, c.w_panels, 1, sums, widened);
-        store<I>(c, rows.begin, count, 0, args.out, sums, ldc, args.out);
+        multiply<I>(c, rows.begin, count, 0, c.w_panels, 1, {sums, ldc, nullptr, 0, nullptr}, widened);
+        store<I>(args, rows, 0, args.out, sums, ldc, args.out);
         return;
     }
     const std::size_t groups = div_up(b.panels, b.panels_at_once);
@@ -119,12 +169,22 @@ void item(void* context, std::size_t index, std::size_t thread) {
         const std::size_t columns = args.out - n < panels * 16 ? args.out - n : panels * 16;
         if (geglu) {
             for (std::size_t p = 0; p < panels; ++p) {
-                multiply<I>(c, rows.begin, count, first + p, 2, c.gate, sums, widened);
-                store<I>(c, rows.begin, count, n + 16 * p, 16, sums, 32, 16);
+                multiply<I>(c, rows.begin, count, first + p, 2, c.gate, {sums, 32, nullptr, 0, nullptr},
+                            widened);
+                store<I>(args, rows, n + 16 * p, 16, sums, 32, 16);
             }
+        } else if (args.activation == Activation::none && args.scale == 1.0f && columns == panels * 16) {
+            // The tiles compute y itself.
+            const float* residual =
+                args.residual != nullptr ? args.residual + rows.begin * args.residual_stride + n : nullptr;
+            const float* bias = args.bias != nullptr ? args.bias + n : nullptr;
+            float* y = args.y + rows.begin * args.y_stride + n;
+            multiply<I>(c, rows.begin, count, first, panels, 1,
+                        {y, args.y_stride, residual, args.residual_stride, bias}, widened);
         } else {
-            multiply<I>(c, rows.begin, count, first, panels, 1, sums, widened);
-            store<I>(c, rows.begin, count, n, columns, sums, panels * 16, 0);
+            const std::size_t ldc = panels * 16;
+            multiply<I>(c, rows.begin, count, first, panels, 1, {sums, ldc, nullptr, 0, nullptr}, widened);
+            store<I>(args, rows, n, columns, sums, ldc, 0);
         }
     }
 }

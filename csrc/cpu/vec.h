@@ -11,7 +11,8 @@
 //   sqrt, round, scale_by_power_of_two(v, n), reciprocal, exp, exp2
 //   transpose(V (&rows)[width])            width × width floats, in place
 //   V::load_half(p)                        V::width half-precision numbers
-//   Vec<double, I>                         half as wide, for accumulating: load_floats widens while loading
+//   Vec<double, I>                         half as wide, for accumulating: load_floats widens while loading,
+//                                          widen(x, part) one of the two halves of a register
 //
 // Every file sees the specialisation of its own instruction set only, all functions are inlined into their
 // caller, and kernels hold no function that is not a template on I or local to the file. Otherwise the linker

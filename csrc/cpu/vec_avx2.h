@@ -44,6 +44,9 @@ struct Vec<double, isa::Avx2> {
         const __m128i mask = _mm_cmpgt_epi32(_mm_set1_epi32(static_cast<int>(n)), _mm_setr_epi32(0, 1, 2, 3));
         return {_mm256_cvtps_pd(_mm_maskload_ps(p, mask))};
     }
+    FASTDIFF_INLINE static Vec widen(Vec<float, isa::Avx2> x, std::size_t part) {
+        return {_mm256_cvtps_pd(part == 0 ? _mm256_castps256_ps128(x.v) : _mm256_extractf128_ps(x.v, 1))};
+    }
     FASTDIFF_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
 };
 

@@ -38,6 +38,10 @@ struct Vec<double, isa::Avx512> {
     FASTDIFF_INLINE static Vec load_floats(const float* p, std::size_t n) {
         return {_mm512_cvtps_pd(_mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << n) - 1u), p))};
     }
+    FASTDIFF_INLINE static Vec widen(Vec<float, isa::Avx512> x, std::size_t part) {
+        return {_mm512_cvtps_pd(part == 0 ? _mm512_castps512_ps256(x.v)
+                                          : _mm512_maskz_extractf32x8_ps(0xff, x.v, 1))};
+    }
     FASTDIFF_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
 };
 

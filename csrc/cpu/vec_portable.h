@@ -59,6 +59,9 @@ struct Vec<double, isa::Portable> {
         return r;
     }
     FASTDIFF_INLINE static Vec load_floats(const float* p) { return {Register{p[0], p[1]}}; }
+    FASTDIFF_INLINE static Vec widen(Vec<float, isa::Portable> x, std::size_t part) {
+        return {Register{x.v[2 * part], x.v[2 * part + 1]}};
+    }
     FASTDIFF_INLINE static Vec load_floats(const float* p, std::size_t n) {
         return {Register{n > 0 ? p[0] : 0.0, n > 1 ? p[1] : 0.0}};
     }
