@@ -45,7 +45,7 @@ LinearBlocks linear_blocks(const LinearArgs& args, std::size_t threads) {
     if (unaligned) b.column_blocks = 1;
     const std::size_t at_once = unaligned ? div_up(2 * args.out, 16) : 2 * group_panels;
     b.sums = b.rows * 16 * at_once;
-    b.weights = args.type == WeightType::fp32 ? 0 : depth_block * 16 * 2 * group_panels;
+    b.weights = args.type == WeightType::fp32 ? 0 : half_depth_block * 16 * 2 * group_panels;
     return b;
 }
 
@@ -65,14 +65,15 @@ DirectBlocks direct_blocks(const Conv2dArgs& args, std::size_t threads) {
     b.rows = b.row_blocks == 0 ? 0 : div_up(rows, b.row_blocks);
     b.column_blocks = column_blocks(b.row_blocks, div_up(b.panels, group_panels), threads);
     b.sums = b.rows * s.out_width() * 16 * group_panels;
-    b.weights = args.type == WeightType::fp32 ? 0 : depth_block * 16 * group_panels;
+    b.weights = args.type == WeightType::fp32 ? 0 : half_depth_block * 16 * group_panels;
     return b;
 }
 
 WinogradBlocks winograd_blocks(const Conv2dArgs& args) {
     const Conv2dShape& s = args.shape;
     WinogradBlocks b{};
-    b.m = args.algorithm == ConvAlgorithm::winograd2 ? 2 : 4;
+    const bool plain = args.algorithm == ConvAlgorithm::winograd2_plain;
+    b.m = plain || args.algorithm == ConvAlgorithm::winograd2 ? 2 : 4;
     b.points = (b.m + 2) * (b.m + 2);
     b.tiles_high = div_up(s.out_height(), b.m);
     b.tiles_wide = div_up(s.out_width(), b.m);
@@ -99,7 +100,10 @@ WinogradBlocks winograd_blocks(const Conv2dArgs& args) {
         b.strip = (tile_rows * b.m + 3 * images) * s.width * b.zeros;
     }
     b.sums = b.points * b.block_tiles * 16 * group_panels;
-    b.weights = args.type == WeightType::fp32 ? 0 : s.in * 16 * group_panels;
+    const std::size_t depth = s.in < plain_depth ? s.in : plain_depth;
+    b.weights = plain                           ? b.points * plain_step(depth) * group_panels
+                : args.type == WeightType::fp32 ? 0
+                                                : s.in * 16 * group_panels;
     return b;
 }
 

@@ -28,6 +28,9 @@ inline constexpr std::size_t group_panels = 2;
 inline constexpr std::size_t few_rows = 6;
 // Depth that is summed in one go; the part of B that belongs to it stays in the caches near the core.
 inline constexpr std::size_t depth_block = 640;
+// The same of weights that are halves: widened, two panels stay in a first-level cache beside the tile's rows
+// of A.
+inline constexpr std::size_t half_depth_block = 160;
 
 // linear: items are (block of rows) × (range of column groups).
 struct LinearBlocks {
@@ -53,6 +56,12 @@ struct DirectBlocks {
 // not.
 DirectBlocks direct_blocks(const Conv2dArgs& args, std::size_t threads);
 
+// Depth for which winograd2_plain transforms the weights of a group at once: they stay near the core.
+inline constexpr std::size_t plain_depth = 128;
+// Floats between the points of such weights: one line more than they take, so that points fall into different
+// cache sets.
+FASTDIFF_INLINE constexpr std::size_t plain_step(std::size_t depth) { return 16 * depth + 16; }
+
 // conv2d, Winograd: tiles are transformed and multiplied in rounds; in a round, items of the multiplication
 // are (block of tiles) × (column group).
 struct WinogradBlocks {
@@ -65,7 +74,8 @@ struct WinogradBlocks {
     std::size_t plane;  // floats between points
     std::size_t zeros;  // floats of a pixel of zeros
     std::size_t strip;  // floats of a round's normalised input; 0 when the input is taken as it is
-    std::size_t sums, weights;
+    std::size_t sums,
+        weights;  // floats of scratch per thread: for sums, and for widened or transformed weights
 };
 WinogradBlocks winograd_blocks(const Conv2dArgs& args);
 

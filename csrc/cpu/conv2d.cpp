@@ -65,16 +65,19 @@ void multiply(const Context& c, Range rows, std::size_t first, std::size_t panel
     const std::size_t panel = taps * s.in * gemm::panel_width;
     const auto at_once = static_cast<std::size_t>(gemm::max_panels<I>);
     // Blocks of depth are whole taps, or parts of one.
-    const std::size_t taps_at_once = s.in >= depth_block ? 1 : depth_block / s.in;
+    const bool whole = args.type == WeightType::fp32;
+    const std::size_t size = whole ? sizeof(float) : sizeof(std::uint16_t);
+    const std::size_t most_depth = whole ? depth_block : half_depth_block;
+    const std::size_t taps_at_once = s.in >= most_depth ? 1 : most_depth / s.in;
     for (std::size_t begin = 0; begin < taps; begin += taps_at_once) {
         const std::size_t count = taps - begin < taps_at_once ? taps - begin : taps_at_once;
-        for (std::size_t k = 0; k < s.in; k += depth_block) {
-            const std::size_t depth = s.in - k < depth_block ? s.in - k : depth_block;
+        for (std::size_t k = 0; k < s.in; k += most_depth) {
+            const std::size_t depth = s.in - k < most_depth ? s.in - k : most_depth;
             for (std::size_t p = 0; p < panels;) {
                 const std::size_t now = panels - p >= at_once ? at_once : 1;
                 const std::size_t offset = (first + p) * panel + (begin * s.in + k) * gemm::panel_width;
                 gemm::Tile t{};
-                if (args.type == WeightType::fp32) {
+                if (whole) {
                     t.b = static_cast<const float*>(args.weight) + offset;
                     t.panel = panel;
                 } else {
@@ -95,11 +98,10 @@ void multiply(const Context& c, Range rows, std::size_t first, std::size_t panel
                 const std::size_t parts = div_up(out_width, most);
                 // The next taps or channels follow; after the last, the next panels' come.
                 const bool last = k + depth == s.in && begin + count == taps;
-                const float* next = t.b;
-                if (args.type == WeightType::fp32) {
-                    next += count * depth * gemm::panel_width + (last ? (now - 1) * panel : 0);
-                }
-                const std::size_t fetched = args.type == WeightType::fp32 ? now : 1;
+                const std::size_t on = count * depth * gemm::panel_width + (last ? (now - 1) * panel : 0);
+                const gemm::Ahead ahead{static_cast<const char*>(args.weight) + (offset + on) * size, now,
+                                        panel * size, gemm::panel_width * size};
+                const std::size_t tiles = (rows.end - rows.begin) * parts;
                 for (std::size_t row = rows.begin; row < rows.end; ++row) {
                     const std::size_t image = row / out_height, y = row % out_height;
                     const float* line = c.input + (image * c.height + y * s.stride) * c.width * c.step + k;
@@ -109,8 +111,7 @@ void multiply(const Context& c, Range rows, std::size_t first, std::size_t panel
                         t.a = line + part.begin * t.lda;
                         t.c = out + part.begin * t.ldc;
                         t.start = begin > 0 || k > 0 ? t.c : nullptr;
-                        gemm::fetch_next(t, next, fetched, (row - rows.begin) * parts + i,
-                                         (rows.end - rows.begin) * parts);
+                        gemm::fetch(t, ahead, (row - rows.begin) * parts + i, tiles);
                         gemm::tile_function<I>(static_cast<int>(part.end - part.begin),
                                                static_cast<int>(now))(t);
                     }

@@ -41,17 +41,23 @@ struct Tile {
     std::size_t next_step;
 };
 
-// Sets what tile `index` of `tiles` that share B fetches: together they fetch `panels` panels at `next`, as
-// far apart as those of B.
-FASTDIFF_INLINE void fetch_next(Tile& t, const float* next, std::size_t panels, std::size_t index,
-                                std::size_t tiles) {
-    const std::size_t sharing = tiles / panels > 0 ? tiles / panels : 1;  // tiles per panel
+// Weights that come after those of a tile, `depth` rows of `panels` panels: `panel` bytes apart, `row` bytes
+// each.
+struct Ahead {
+    const void* from;
+    std::size_t panels, panel, row;
+};
+// Sets what tile `index` of `tiles` that share B fetches: together they fetch all of it, each a part of a
+// panel.
+FASTDIFF_INLINE void fetch(Tile& t, const Ahead& ahead, std::size_t index, std::size_t tiles) {
+    const std::size_t sharing = tiles / ahead.panels > 0 ? tiles / ahead.panels : 1;  // tiles per panel
     const std::size_t panel = index / sharing;
-    t.next = next;
+    t.next = t.b;
     t.next_step = 0;
-    if (panel >= panels) return;
-    t.next_step = (panel_width + sharing - 1) / sharing;
-    t.next += panel * t.panel + index % sharing * t.next_step * t.taps * t.depth;
+    if (panel >= ahead.panels) return;
+    t.next_step = (ahead.row / sizeof(float) + sharing - 1) / sharing;
+    t.next = reinterpret_cast<const float*>(static_cast<const char*>(ahead.from) + panel * ahead.panel) +
+             index % sharing * t.next_step * t.taps * t.depth;
 }
 
 // Rows per tile for a number of panels: accumulators, panels and one broadcast value fill the registers.

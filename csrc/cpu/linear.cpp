@@ -34,28 +34,33 @@ void multiply(const Context& c, std::size_t row, std::size_t rows, std::size_t f
     constexpr std::ptrdiff_t tap = 0;
     const auto at_once = static_cast<std::size_t>(
         count >= 4 && gemm::max_rows<I>(4) > 0 && rows <= few_rows ? 4 : gemm::max_panels<I>);
-    for (std::size_t k = 0; k < args.in; k += depth_block) {
-        const std::size_t depth = args.in - k < depth_block ? args.in - k : depth_block;
+    const bool whole = args.type == WeightType::fp32;
+    const std::size_t most_depth = whole ? depth_block : half_depth_block;
+    const std::size_t size = whole ? sizeof(float) : sizeof(std::uint16_t);
+    for (std::size_t k = 0; k < args.in; k += most_depth) {
+        const std::size_t depth = args.in - k < most_depth ? args.in - k : most_depth;
         for (std::size_t p = 0; p < count;) {
             const std::size_t panels = count - p >= at_once ? at_once : 1;
             const std::size_t offset = (first + p * step) * panel + k * gemm::panel_width;
+            const char* weight = static_cast<const char*>(args.weight) + offset * size;
             gemm::Tile t{};
-            const float* next = nullptr;
-            if (args.type == WeightType::fp32) {
-                t.b = static_cast<const float*>(args.weight) + offset;
+            if (whole) {
+                t.b = reinterpret_cast<const float*>(weight);
                 t.panel = step * panel;
-                // Deeper in these panels, or the top of the next.
-                next = k + depth < args.in ? t.b + depth * gemm::panel_width
-                                           : t.b - k * gemm::panel_width + (step > 1 ? 1 : panels) * panel;
             } else {
-                const auto* half = static_cast<const std::uint16_t*>(args.weight) + offset;
                 t.b = widened;
                 t.panel = depth * gemm::panel_width;
                 for (std::size_t q = 0; q < panels; ++q) {
-                    widen<I>(half + q * step * panel, widened + q * t.panel, t.panel);
+                    const auto* half = reinterpret_cast<const std::uint16_t*>(weight) + q * step * panel;
+                    widen<I>(half, widened + q * t.panel, t.panel);
                 }
-                next = widened;
             }
+            // Deeper in these panels, or the top of the next.
+            const std::size_t on = k + depth < args.in
+                                       ? depth * gemm::panel_width
+                                       : (step > 1 ? 1 : panels) * panel - k * gemm::panel_width;
+            const gemm::Ahead ahead{weight + on * size, panels, step * panel * size,
+                                    gemm::panel_width * size};
             t.lda = args.x_stride;
             t.tap = &tap;
             t.taps = 1;
@@ -77,7 +82,7 @@ void multiply(const Context& c, std::size_t row, std::size_t rows, std::size_t f
                     }
                     if (target.bias != nullptr) t.bias = target.bias + p * step * gemm::panel_width;
                 }
-                gemm::fetch_next(t, next, args.type == WeightType::fp32 ? panels : 1, i, parts);
+                gemm::fetch(t, ahead, i, parts);
                 gemm::tile_function<I>(static_cast<int>(part.end - part.begin), static_cast<int>(panels))(t);
             }
             p += panels;

@@ -69,6 +69,11 @@ std::vector<double> weight_transform(std::size_t m) {
     return g;
 }
 
+// Whether an algorithm takes the weights as they are, in one layout.
+bool is_plain(ConvAlgorithm algorithm) {
+    return algorithm == ConvAlgorithm::direct || algorithm == ConvAlgorithm::winograd2_plain;
+}
+
 void pack_winograd(const float* weight, const Conv2dShape& shape, std::size_t m, WeightType type,
                    void* packed) {
     const std::size_t n = m + 2, points = n * n;
@@ -124,7 +129,7 @@ bool conv2d_supports(const Conv2dShape& shape, ConvAlgorithm algorithm) {
 }
 
 std::size_t conv2d_packed_bytes(const Conv2dShape& shape, ConvAlgorithm algorithm, WeightType type) {
-    const std::size_t matrices = algorithm == ConvAlgorithm::direct      ? shape.kernel_h * shape.kernel_w
+    const std::size_t matrices = is_plain(algorithm)                     ? shape.kernel_h * shape.kernel_w
                                  : algorithm == ConvAlgorithm::winograd2 ? 16
                                                                          : 36;
     return bytes(div_up(shape.out, width) * matrices * shape.in * width, type);
@@ -132,7 +137,7 @@ std::size_t conv2d_packed_bytes(const Conv2dShape& shape, ConvAlgorithm algorith
 
 void conv2d_pack(const float* weight, const Conv2dShape& shape, ConvAlgorithm algorithm, WeightType type,
                  void* packed) {
-    if (algorithm != ConvAlgorithm::direct) {
+    if (!is_plain(algorithm)) {
         pack_winograd(weight, shape, algorithm == ConvAlgorithm::winograd2 ? 2 : 4, type, packed);
         return;
     }
@@ -173,8 +178,12 @@ ConvAlgorithm conv2d_choose(const Conv2dShape& shape, unsigned available, std::s
     };
     const std::size_t pixels = shape.batch * shape.out_height() * shape.out_width();
     if (has(ConvAlgorithm::winograd4) && pixels >= 256) return ConvAlgorithm::winograd4;
+    if (has(ConvAlgorithm::winograd2_plain) && pixels >= 32 && pixels < 128)
+        return ConvAlgorithm::winograd2_plain;
     if (has(ConvAlgorithm::winograd2) && pixels >= 32) return ConvAlgorithm::winograd2;
-    for (auto algorithm : {ConvAlgorithm::direct, ConvAlgorithm::winograd2, ConvAlgorithm::winograd4}) {
+    if (has(ConvAlgorithm::winograd2_plain) && pixels >= 32) return ConvAlgorithm::winograd2_plain;
+    for (auto algorithm : {ConvAlgorithm::direct, ConvAlgorithm::winograd2_plain, ConvAlgorithm::winograd2,
+                           ConvAlgorithm::winograd4}) {
         if (has(algorithm)) return algorithm;
     }
     return ConvAlgorithm::direct;

@@ -29,7 +29,9 @@
 
 namespace fastdiff {
 
-enum class ConvAlgorithm : std::uint8_t { direct, winograd2, winograd4 };
+// winograd2_plain is F(2×2, 3×3) on the weights of `direct`, transformed while it computes: where there are
+// few tiles, reading half the bytes is worth more than the transform costs.
+enum class ConvAlgorithm : std::uint8_t { direct, winograd2, winograd4, winograd2_plain };
 
 struct Conv2dShape {
     std::size_t batch, height, width, in, out;

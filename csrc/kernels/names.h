@@ -25,6 +25,7 @@ inline constexpr Named<ConvAlgorithm> algorithm_names[] = {
     {"direct", ConvAlgorithm::direct},
     {"winograd2", ConvAlgorithm::winograd2},
     {"winograd4", ConvAlgorithm::winograd4},
+    {"winograd2_plain", ConvAlgorithm::winograd2_plain},
 };
 
 inline constexpr Named<Elementwise> elementwise_names[] = {

@@ -111,7 +111,7 @@ class NodeParts {
         return static_cast<WeightType>(packing.type);
     }
     ConvAlgorithm algorithm(std::uint8_t code) {
-        if (code > static_cast<std::uint8_t>(ConvAlgorithm::winograd4)) fail("unknown algorithm");
+        if (code > static_cast<std::uint8_t>(ConvAlgorithm::winograd2_plain)) fail("unknown algorithm");
         return static_cast<ConvAlgorithm>(code);
     }
 

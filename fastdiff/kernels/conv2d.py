@@ -14,7 +14,7 @@ __all__ = ["ALGORITHMS", "Conv2dWeight", "conv2d", "pack_conv2d"]
 
 FloatArray = npt.NDArray[np.float32]
 
-ALGORITHMS = ("direct", "winograd2", "winograd4")
+ALGORITHMS = ("direct", "winograd2", "winograd4", "winograd2_plain")
 """An implicit GEMM for any kernel, and F(2×2, 3×3) and F(4×4, 3×3) for 3×3 kernels with stride 1."""
 
 

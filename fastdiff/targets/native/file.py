@@ -43,7 +43,7 @@ Dim = int | str | tuple[int | str, ...]
 _OPERATORS = {"+": 2, "-": 3, "*": 4, "//": 5}
 _DTYPES = {"float32": 0, "int64": 1, "float16": 2, "packed": 3}
 _STAGES = {"prompt": 0, "schedule": 1, "step": 2}
-_ALGORITHMS = {"direct": 0, "winograd2": 1, "winograd4": 2}
+_ALGORITHMS = {"direct": 0, "winograd2": 1, "winograd4": 2, "winograd2_plain": 3}
 _TYPES = {"fp32": 0, "fp16": 1}
 
 
@@ -87,7 +87,7 @@ class Weight:
 class Packing:
     """The weights of a conv2d or linear as one algorithm wants them.
 
-    algorithm  "direct", "winograd2" or "winograd4"; linear has "direct" alone
+    algorithm  "direct", "winograd2", "winograd4" or "winograd2_plain"; linear has "direct" alone
     type       "fp32" or "fp16"
     weight     id of the packed weight
     """
