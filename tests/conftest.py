@@ -10,6 +10,7 @@ import pytest
 
 from fastdiff import _C
 from fastdiff.zoo import resolve
+from tests.builds import build_native
 
 # Before transformers or diffusers are imported: no test may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,6 +46,12 @@ def tiny_engine(tiny_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_native_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of it for the native target."""
+    return build_native(tiny_checkpoint, tmp_path_factory.mktemp("native") / "tiny.fd")
+
+
+@pytest.fixture(scope="session")
 def scenes_checkpoint() -> Path:
     """The checkpoint that ships with the package."""
     return resolve("scenes")
@@ -56,3 +63,9 @@ def scenes_engine(scenes_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     from fastdiff.build.build import build_engine
 
     return build_engine("scenes", tmp_path_factory.mktemp("scenes") / "scenes.fd", target="onnxruntime").path
+
+
+@pytest.fixture(scope="session")
+def scenes_native_engine(scenes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of it for the native target."""
+    return build_native("scenes", tmp_path_factory.mktemp("native") / "scenes.fd")
