@@ -89,8 +89,9 @@ def measure(
 
 
 _BETWEEN_HALVES = math.sqrt(0.5)
-"""What weights are multiplied with while they are rounded. A checkpoint may hold halves, which rounding leaves
-as they are, while a transformed kernel is rounded all the same: this way both meet the error of rounding."""
+"""What weights are multiplied with while they are rounded. A checkpoint may hold halves, which rounding
+leaves as they are, while a transformed kernel is rounded all the same: this way both meet the error of
+rounding."""
 
 
 def _round_weights(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from fastdiff.build.modules import random_inputs
 from fastdiff.build.passes import FUSIONS, PASSES, Stage, run_passes, stages
 from fastdiff.config import MODULES
 from tests.build.passes.conftest import compare, fused_module, tensor_operators, values
-from tests.published import captured_part, published, sizes_of, VOCABULARY
+from tests.published import VOCABULARY, captured_part, published, sizes_of
 
 CONV, LINEAR, NORM = "fastdiff.conv2d", "fastdiff.linear", "fastdiff.group_norm_silu"
 ATTENTION, TIME, LAYER_NORM = "fastdiff.attention", "fastdiff.timestep_embedding", "aten.layer_norm"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -23,8 +24,8 @@ from fastdiff.errors import CaptureError, EngineDamagedError, TargetError
 from fastdiff.targets import CompileOptions, require_target
 from fastdiff.targets.native import availability, compiler, file
 from fastdiff.targets.native.pack import algorithms, pack
-from tests.compare import assert_close
 from tests.builds import build_native
+from tests.compare import assert_close
 from tests.targets.native.models import MODELS, VOCABULARY, lowered, model, sizes_of
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -222,16 +223,28 @@ def test_damage_to_large_files(engine: Path, tmp_path: Path, monkeypatch: pytest
         open_engine(copy, verify_hashes=False)
 
 
-def test_a_picture_without_other_libraries(engine: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys, fastdiff\n"
-        "result = fastdiff.load(sys.argv[1])('a red circle', steps=2, seed=0)\n"
-        "result.save(sys.argv[2])\n"
-        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
-        "assert not loaded & {'torch', 'onnx', 'onnxruntime', 'diffusers', 'transformers'}, loaded\n"
-    )
-    words = [sys.executable, "-c", code, str(engine), str(tmp_path / "out.png")]
-    subprocess.run(words, check=True, cwd=ROOT)
+GENERATE = """
+import sys
+from pathlib import Path
+from fastdiff.cli import main
+status = main(["generate", sys.argv[1], "a red circle", "-o", sys.argv[2], "--steps", "2", "--seed", "0"])
+lines = Path("/proc/self/maps").read_text().splitlines()
+mapped = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
+print(status or 0, *{name.partition(".")[0] for name in sys.modules})
+print(*mapped, sep=chr(10))
+"""
+VENDORS = {"accelerate", "diffusers", "huggingface_hub", "onnx", "onnxruntime", "torch", "transformers"}
+
+
+def test_generating_loads_no_vendor_library(engine: Path, tmp_path: Path) -> None:
+    """Neither as a module of Python nor as a shared library that something else has mapped."""
+    words = [sys.executable, "-c", GENERATE, str(engine), str(tmp_path / "out.png")]
+    run = subprocess.run(words, check=True, cwd=ROOT, capture_output=True, text=True)
+    first, *mapped = run.stdout[run.stdout.index("\n0 ") + 1 :].splitlines()
+    assert VENDORS & set(first.split()) == set()
+    assert any(path.endswith(Path(_C.__file__).name) for path in mapped), "our own library is mapped"
+    assert [path for path in mapped if VENDORS & set(Path(path).parts)] == []
+    assert [path for path in mapped if re.search(r"lib(torch|onnx|c10)", Path(path).name)] == []
     assert (tmp_path / "out.png").stat().st_size > 0
 
 
