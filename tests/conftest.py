@@ -48,13 +48,12 @@ def tiny_engine(tiny_checkpoint: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_native_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine of it as ``auto`` builds it, for the native target, with every layer measured once."""
-    from fastdiff.build.build import build_engine
     from fastdiff.targets.native import compiler
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "_ROUNDS", 1)
         patch.setattr(compiler, "_SECONDS", 1e-5)
-        return build_engine(tiny_checkpoint, tmp_path_factory.mktemp("native") / "tiny.fd").path
+        return build_captured(tiny_checkpoint, tmp_path_factory.mktemp("native") / "tiny.fd")
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import load_checkpoint
 from fastdiff.build.modules import ModuleSpec, module_spec, module_wrapper
-from fastdiff.config import ModelSpec, SizeRange, TensorSpec
+from fastdiff.build.passes import FUSIONS, PASSES, run_passes
+from fastdiff.config import MODULES, ModelSpec, SizeRange, TensorSpec
 
-__all__ = ["PUBLISHED", "VOCABULARY", "captured_part", "published", "sizes_of"]
+__all__ = ["MODELS", "PUBLISHED", "VOCABULARY", "captured_part", "fused", "model", "sizes_of"]
 
 VOCABULARY = 60
 LATENT = TensorSpec("sample", "float32", ("batch", 4, "height", "width"))
@@ -223,12 +225,26 @@ PUBLISHED: dict[str, Callable[[], CapturedModule]] = {
 }
 
 
+MODELS = (*PUBLISHED, *(f"scenes_{name}" for name in MODULES))
+"""These and the modules of the shipped checkpoint."""
+
+
 @cache
-def published(name: str) -> CapturedModule:
-    """One of PUBLISHED, captured once for all tests; its graph has been through no pass."""
+def model(name: str) -> CapturedModule:
+    """One of MODELS, captured once for all tests; its graph has been through no pass."""
+    if name.startswith("scenes_"):
+        return captured_part("scenes", name.removeprefix("scenes_"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return PUBLISHED[name]()
+
+
+@cache
+def fused(name: str) -> ExportedProgram:
+    """Its graph after all passes."""
+    program = model(name).program
+    assert program is not None
+    return run_passes(program, PASSES + FUSIONS)
 
 
 @cache

@@ -28,8 +28,12 @@ def run(*command: str | Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cpp")
+def build() -> Path:
+    """Kept, so that the next run compiles only what changed."""
+    folder = ROOT / "build" / "tests"
+    cache = folder / "CMakeCache.txt"
+    if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
+        shutil.rmtree(folder)  # configured for another checkout
     cmake = tool("cmake", "CMAKE_BIN_DIR")
     ninja = tool("ninja", "BIN_DIR")
     options = ["-DFASTDIFF_BUILD_PYTHON=OFF", "-DFASTDIFF_BUILD_TESTS=ON", "-DFASTDIFF_WERROR=ON"]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import sympy
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 
-from fastdiff.build.checkpoint import load_checkpoint
 from fastdiff.build.modules import random_inputs
-from fastdiff.build.passes import FUSIONS, PASSES, Stage, run_passes, stages
+from fastdiff.build.passes import Stage, stages
 from fastdiff.config import MODULES
-from tests.build.passes.conftest import compare, fused_module, tensor_operators, values
-from tests.published import VOCABULARY, captured_part, published, sizes_of
+from tests.build.passes.conftest import compare, operators, tensor_operators, values
+from tests.published import VOCABULARY, fused, model, sizes_of
 
 CONV, LINEAR, NORM = "fastdiff.conv2d", "fastdiff.linear", "fastdiff.group_norm_silu"
 ATTENTION, TIME, LAYER_NORM = "fastdiff.attention", "fastdiff.timestep_embedding", "aten.layer_norm"
@@ -118,27 +114,16 @@ SCENES = {
 """What is left of ATen."""
 
 
-def run_all(program: ExportedProgram) -> ExportedProgram:
-    return run_passes(program, PASSES + FUSIONS)
-
-
-@cache
-def fused(name: str) -> ExportedProgram:
-    program = published(name).program
-    assert program is not None
-    return run_all(program)
-
-
 def inputs_of(name: str) -> list[Tensor]:
     """Of sizes other than captured."""
-    module = published(name)
+    module = model(name)
     arrays = random_inputs(module.spec, sizes_of(module, 0), seed=0, vocab_size=VOCABULARY)
     return [torch.from_numpy(arrays[tensor.name]) for tensor in module.spec.inputs]
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_same_result_at_other_sizes(name: str) -> None:
-    before = published(name).program
+    before = model(name).program
     assert before is not None
     compare(before, fused(name), *inputs_of(name), rel_l2=5e-6)
 
@@ -182,6 +167,7 @@ def test_stages(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_scenes(name: str) -> None:
-    counts = fused_module(captured_part("scenes", name), run_all, load_checkpoint("scenes").vocab_size)
+    test_same_result_at_other_sizes(f"scenes_{name}")
+    counts = operators(fused(f"scenes_{name}"))
     left = {op.rpartition(".")[0] for op in counts if op.startswith("aten.") and "sym_size" not in op}
     assert left == SCENES[name]

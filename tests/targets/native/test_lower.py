@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from fastdiff.build.capture import CapturedModule, capture, run_eager
 from fastdiff.build.modules import ModuleSpec, random_inputs
+from fastdiff.build.passes import run_passes
 from fastdiff.config import SizeRange, TensorSpec
 from fastdiff.errors import CaptureError
 from fastdiff.targets.native.file import Dim, write
 from fastdiff.targets.native.lower import LOWERINGS, Lowered, lower
 from fastdiff.targets.native.symbols import Symbols
 from tests.compare import assert_close
+from tests.published import fused
 from tests.targets.native.interpreter import interpret
 from tests.targets.native.models import MODELS, VOCABULARY, model, sizes_of
 from tests.targets.native.models import lowered as lowered_model
@@ -277,6 +279,8 @@ def test_errors_name_node_and_way_out(name: str) -> None:
 
 def test_errors_name_the_module() -> None:
     module = model("sd15")
+    assert module.program is not None
+    module = module.with_program(run_passes(module.program))
     with pytest.raises(CaptureError, match=r"in model\.time_embedding\.linear_1\)") as caught:
         lowered_of(module)  # without the fusing passes
     assert "unet: aten." in str(caught.value)
@@ -309,11 +313,7 @@ def test_every_lowering_is_tested() -> None:
         assert module.program is not None
         reached |= {node.target for node in module.program.graph.nodes if node.op == "call_function"}
     for name in ("sd15", "clip_pooled"):
-        module = model(name)
-        assert module.program is not None
-        from fastdiff.build.passes import FUSIONS, run_passes
-
-        graph = run_passes(module.program, FUSIONS).graph
+        graph = fused(name).graph
         reached |= {node.target for node in graph.nodes if node.op == "call_function"}
     missed = {str(target) for target in LOWERINGS if target not in reached}
     assert missed <= SPELLINGS
