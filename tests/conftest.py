@@ -10,6 +10,7 @@ import pytest
 
 from fastdiff import _C
 from fastdiff.zoo import resolve
+from tests.builds import build_captured, build_native
 
 # Before transformers or diffusers are imported: no test may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,6 +46,17 @@ def tiny_engine(tiny_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_native_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of it as ``auto`` builds it, for the native target, with every layer measured once."""
+    from fastdiff.targets.native import compiler
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "_ROUNDS", 1)
+        patch.setattr(compiler, "_SECONDS", 1e-5)
+        return build_captured(tiny_checkpoint, tmp_path_factory.mktemp("native") / "tiny.fd")
+
+
+@pytest.fixture(scope="session")
 def scenes_checkpoint() -> Path:
     """The checkpoint that ships with the package."""
     return resolve("scenes")
@@ -53,6 +65,10 @@ def scenes_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def scenes_engine(scenes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine of ``scenes`` for ONNX Runtime, built once for all tests."""
-    from fastdiff.build.build import build_engine
+    return build_captured("scenes", tmp_path_factory.mktemp("scenes") / "scenes.fd", target="onnxruntime")
 
-    return build_engine("scenes", tmp_path_factory.mktemp("scenes") / "scenes.fd", target="onnxruntime").path
+
+@pytest.fixture(scope="session")
+def scenes_native_engine(scenes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of it for the native target."""
+    return build_native("scenes", tmp_path_factory.mktemp("native") / "scenes.fd")

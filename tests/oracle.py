@@ -20,7 +20,10 @@ SCHEDULERS = {
 
 
 class Oracle:
-    """``StableDiffusionPipeline`` of a checkpoint in float32 on one thread, called with our names."""
+    """``StableDiffusionPipeline`` of a checkpoint in float32 on one thread, called with our names.
+
+    It remembers the results of its calls, for tests that compare several engines with them.
+    """
 
     def __init__(self, checkpoint: Path) -> None:
         import torch
@@ -34,8 +37,16 @@ class Oracle:
             )
         self.pipe.set_progress_bar_config(disable=True)
         self.config = self.pipe.scheduler.config
+        self._known: dict[str, tuple[list[Image], np.ndarray]] = {}
 
-    def __call__(
+    def __call__(self, prompt: str | list[str], **call: Any) -> tuple[list[Image], np.ndarray]:
+        """Pictures and final latents; the arguments are those of ``_draw``."""
+        key = repr((prompt, sorted(call.items())))
+        if key not in self._known:
+            self._known[key] = self._draw(prompt, **call)
+        return self._known[key]
+
+    def _draw(
         self,
         prompt: str | list[str],
         *,
@@ -49,7 +60,6 @@ class Oracle:
         width: int | None = None,
         eta: float = 0.0,
     ) -> tuple[list[Image], np.ndarray]:
-        """Pictures and final latents."""
         import diffusers
         import torch
 

@@ -36,6 +36,7 @@ ALLOWED = {
     "targets/native/compiler.py": {"torch"},
     "targets/native/lower.py": {"torch"},
     "targets/native/ops.py": {"torch"},
+    "targets/native/selection.py": {"torch"},
     "targets/native/symbols.py": {"torch"},
     "targets/onnxruntime.py": {"onnxruntime", "onnx", "torch"},
     "targets/torch.py": {"torch", "diffusers", "transformers"},
@@ -50,6 +51,7 @@ AT_TOP = (
     "targets/native/compiler.py",
     "targets/native/lower.py",
     "targets/native/ops.py",
+    "targets/native/selection.py",
     "targets/native/symbols.py",
     "zoo/training",
 )

@@ -1,12 +1,15 @@
 """Whole pictures against diffusers.StableDiffusionPipeline: same checkpoint, prompt and seed, same picture.
 
-On the tiny random checkpoint always, on the shipped ``scenes`` where it is. The random model's pictures are
-checked to be pictures (neither flat nor saturated), so that 45 dB says something; latents are compared too.
+On the tiny random checkpoint and on the shipped ``scenes``. The random model's pictures are checked to be
+pictures (neither flat nor saturated), so that 45 dB says something; latents are compared too. Everything runs
+on the native target, whose loop is in C++; what differs with another target is the modules and the loop in
+Python, for which ONNX Runtime meets every sampler with few steps, in the hardest corner and with noise.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,10 @@ import pytest
 
 import fastdiff
 from fastdiff.build.build import build_engine
+from fastdiff.config import MODULES, Precision
+from fastdiff.engine_dir import open_engine
+from fastdiff.zoo import resolve
+from tests.builds import build_native
 from tests.oracle import SCHEDULERS, Oracle, pairwise, psnr
 
 PROMPTS = ("a red circle left of a blue square", "A big green STAR above a ring, on stripes!", "")
@@ -24,13 +31,20 @@ LATENT_ERROR = {"dpmpp_2m": 1e-4, "euler": 1e-4, "pndm": 1e-4, "ddim": 3e-3}
 """Relative L2 of the final latents. DDIM's is larger because its scheduler clips x₀ unless the config forbids
 it: where it does, the next sample is the model's output itself, whose rounding guidance multiplies and no
 later step contracts. One bit of the noise changed makes PyTorch differ from itself by 3e-4."""
+ENGINES = {
+    f"{checkpoint}-{target}": f"{checkpoint}_{fixture}"
+    for target, fixture in (("native", "native_engine"), ("onnxruntime", "engine"))
+    for checkpoint in ("tiny", "scenes")
+}
+"""The fixture of each engine."""
+NATIVE = ("tiny-native", "scenes-native")
+TINY = ("tiny-native", "tiny-onnxruntime")
 
 
 @dataclass(frozen=True)
 class Model:
     """One checkpoint in both implementations; ``side`` and ``longer`` are picture sizes in pixels."""
 
-    name: str
     pipe: fastdiff.Pipeline
     oracle: Oracle
     side: int
@@ -43,13 +57,22 @@ class Model:
         }
 
 
-@pytest.fixture(scope="module", params=["tiny", "scenes"])
+@cache
+def oracle_of(checkpoint: Path) -> Oracle:
+    """One for all engines of a checkpoint; it remembers the pictures that it made."""
+    return Oracle(checkpoint)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
 def model(request: pytest.FixtureRequest) -> Model:
-    checkpoint: Path = request.getfixturevalue(f"{request.param}_checkpoint")
-    engine: Path = request.getfixturevalue(f"{request.param}_engine")
+    checkpoint: Path = request.getfixturevalue(f"{request.param.partition('-')[0]}_checkpoint")
+    engine: Path = request.getfixturevalue(ENGINES[request.param])
     pipe = fastdiff.load(engine, threads=1)
     spec = pipe.engine.manifest.model
-    return Model(request.param, pipe, Oracle(checkpoint), spec.default_height, spec.default_height * 3 // 2)
+    assert {entry.target for entry in pipe.engine.manifest.modules.values()} == {
+        request.param.partition("-")[2]
+    }
+    return Model(pipe, oracle_of(checkpoint), spec.default_height, spec.default_height * 3 // 2)
 
 
 def compare(model: Model, prompt: str | list[str], **call: Any) -> None:
@@ -76,6 +99,7 @@ CASES = pairwise({"prompt": PROMPTS, "guidance": (1.0, 7.5), "num": (1, 2), "siz
     ids=lambda case: f"{PROMPTS.index(case['prompt'])}-{case['guidance']:g}-{case['num']}-{case['size']}",
 )
 @pytest.mark.parametrize("sampler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("model", NATIVE, indirect=True)
 def test_picture_equals_diffusers(model: Model, sampler: str, case: dict[str, Any]) -> None:
     call = {"guidance": case["guidance"], "num": case["num"], **model.size(case["size"])}
     compare(model, case["prompt"], sampler=sampler, steps=20, seed=len(sampler), **call)
@@ -97,13 +121,13 @@ def test_the_hardest_corner(model: Model, sampler: str) -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["tiny"], indirect=True)
+@pytest.mark.parametrize("model", TINY, indirect=True)
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_ddim_noise_comes_from_the_same_generator(model: Model, eta: float) -> None:
     compare(model, PROMPTS[0], sampler="ddim", steps=10, guidance=3.0, num=2, seed=7, eta=eta)
 
 
-@pytest.mark.parametrize("model", ["tiny"], indirect=True)
+@pytest.mark.parametrize("model", TINY, indirect=True)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 @pytest.mark.parametrize("sampler", sorted(SCHEDULERS))
 def test_few_steps(model: Model, sampler: str, steps: int) -> None:
@@ -117,7 +141,7 @@ def test_few_steps(model: Model, sampler: str, steps: int) -> None:
     assert psnr(ours.images[0], pictures[0]) >= MIN_PSNR
 
 
-@pytest.mark.parametrize("model", ["tiny"], indirect=True)
+@pytest.mark.parametrize("model", ["tiny-native"], indirect=True)
 @pytest.mark.filterwarnings("ignore::fastdiff.FastdiffWarning")
 def test_a_prompt_that_is_cut(model: Model) -> None:
     compare(model, "a red circle, " * 40, sampler="ddim", steps=5, guidance=4.0, seed=3)
@@ -132,7 +156,30 @@ def test_one_picture_of_the_checkpoints_own_sampler(model: Model) -> None:
 def test_one_picture_with_the_reference_target(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """From checkpoint to picture by way of the target that needs no capture, which takes seconds."""
     engine = build_engine(tiny_checkpoint, tmp_path / "tiny.fd", target="torch").path
-    check_own_sampler(fastdiff.load(engine, threads=1), Oracle(tiny_checkpoint))
+    check_own_sampler(fastdiff.load(engine, threads=1), oracle_of(tiny_checkpoint))
+
+
+@pytest.mark.parametrize("sampler", sorted(SCHEDULERS))
+def test_weights_stored_as_halves(halves: fastdiff.Pipeline, sampler: str) -> None:
+    """The same 45 dB: ``scenes`` is shipped in halves, so only transformed kernels are rounded."""
+    prompt = PROMPTS[0]
+    ours = halves(prompt, sampler=sampler, steps=20, guidance=7.5, seed=0)
+    pictures, _ = oracle_of(resolve("scenes"))(prompt, sampler=sampler, steps=20, guidance=7.5, seed=0)
+    assert np.asarray(pictures[0]).std() > 4
+    assert psnr(ours.images[0], pictures[0]) >= MIN_PSNR
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> fastdiff.Pipeline:
+    """An engine of ``scenes`` in fp16, whose build has compared every module with PyTorch."""
+    path = build_native("scenes", tmp_path_factory.mktemp("halves") / "scenes.fd", precision="fp16")
+    engine = open_engine(path)
+    for name in MODULES:
+        entry = engine.entry(name)
+        assert (entry.target, entry.precision) == ("native", Precision.FP16)
+        assert 0 < entry.error["relative_l2"] < 1e-3
+    assert engine.entry("unet").error["relative_l2"] > 1e-5, "its transformed kernels are rounded"
+    return fastdiff.load(path, threads=1)
 
 
 def check_own_sampler(pipe: fastdiff.Pipeline, oracle: Oracle) -> None:

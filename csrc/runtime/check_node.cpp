@@ -60,6 +60,12 @@ class Check {
         wanted.push_back(node.channels);
         result(wanted);
     }
+    void operator()(const SelectTokenNode&) const {
+        const Shape &x = *x_, &ids = *inputs_[1];
+        rank(x, 3);
+        require(ids == Shape{x[0], x[1]}, ids);
+        result({x[0], x[2]});
+    }
     void operator()(const TimestepEmbeddingNode& node) const {
         rank(*x_, 1);
         result({(*x_)[0], 2 * node.half});

@@ -103,6 +103,9 @@ struct EmbeddingNode {
     WeightType type;
     const void* table;
 };
+struct SelectTokenNode {
+    std::int64_t token;  // the id looked for; -1: the largest
+};
 struct TimestepEmbeddingNode {
     std::size_t half;
     bool sine_first;
@@ -132,9 +135,10 @@ struct ConstantNode {
     Shape shape;
 };
 
-using NodeKind = std::variant<Conv2dNode, LinearNode, GroupNormNode, LayerNormNode, AttentionNode, GegluNode,
-                              EmbeddingNode, TimestepEmbeddingNode, ResampleNode, ElementwiseNode, ConcatNode,
-                              SliceNode, ReshapeNode, ExpandNode, PermuteNode, ConstantNode>;
+using NodeKind =
+    std::variant<Conv2dNode, LinearNode, GroupNormNode, LayerNormNode, AttentionNode, GegluNode,
+                 EmbeddingNode, SelectTokenNode, TimestepEmbeddingNode, ResampleNode, ElementwiseNode,
+                 ConcatNode, SliceNode, ReshapeNode, ExpandNode, PermuteNode, ConstantNode>;
 
 struct Node {
     static constexpr int none = -1;  // an optional input that is not there

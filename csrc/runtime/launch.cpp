@@ -211,6 +211,20 @@ struct Launch {
         }
         kernels.embedding(args, parallel);
     }
+    // A row per prompt: too little to divide among threads.
+    void operator()(const SelectTokenNode& node) const {
+        const View& x = step.inputs[0];
+        const std::size_t tokens = x.shape[1], channels = x.shape[2], stride = rows_of(step.output).stride;
+        const auto* ids = static_cast<const std::int64_t*>(inputs[1]);
+        for (std::size_t i = 0; i < x.shape[0]; ++i, ids += tokens) {
+            const std::int64_t* found = node.token < 0 ? std::max_element(ids, ids + tokens)
+                                                       : std::find(ids, ids + tokens, node.token);
+            // The first where there is none, as PyTorch's argmax gives it.
+            const auto at = found == ids + tokens ? 0 : static_cast<std::size_t>(found - ids);
+            std::copy_n(floats(inputs[0]) + i * x.strides[0] + at * x.strides[1], channels,
+                        output + i * stride);
+        }
+    }
     void operator()(const TimestepEmbeddingNode& node) const {
         kernels.timestep_embedding({step.inputs[0].shape[0], node.half, floats(inputs[0]), node.frequencies,
                                     output, rows_of(step.output).stride, node.sine_first},
@@ -263,6 +277,9 @@ struct CanRead {
     }
     bool operator()(const AttentionNode&) const { return attends(view); }
     bool operator()(const EmbeddingNode&) const { return is_contiguous(view); }
+    bool operator()(const SelectTokenNode&) const {
+        return input == 1 ? is_contiguous(view) : has_channels(view);
+    }
     bool operator()(const TimestepEmbeddingNode&) const { return is_contiguous(view); }
     bool operator()(const ElementwiseNode&) const { return true; }
     bool operator()(const GegluNode&) const { return true; }

@@ -17,6 +17,7 @@ namespace {
 constexpr std::int64_t max_channels = 1 << 24;
 constexpr std::int64_t max_kernel = 64;
 constexpr std::int64_t max_factor = 64;
+constexpr std::int64_t max_token = std::numeric_limits<std::int32_t>::max();
 constexpr std::size_t max_weight = std::size_t{1} << 36;
 
 Conv2dNode conv2d(const RawNode& raw, const Graph& graph, NodeParts& parts) {
@@ -147,6 +148,7 @@ NodeKind make_kind(const RawNode& raw, const Graph& graph, NodeParts& parts) {
     }
     if (op == "geglu") return GegluNode{};
     if (op == "embedding") return embedding(parts);
+    if (op == "select_token") return SelectTokenNode{parts.integer("token", -1, max_token)};
     if (op == "timestep_embedding") {
         TimestepEmbeddingNode node{0, parts.flag("sine_first"), {}};
         node.frequencies = parts.vector("frequencies", node.half);
@@ -179,6 +181,7 @@ struct ArityOf {
     Arity operator()(const Conv2dNode&) const { return {1, 3}; }
     Arity operator()(const LinearNode&) const { return {1, 2}; }
     Arity operator()(const AttentionNode&) const { return {3, 3}; }
+    Arity operator()(const SelectTokenNode&) const { return {2, 2}; }
     Arity operator()(const ElementwiseNode& node) const {
         const std::size_t count = node.function >= Elementwise::add ? 2 : 1;
         return {count, count};
@@ -201,13 +204,15 @@ void check_inputs(const Node& node, const Graph& graph, const NodeParts& parts) 
                    (wanted.most > wanted.required ? " or more" : ""));
     }
     const DType result = graph.values[static_cast<std::size_t>(node.output)].dtype;
-    const bool ids = std::holds_alternative<EmbeddingNode>(node.kind);
+    const bool embeds = std::holds_alternative<EmbeddingNode>(node.kind);
+    const bool selects = std::holds_alternative<SelectTokenNode>(node.kind);
     for (std::size_t i = 0; i < found; ++i) {
         if (node.inputs[i] == Node::none) {
             if (i < wanted.required) parts.fail("input " + std::to_string(i) + " is missing");
             continue;
         }
         const DType dtype = graph.values[static_cast<std::size_t>(node.inputs[i])].dtype;
+        const bool ids = embeds || (selects && i == 1);
         const DType expected = ids ? DType::int64 : node.is_view() ? result : DType::float32;
         if (dtype != expected)
             parts.fail("input " + std::to_string(i) + " has another dtype than the op takes");

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from fastdiff.build.capture import CapturedModule, capture
+from fastdiff.build.capture import CapturedModule
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
-from fastdiff.build.modules import module_spec
+from tests.published import captured_part
 
 Captured = Callable[[str], CapturedModule]
 
@@ -21,13 +20,7 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def captured(checkpoint: Checkpoint) -> Captured:
+def captured(tiny_checkpoint: Path) -> Captured:
     """A function from a module's name to the captured module."""
 
-    @cache
-    def get(name: str) -> CapturedModule:
-        spec = module_spec(name, checkpoint.spec)
-        part = checkpoint.load(spec.part)
-        return capture(CapturedModule(spec, spec.wrap(part), part))
-
-    return get
+    return lambda name: captured_part(tiny_checkpoint, name)

@@ -272,7 +272,11 @@ GraphFile every_op() {
                             {{"axis", std::int64_t{1}}, {"start", std::int64_t{0}}})
                          .output;
     const auto wide = b.node("expand", {cut}, {batch, tokens, n(4)}).output;
-    const auto values = b.node("add", {table.output, wide}, {batch, tokens, n(4)}).output;
+    const auto token =
+        b.node("select_token", {wide, ids}, {batch, n(4)}, {{"token", std::int64_t{3}}}).output;
+    const auto repeated = b.node("reshape", {token}, {batch, n(1), n(4)}).output;
+    const auto summed = b.node("add", {table.output, repeated}, {batch, tokens, n(4)}).output;
+    const auto values = b.node("add", {summed, wide}, {batch, tokens, n(4)}).output;
 
     const std::vector<Dim> map{batch, height, n(4), n(4)};
     RawNode& norm = b.node("group_norm_silu", {x}, map,

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import fastdiff
-from fastdiff.build.build import build_engine
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def tool(name: str, attribute: str) -> str:
-    """The program of the PyPI wheel ``name``, which need not be on PATH."""
-    folder = getattr(importlib.import_module(name), attribute)
-    found = shutil.which(name, path=folder)
-    assert found is not None, f"{name} is not in {folder}"
-    return found
-
-
-def run(*command: str | Path) -> str:
-    """Output of a command that must succeed; its own words are the failure's message."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command[0]} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cpp")
-    cmake = tool("cmake", "CMAKE_BIN_DIR")
-    ninja = tool("ninja", "BIN_DIR")
-    options = ["-DFASTDIFF_BUILD_PYTHON=OFF", "-DFASTDIFF_BUILD_TESTS=ON", "-DFASTDIFF_WERROR=ON"]
-    run(cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options)
-    run(cmake, "--build", folder)
-    return folder
+from tests.csrc.conftest import ROOT, run
 
 
 def test_kernels_and_runtime(build):
@@ -52,10 +22,9 @@ def test_c_interface(build, tmp_path):
     assert run(build / "tests" / "cpp" / "test_c_abi", tmp_path / "every_op.fdn") == "all passed\n"
 
 
-def test_example_draws_the_pipeline_s_picture(build, scenes_checkpoint, tmp_path):
+def test_example_draws_the_pipeline_s_picture(build, scenes_native_engine, tmp_path):
     """examples/generate.c on an engine's files and the pipeline: the same picture, but for rounding."""
-    engine = build_engine(scenes_checkpoint, tmp_path / "scenes.fd", target="native").path
-    pipeline = fastdiff.load(engine, threads=1)
+    pipeline = fastdiff.load(scenes_native_engine, threads=1)
     prompt = "a red circle left of a blue square"
     result = pipeline(prompt, sampler="ddim", steps=10, guidance=4.0, seed=11)
     wanted = np.asarray(result.images[0])
@@ -64,7 +33,7 @@ def test_example_draws_the_pipeline_s_picture(build, scenes_checkpoint, tmp_path
     latent = [side // model.vae_scale_factor for side in (model.default_height, model.default_width)]
     settings = ["11", "10", "4.0", model.latent_channels, *latent, model.scaling_factor, *ids, "/", *negative]
     picture = tmp_path / "picture.ppm"
-    run(build / "tests" / "cpp" / "generate", engine, picture, *map(str, settings))
+    run(build / "tests" / "cpp" / "generate", scenes_native_engine, picture, *map(str, settings))
     found = np.asarray(Image.open(picture))
     assert found.shape == wanted.shape
     # Its coefficients may differ in their last bits: a level of 255 is the most that rounding makes of it.

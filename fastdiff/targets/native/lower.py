@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 
 from fastdiff.errors import CaptureError
 from fastdiff.targets.native.file import Dim, Graph, Node, Value, Weight
+from fastdiff.targets.native.selection import find_selections
 from fastdiff.targets.native.symbols import Symbols
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class Lowering:
         self._constant_ids: dict[tuple[fx.Node, str], int] = {}
         self._weight_ids: dict[fx.Node, int] = {}
         self._parameters: dict[fx.Node, str] = {}
+        self.selections = find_selections(program.graph)
+        self._parts = {part for selection in self.selections.values() for part in selection.parts}
         placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
         inputs = self._bind_weights(placeholders)
         shapes = [(tensor, node.meta["val"].shape) for tensor, node in zip(spec.inputs, inputs, strict=True)]
@@ -131,9 +134,12 @@ class Lowering:
         return inputs
 
     def visit(self, node: fx.Node) -> None:
-        """Lower one node, unless it is a size, part of a tuple that is yet to be taken apart, or constant."""
+        """Lower one node, unless it is a size, part of a tuple that is yet to be taken apart, or constant.
+
+        Nodes that serve a selection alone are lowered with it.
+        """
         result = node.meta.get("val")
-        if not isinstance(result, Tensor):
+        if not isinstance(result, Tensor) or node in self._parts:
             return
         static = all(isinstance(size, int) for size in result.shape)
         if static and all(source in self._constants for source in node.all_input_nodes):

@@ -120,6 +120,15 @@ def _attention(to: Lowering, node: fx.Node) -> None:
     to.emit(node, "attention", inputs, attributes)
 
 
+@lowers(aten.index.Tensor)
+def _select_token(to: Lowering, node: fx.Node) -> None:
+    selection = to.selections.get(node)
+    if selection is None:
+        raise to.error(node, "it takes other elements than one token of each prompt, by its id")
+    inputs = (to.value(selection.x, node), to.value(selection.ids, node))
+    to.emit(node, "select_token", inputs, {"token": selection.token})
+
+
 @lowers(library.geglu._opoverload)
 def _geglu(to: Lowering, node: fx.Node) -> None:
     to.emit(node, "geglu", (to.value(node.args[0], node),))

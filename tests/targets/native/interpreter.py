@@ -108,6 +108,10 @@ def _call(node: Node, inputs: list[Any], weights: dict[str, Tensor], shape: tupl
             return reference.geglu(inputs[0])
         case "embedding":
             return weights["table"][inputs[0]]
+        case "select_token":
+            x, ids = inputs
+            same = ids if a["token"] < 0 else (ids == a["token"]).int()
+            return x[torch.arange(len(x)), same.argmax(1)]
         case "timestep_embedding":
             frequencies = weights["frequencies"]
             return reference.timestep_embedding(inputs[0], frequencies, bool(a["sine_first"]))

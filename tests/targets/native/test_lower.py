@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
@@ -14,23 +13,20 @@ from torch import Tensor, nn
 
 from fastdiff.build.capture import CapturedModule, capture, run_eager
 from fastdiff.build.modules import ModuleSpec, random_inputs
+from fastdiff.build.passes import run_passes
 from fastdiff.config import SizeRange, TensorSpec
 from fastdiff.errors import CaptureError
-from fastdiff.targets.native.compiler import lower_module
 from fastdiff.targets.native.file import Dim, write
 from fastdiff.targets.native.lower import LOWERINGS, Lowered, lower
 from fastdiff.targets.native.symbols import Symbols
 from tests.compare import assert_close
+from tests.published import fused
 from tests.targets.native.interpreter import interpret
 from tests.targets.native.models import MODELS, VOCABULARY, model, sizes_of
+from tests.targets.native.models import lowered as lowered_model
 
 aten, fastdiff = torch.ops.aten, torch.ops.fastdiff
 Forward = Callable[..., Any]
-
-
-@cache
-def lowered_model(name: str) -> Lowered:
-    return lower_module(model(name))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -48,7 +44,7 @@ def test_models(name: str) -> None:
 
 def test_operators_of_a_unet() -> None:
     """No node is left that a pass should have taken into another."""
-    lowered = lowered_model("sd15_unet")
+    lowered = lowered_model("sd15")
     ops = Counter(node.op for node in lowered.graph.nodes)
     assert ops["permute"] == 2, "one at the input, one at the output"
     assert not ops.keys() & {"add", "silu", "gelu", "geglu", "multiply", "upsample_nearest2d", "expand"}
@@ -57,7 +53,7 @@ def test_operators_of_a_unet() -> None:
 
 
 def test_stages_of_a_unet() -> None:
-    nodes = lowered_model("sd15_unet").graph.nodes
+    nodes = lowered_model("sd15").graph.nodes
     stages = Counter((node.stage, node.op) for node in nodes)
     assert {op for stage, op in stages if stage == "prompt"} <= {"linear", "slice", "reshape"}
     assert stages["prompt", "linear"] > 0
@@ -66,13 +62,13 @@ def test_stages_of_a_unet() -> None:
 
 
 def test_nodes_carry_the_path_of_their_module() -> None:
-    nodes = lowered_model("sd15_unet").graph.nodes
+    nodes = lowered_model("sd15").graph.nodes
     assert "model.down_blocks.0.resnets.1.conv1" in {node.path for node in nodes if node.op == "conv2d"}
 
 
 def test_graph_can_be_written(tmp_path: Any) -> None:
     """All that lowering makes is something that the file can hold, but for the packings."""
-    for name in ("sd15_unet", "clip_gelu"):
+    for name in ("sd15", "clip_gelu"):
         lowered = lowered_model(name)
         write(tmp_path / name, lowered.graph)
         assert (tmp_path / name).stat().st_size > sum(w.nbytes for w in lowered.graph.weights)
@@ -99,8 +95,8 @@ def captured(
             self.small = nn.Parameter(torch.randn(6, 6).half())
             self.register_buffer("positions", torch.arange(40)[None])
 
-        def forward(self, x: Tensor) -> Any:
-            return forward(self, x)
+        def forward(self, x: Tensor, ids: Tensor | None = None) -> Any:
+            return forward(self, x) if ids is None else forward(self, x, ids)
 
     module = Function().eval()
     count = len(_tuple(module(*(_example(tensor) for tensor in inputs))))
@@ -206,6 +202,37 @@ def test_positions() -> None:
     assert [weight.kind for weight in lowered.graph.weights].count("int64") == 1
 
 
+SELECTIONS: dict[str, Forward] = {
+    "the first of an id": lambda x, ids: x[torch.arange(x.shape[0]), (ids == 3).int().argmax(-1)],
+    "the largest id": lambda x, ids: x[torch.arange(x.shape[0]), ids.to(torch.int).argmax(1)] + 1,
+}
+OTHER_SELECTIONS: dict[str, Forward] = {
+    "smaller ids": lambda x, ids: x[torch.arange(x.shape[0]), (ids < 3).int().argmax(-1)],
+    "the last of an axis that is kept": lambda x, ids: x[
+        torch.arange(x.shape[0]), ids.argmax(-1, keepdim=True)[:, 0]
+    ],
+    "by values": lambda x, ids: x[torch.arange(x.shape[0]), x.argmax(1)[:, 0]],
+    "by ids": lambda x, ids: x[torch.arange(x.shape[0]), ids[:, 0]],
+    "of a position that is read elsewhere": lambda x, ids: (
+        lambda at: x[torch.arange(x.shape[0]), at] + at[:, None]
+    )(ids.argmax(-1)),
+    "of one axis": lambda x, ids: x[ids.flatten()],
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_selections(name: str) -> None:
+    lowered = check(captured(lambda m, x, ids: SELECTIONS[name](x, ids), (X, IDS)))
+    assert "select_token" in {node.op for node in lowered.graph.nodes}
+
+
+@pytest.mark.parametrize("name", OTHER_SELECTIONS)
+def test_other_selections_are_refused(name: str) -> None:
+    words = r"test: aten\.(arange|index|argmax)\S* \(node \w+\) cannot be lowered"
+    with pytest.raises(CaptureError, match=words):
+        lowered_of(captured(lambda m, x, ids: OTHER_SELECTIONS[name](x, ids), (X, IDS)))
+
+
 def test_constants_are_computed_when_they_are_written() -> None:
     module = captured(lambda m, x: x + (m.weight @ m.weight)[0])
     lowered = lowered_of(module)
@@ -251,7 +278,9 @@ def test_errors_name_node_and_way_out(name: str) -> None:
 
 
 def test_errors_name_the_module() -> None:
-    module = model("sd15_unet")
+    module = model("sd15")
+    assert module.program is not None
+    module = module.with_program(run_passes(module.program))
     with pytest.raises(CaptureError, match=r"in model\.time_embedding\.linear_1\)") as caught:
         lowered_of(module)  # without the fusing passes
     assert "unet: aten." in str(caught.value)
@@ -283,12 +312,8 @@ def test_every_lowering_is_tested() -> None:
     for module in modules:
         assert module.program is not None
         reached |= {node.target for node in module.program.graph.nodes if node.op == "call_function"}
-    for name in ("sd15_unet", "clip_quick_gelu"):
-        module = model(name)
-        assert module.program is not None
-        from fastdiff.build.passes import FUSIONS, run_passes
-
-        graph = run_passes(module.program, FUSIONS).graph
+    for name in ("sd15", "clip_pooled"):
+        graph = fused(name).graph
         reached |= {node.target for node in graph.nodes if node.op == "call_function"}
     missed = {str(target) for target in LOWERINGS if target not in reached}
     assert missed <= SPELLINGS

@@ -126,6 +126,36 @@ def test_a_transformer_block(tmp_path: Path) -> None:
         session.run({"ids": np.full((1, 1), 11)})
 
 
+IDS = np.array([[1, 5, 2, 5], [5, 1, 1, 9], [1, 2, 3, 4], [9, 9, 0, 5]])
+
+
+@pytest.mark.parametrize(
+    ("token", "wanted"),
+    [(5, [1, 0, 0, 3]), (9, [0, 3, 0, 0]), (-1, [1, 3, 3, 0]), (2**31 - 1, [0, 0, 0, 0])],
+    ids=["in all but one", "twice in one", "the largest", "in none"],
+)
+def test_selected_tokens(tmp_path: Path, token: int, wanted: list[int]) -> None:
+    """The first that has the id; the first of all where none has. From rows, from a part of wider rows that
+    one result holds for several readers, and from tokens of which each is behind all batches."""
+    g = GraphBuilder(batch=ANY, tokens=ANY)
+    shape = ("batch", "tokens", 3)
+    ids = g.input("ids", ("batch", "tokens"), "int64")
+    x = g.input("x", ("batch", "tokens", 6))
+    late = g.input("late", ("tokens", "batch", 3))
+    part = g.node("slice", (x,), shape, {"axis": 2, "start": 2})
+    turned = g.node("permute", (late,), shape, {"axes": (1, 0, 2)})
+    outputs = [
+        g.node("select_token", (value, ids), ("batch", g.values[value].shape[2]), {"token": token})
+        for value in (x, part, turned)
+    ]
+    session = g.session(tmp_path, *outputs)
+    arrays = {"ids": IDS, "x": numbers(4, 4, 6), "late": numbers(4, 4, 3)}
+    found = session.run(arrays)
+    values = (arrays["x"], arrays["x"][:, :, 2:5], arrays["late"].transpose(1, 0, 2))
+    for output, value in zip(outputs, values, strict=True):
+        np.testing.assert_array_equal(found[g.values[output].name], value[np.arange(4), wanted])
+
+
 UNARY = {
     "copy": lambda x: x,
     "silu": functional.silu,

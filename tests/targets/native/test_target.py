@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 
 from fastdiff import _C, engine_dir
-from fastdiff.build.build import build_engine
 from fastdiff.build.capture import run_eager
 from fastdiff.build.modules import random_inputs
 from fastdiff.build.verify import verify_engine
@@ -22,11 +22,11 @@ from fastdiff.config import MODULES, Precision
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import CaptureError, EngineDamagedError, TargetError
 from fastdiff.targets import CompileOptions, require_target
-from fastdiff.targets.native import availability, file
-from fastdiff.targets.native.compiler import compile_module, lower_module
+from fastdiff.targets.native import availability, compiler, file
 from fastdiff.targets.native.pack import algorithms, pack
+from tests.builds import build_native
 from tests.compare import assert_close
-from tests.targets.native.models import MODELS, VOCABULARY, model, sizes_of
+from tests.targets.native.models import MODELS, VOCABULARY, lowered, model, sizes_of
 
 ROOT = Path(__file__).parent.parent.parent.parent
 SESSION = """
@@ -46,7 +46,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def get(name: str) -> Path:
         (folder / name).mkdir()
-        result = compile_module(model(name), folder / name, CompileOptions())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiler, "lower_module", lambda module: lowered(name))  # which test_lower.py tests
+            result = compiler.compile_module(model(name), folder / name, CompileOptions())
         assert result.tactics["measured"] == {}
         return folder / name / result.files[0]
 
@@ -54,9 +56,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def engine(tiny_native_engine: Path) -> Path:
     """The tiny checkpoint as ``auto`` builds it."""
-    return build_engine(tiny_checkpoint, tmp_path_factory.mktemp("native") / "tiny.fd").path
+    return tiny_native_engine
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -73,7 +75,24 @@ def test_models_at_several_sizes(compiled: Any, name: str) -> None:
             assert_close(found[output], value, rel_l2=1e-5, label=f"{output} at {sizes}")
 
 
-@pytest.mark.parametrize("name", ["sd15_unet", "vae_decoder", "clip_gelu"])
+@pytest.mark.parametrize("name", ["clip_pooled", "clip_pooled_by_largest"])
+def test_pooled_where_the_prompt_ends(compiled: Any, name: str) -> None:
+    """Prompts that end at different tokens and are padded with the end token, as the tokenizer does it."""
+    module = model(name)
+    end = module.source.config.eos_token_id if name == "clip_pooled" else VOCABULARY - 1
+    ids = np.full((3, 7), end)
+    for row, words in enumerate(((8, 9), (7,), (9, 8, 7, 9, 8, 9))):
+        ids[row, : len(words)] = words
+    arrays = {"input_ids": ids}
+    wanted = run_eager(module.eager, module.spec.inputs, module.spec.outputs, arrays)
+    found = _C.NativeSession(_C.NativeModule(str(compiled(name))), 1).run(arrays)
+    assert_close(found["text_embeds"], wanted["text_embeds"], rel_l2=1e-6)
+    states = wanted["last_hidden_state"][np.arange(3), [2, 1, 6]]
+    by_hand = states @ module.source.text_projection.weight.detach().numpy().T
+    assert_close(found["text_embeds"], by_hand, rel_l2=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd15", "vae_decoder", "clip_gelu"])
 def test_threads_do_not_change_a_bit(compiled: Any, name: str) -> None:
     module = model(name)
     arrays = random_inputs(module.spec, sizes_of(module, 0), 1, VOCABULARY)
@@ -87,10 +106,10 @@ def test_threads_do_not_change_a_bit(compiled: Any, name: str) -> None:
 @pytest.mark.parametrize("isa", _C.available_isas())
 def test_instruction_sets_agree(compiled: Any, isa: str, tmp_path: Path) -> None:
     """Each in a process of its own, since the kernels are chosen once; compared with PyTorch."""
-    module = model("sd15_unet")
+    module = model("sd15")
     arrays = random_inputs(module.spec, sizes_of(module, 1), 1)
     np.savez(tmp_path / "in.npz", **arrays)  # type: ignore[arg-type]
-    words = [sys.executable, "-c", SESSION, str(compiled("sd15_unet")), "in.npz", "out.npz"]
+    words = [sys.executable, "-c", SESSION, str(compiled("sd15")), "in.npz", "out.npz"]
     environment = {**os.environ, "FASTDIFF_ISA": isa, "PYTHONPATH": str(ROOT)}
     subprocess.run(words, check=True, cwd=tmp_path, env=environment)
     wanted = run_eager(module.eager, module.spec.inputs, module.spec.outputs, arrays)
@@ -100,17 +119,17 @@ def test_instruction_sets_agree(compiled: Any, isa: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("algorithm", ["winograd2", "winograd4"])
 def test_every_algorithm_gives_the_same(algorithm: str, tmp_path: Path) -> None:
-    module = model("sd15_unet")
-    lowered = lower_module(module)
-    nodes = lowered.graph.nodes
+    module = model("sd15")
+    graph = lowered("sd15")
+    nodes = graph.graph.nodes
     plain = [
         layer.node
-        for layer in lowered.layers
+        for layer in graph.layers
         if nodes[layer.node].op == "conv2d"
         and (nodes[layer.node].attributes["kernel_h"], nodes[layer.node].attributes["stride"]) == (3, 1)
     ]
     assert len(plain) > 20
-    file.write(tmp_path / "x.fdn", pack(lowered, dict.fromkeys(plain, (algorithm,)), {}, Precision.FP32))
+    file.write(tmp_path / "x.fdn", pack(graph, dict.fromkeys(plain, (algorithm,)), {}, Precision.FP32))
     sizes = sizes_of(module, 0)
     arrays = random_inputs(module.spec, sizes, 1)
     wanted = run_eager(module.eager, module.spec.inputs, module.spec.outputs, arrays)
@@ -122,14 +141,13 @@ def test_halves_cannot_hold_everything(tmp_path: Path) -> None:
     import torch
 
     module = model("clip_gelu")
-    lowered = lower_module(module)
     weight = module.eager.get_parameter("model.encoder.layers.0.mlp.fc1.weight")
     kept = weight.detach().clone()
     try:
         with torch.no_grad():
             weight[1, 2] = -1e5
         with pytest.raises(CaptureError, match=r"fc1.*has the value 1e\+05, over the 65504 of a half"):
-            file.write(tmp_path / "x.fdn", pack(lowered, {}, {}, Precision.FP16))
+            file.write(tmp_path / "x.fdn", pack(lowered("clip_gelu"), {}, {}, Precision.FP16))
     finally:
         with torch.no_grad():
             weight.copy_(kept)
@@ -163,8 +181,8 @@ def test_inspect_prints_the_tactics(engine: Path, capsys: pytest.CaptureFixture[
 
 
 def test_half_precision_engine(engine: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    half = build_engine(tiny_checkpoint, tmp_path / "half.fd", precision="fp16", memory=1.0)
-    opened = open_engine(half.path)
+    half = build_native(tiny_checkpoint, tmp_path / "half.fd", precision="fp16", memory=1.0)
+    opened = open_engine(half)
     for name in MODULES:
         entry = opened.entry(name)
         assert entry.precision is Precision.FP16
@@ -205,16 +223,28 @@ def test_damage_to_large_files(engine: Path, tmp_path: Path, monkeypatch: pytest
         open_engine(copy, verify_hashes=False)
 
 
-def test_a_picture_without_other_libraries(engine: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys, fastdiff\n"
-        "result = fastdiff.load(sys.argv[1])('a red circle', steps=2, seed=0)\n"
-        "result.save(sys.argv[2])\n"
-        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
-        "assert not loaded & {'torch', 'onnx', 'onnxruntime', 'diffusers', 'transformers'}, loaded\n"
-    )
-    words = [sys.executable, "-c", code, str(engine), str(tmp_path / "out.png")]
-    subprocess.run(words, check=True, cwd=ROOT)
+GENERATE = """
+import sys
+from pathlib import Path
+from fastdiff.cli import main
+status = main(["generate", sys.argv[1], "a red circle", "-o", sys.argv[2], "--steps", "2", "--seed", "0"])
+lines = Path("/proc/self/maps").read_text().splitlines()
+mapped = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
+print(status or 0, *{name.partition(".")[0] for name in sys.modules})
+print(*mapped, sep=chr(10))
+"""
+VENDORS = {"accelerate", "diffusers", "huggingface_hub", "onnx", "onnxruntime", "torch", "transformers"}
+
+
+def test_generating_loads_no_vendor_library(engine: Path, tmp_path: Path) -> None:
+    """Neither as a module of Python nor as a shared library that something else has mapped."""
+    words = [sys.executable, "-c", GENERATE, str(engine), str(tmp_path / "out.png")]
+    run = subprocess.run(words, check=True, cwd=ROOT, capture_output=True, text=True)
+    first, *mapped = run.stdout[run.stdout.index("\n0 ") + 1 :].splitlines()
+    assert VENDORS & set(first.split()) == set()
+    assert any(path.endswith(Path(_C.__file__).name) for path in mapped), "our own library is mapped"
+    assert [path for path in mapped if VENDORS & set(Path(path).parts)] == []
+    assert [path for path in mapped if re.search(r"lib(torch|onnx|c10)", Path(path).name)] == []
     assert (tmp_path / "out.png").stat().st_size > 0
 
 
@@ -234,7 +264,7 @@ def test_missing_extension_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
 def test_half_precision_has_no_large_winograd(precision: Precision) -> None:
-    lowered = lower_module(model("vae_decoder"))
-    nodes = [lowered.graph.nodes[layer.node] for layer in lowered.layers]
+    graph = lowered("vae_decoder")
+    nodes = [graph.graph.nodes[layer.node] for layer in graph.layers]
     found = {name for node in nodes for name in algorithms(node, precision)}
     assert found == {"direct", "winograd2"} | ({"winograd4"} if precision is Precision.FP32 else set())
