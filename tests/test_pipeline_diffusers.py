@@ -161,7 +161,7 @@ def test_one_picture_with_the_reference_target(tiny_checkpoint: Path, tmp_path: 
 
 @pytest.mark.parametrize("sampler", sorted(SCHEDULERS))
 def test_weights_stored_as_halves(halves: fastdiff.Pipeline, sampler: str) -> None:
-    """The same 45 dB: ``scenes`` is shipped in halves, so only transformed kernels are rounded."""
+    """The same 45 dB: ``scenes`` is shipped in halves, so nothing is rounded."""
     prompt = PROMPTS[0]
     ours = halves(prompt, sampler=sampler, steps=20, guidance=7.5, seed=0)
     pictures, _ = oracle_of(resolve("scenes"))(prompt, sampler=sampler, steps=20, guidance=7.5, seed=0)
@@ -177,8 +177,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> fastdiff.Pipeline:
     for name in MODULES:
         entry = engine.entry(name)
         assert (entry.target, entry.precision) == ("native", Precision.FP16)
-        assert 0 < entry.error["relative_l2"] < 1e-3
-    assert engine.entry("unet").error["relative_l2"] > 1e-5, "its transformed kernels are rounded"
+        assert 0 < entry.error["relative_l2"] < 1e-5, "halves that are stored as halves lose nothing"
     return fastdiff.load(path, threads=1)
 
 

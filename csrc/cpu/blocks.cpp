@@ -6,6 +6,8 @@ namespace {
 // Rows of A in a block: enough to use what was loaded of B many times, few enough for `depth_block` of each
 // to stay in a second-level cache of 1 MB. Whole tiles of 14 rows.
 constexpr std::size_t linear_rows = 182, direct_rows = 112;
+// Fewest rows that are worth a block of their own: two tiles.
+constexpr std::size_t least_rows = 28;
 // Fewest items per thread, so that a thread that is slowed down does not hold the others up for long.
 constexpr std::size_t items_per_thread = 8;
 // The same for the tiles of a Winograd round, whatever the number of threads.
@@ -39,6 +41,12 @@ LinearBlocks linear_blocks(const LinearArgs& args, std::size_t threads) {
     b.panels_at_once = args.rows <= few_rows ? 2 * group_panels : group_panels;
     if (halves) b.panels_at_once /= 2;  // each panel of y takes two of W
     b.row_blocks = div_up(args.rows, linear_rows);
+    // Few columns that do not come out even: a range of rows for each thread.
+    const std::size_t groups = div_up(b.panels, b.panels_at_once);
+    if (b.row_blocks < threads && groups < items_per_thread * threads && groups % threads != 0 &&
+        args.rows >= threads * least_rows) {
+        b.row_blocks = threads;
+    }
     b.rows = b.row_blocks == 0 ? 0 : div_up(args.rows, b.row_blocks);
     b.column_blocks = column_blocks(b.row_blocks, div_up(b.panels, b.panels_at_once), threads);
     const bool unaligned = halves && args.out % 16 != 0;
@@ -88,7 +96,10 @@ WinogradBlocks winograd_blocks(const Conv2dArgs& args) {
     b.tile_blocks = div_up(b.round_tiles, block_tiles);
     // Few groups of columns: cut the tiles instead.
     const std::size_t wanted = div_up(least_items, b.groups), most_blocks = div_up(b.round_tiles, 14);
-    if (b.tile_blocks < wanted) b.tile_blocks = wanted < most_blocks ? wanted : most_blocks;
+    if (b.tile_blocks < wanted) {
+        b.tile_blocks = wanted < most_blocks ? wanted : most_blocks;
+        if (b.groups * b.tile_blocks % 2 != 0 && b.tile_blocks > 1) --b.tile_blocks;  // half for each of two
+    }
     b.block_tiles = b.tile_blocks == 0 ? 0 : div_up(b.round_tiles, b.tile_blocks);
     // One line more than the tiles take: points fall into different cache sets.
     b.plane = spread(b.round_tiles * b.row);

@@ -64,10 +64,9 @@ FASTDIFF_INLINE void transform_input(const float* const* pixel, std::size_t chan
     }
 }
 
-// The rows of x that the round needs, normalised: item `index` is one of them.
+// Row `index` of those of x that the round needs, normalised.
 template <class I>
-void normalise_row(void* context, std::size_t index, std::size_t) {
-    const Context& c = *static_cast<const Context*>(context);
+void normalise_row(const Context& c, std::size_t index) {
     const Conv2dShape& s = c.args.shape;
     const std::size_t per_image = c.blocks.tiles_high * c.blocks.tiles_wide;
     std::size_t row = index;
@@ -96,9 +95,8 @@ FASTDIFF_INLINE std::size_t strip_rows(const Context& c, std::size_t image) {
 }
 
 template <class I, int M>
-void transform_tile(void* context, std::size_t index, std::size_t) {
+void transform_tile(const Context& c, std::size_t index) {
     using V = Vec<float, I>;
-    const Context& c = *static_cast<const Context*>(context);
     const Conv2dArgs& args = c.args;
     const Conv2dShape& s = args.shape;
     constexpr std::size_t n = M + 2;
@@ -427,6 +425,25 @@ void multiply_block(void* context, std::size_t index, std::size_t thread) {
     }
 }
 
+// function(c, i) for all i < count, in a few items per thread.
+template <void (*function)(const Context&, std::size_t)>
+void for_each(const Context& c, std::size_t count, const Parallel& parallel) {
+    struct Job {
+        const Context& c;
+        std::size_t count, items;
+    };
+    const std::size_t most = 4 * parallel.threads;
+    Job job{c, count, count < most ? count : most};
+    parallel.run(
+        parallel, job.items,
+        [](void* context, std::size_t item, std::size_t) {
+            const Job& j = *static_cast<const Job*>(context);
+            const Range range = part_of(j.count, j.items, item);
+            for (std::size_t i = range.begin; i < range.end; ++i) function(j.c, i);
+        },
+        &job);
+}
+
 template <class I, int M>
 void run(Context& c, const Parallel& parallel) {
     const WinogradBlocks& b = c.blocks;
@@ -435,9 +452,9 @@ void run(Context& c, const Parallel& parallel) {
         c.round = round;
         if (c.args.affine != nullptr) {
             const std::size_t per_image = b.tiles_high * b.tiles_wide;
-            parallel.run(parallel, strip_rows(c, (c.tiles.end - 1) / per_image + 1), normalise_row<I>, &c);
+            for_each<normalise_row<I>>(c, strip_rows(c, (c.tiles.end - 1) / per_image + 1), parallel);
         }
-        parallel.run(parallel, c.tiles.end - c.tiles.begin, transform_tile<I, M>, &c);
+        for_each<transform_tile<I, M>>(c, c.tiles.end - c.tiles.begin, parallel);
         parallel.run(parallel, b.groups * b.tile_blocks, multiply_block<I, M>, &c);
     }
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/error.h"
 #include "runtime/error.h"
@@ -132,8 +133,46 @@ void Session::run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel
     use(find_plan(sizes, 0));
     for (Stage stage : {Stage::prompt, Stage::schedule, Stage::step}) {
         check_arrays(module_->graph(), *current_, stage, arrays);
+        if (stage == Stage::prompt && seconds == nullptr && knows_prompt(arrays)) continue;
         execute(stage, 0, arrays, cancel, seconds);
+        if (stage == Stage::prompt) keep_prompt(arrays);
     }
+}
+
+template <class F>
+void Session::for_prompt_inputs(const Arrays& arrays, F&& f) const {
+    std::vector<bool> seen(arrays.inputs.size());
+    for (const Step& step : current_->steps) {
+        if (step.stage != Stage::prompt) continue;
+        for (const View& view : step.inputs) {
+            if (view.buffer < 0) continue;
+            const Buffer& buffer = current_->buffers[static_cast<std::size_t>(view.buffer)];
+            if (buffer.place != Place::input || seen[buffer.index]) continue;
+            seen[buffer.index] = true;
+            f(std::span(static_cast<const std::byte*>(arrays.inputs[buffer.index]),
+                        bytes_of(module_->graph(), module_->graph().inputs[buffer.index],
+                                 current_->input_shapes[buffer.index])));
+        }
+    }
+}
+
+bool Session::knows_prompt(const Arrays& arrays) const {
+    if (!done_[static_cast<std::size_t>(Stage::prompt)]) return false;
+    std::size_t at = 0;
+    bool same = true;
+    for_prompt_inputs(arrays, [&](std::span<const std::byte> input) {
+        same = same && at + input.size() <= prompt_.size() &&
+               std::memcmp(prompt_.data() + at, input.data(), input.size()) == 0;
+        at += input.size();
+    });
+    return same && at == prompt_.size();
+}
+
+void Session::keep_prompt(const Arrays& arrays) {
+    prompt_.clear();
+    for_prompt_inputs(arrays, [&](std::span<const std::byte> input) {
+        prompt_.insert(prompt_.end(), input.begin(), input.end());
+    });
 }
 
 void Session::run_stage(Stage stage, const Sizes& sizes, std::size_t rows, std::size_t row,

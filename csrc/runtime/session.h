@@ -62,8 +62,10 @@ class Session {
     std::shared_ptr<const Plan> plan(const Sizes& sizes, std::size_t rows = 0);
 
     // Runs all stages. Throws InputError for sizes out of range, a missing array or outputs that overlap an
-    // input; Cancelled; std::bad_alloc. Results of an earlier run_stage are lost.
-    // `seconds` receives the time of each of the plan's steps, in their order.
+    // input; Cancelled; std::bad_alloc. Results of an earlier run_stage are lost. The prompt stage is left
+    // out where its inputs are byte for byte those of the last run, as they are in a loop over a picture's
+    // steps. `seconds` receives the time of each of the plan's steps, in their order, and has all of them
+    // run.
     void run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel = {},
              std::vector<double>* seconds = nullptr);
 
@@ -87,6 +89,12 @@ class Session {
     void execute(Stage stage, std::size_t row, const Arrays& arrays, const Cancel& cancel,
                  std::vector<double>* seconds = nullptr);
 
+    // Whether the arena holds what the prompt stage makes of these inputs, by a copy of those it was made of.
+    [[nodiscard]] bool knows_prompt(const Arrays& arrays) const;
+    void keep_prompt(const Arrays& arrays);
+    template <class F>
+    void for_prompt_inputs(const Arrays& arrays, F&& f) const;
+
     static constexpr std::size_t kept_plans = 4;
 
     std::recursive_mutex turn_;
@@ -95,6 +103,7 @@ class Session {
     std::list<std::shared_ptr<const Plan>> plans_;  // the last used first
     std::shared_ptr<const Plan> current_;           // whose results the arena holds
     bool done_[stage_count] = {};
+    std::vector<std::byte> prompt_;  // inputs of the prompt stage that run() ran last
     Memory arena_;
 };
 

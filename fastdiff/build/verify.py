@@ -70,8 +70,8 @@ def measure(
 ) -> ModuleError:
     """Error of a session against the eager module, over all ``verification_sizes``.
 
-    For a precision with a yardstick the eager module keeps rounded weights: a copy would double the memory
-    that a large model takes.
+    For a precision with a yardstick the eager module keeps weights rounded to it: a copy would double the
+    memory that a large model takes.
     """
     spec = module.spec
     inputs = [
@@ -88,18 +88,12 @@ def measure(
     return ModuleError(*found, allowed)
 
 
-_BETWEEN_HALVES = math.sqrt(0.5)
-"""What weights are multiplied with while they are rounded. A checkpoint may hold halves, which rounding
-leaves as they are, while a transformed kernel is rounded all the same: this way both meet the error of
-rounding."""
-
-
 def _round_weights(module: nn.Module) -> None:
-    """Round the matrices and kernels of a module as to half precision, which a file holds them in."""
+    """Round the matrices and kernels of a module to half precision, which is what a file holds as halves."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.dim() > 1:
-                parameter.copy_((parameter * _BETWEEN_HALVES).half().float() / _BETWEEN_HALVES)
+                parameter.copy_(parameter.half())
 
 
 Outputs = list[dict[str, NDArray[Any]]]

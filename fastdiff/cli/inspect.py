@@ -82,10 +82,10 @@ def _print_tactics(manifest: Manifest) -> None:
         if not rows:
             continue
         wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        print(f"{'layer':<{wide[0]}}  {'shape':<{wide[1]}}  {'tactic':<9} {'ms':>9} {'GFLOP/s':>8}")
+        print(f"{'layer':<{wide[0]}}  {'shape':<{wide[1]}}  {'tactic':<15} {'ms':>9} {'GFLOP/s':>8}")
         for layer, shape, tactic in rows:
             times = measured[shape]
             print(
-                f"{layer:<{wide[0]}}  {shape:<{wide[1]}}  {tactic:<9} {times[tactic]:>9.3f}"
+                f"{layer:<{wide[0]}}  {shape:<{wide[1]}}  {tactic:<15} {times[tactic]:>9.3f}"
                 f" {times['gflop'] / max(times[tactic], 1e-6) * 1e3:>8.0f}"
             )

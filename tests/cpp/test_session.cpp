@@ -203,7 +203,7 @@ void test_damage() {
     check_changed([](GraphFile& f) { node(f, "linear").packings[0].weight = 0; }, "bytes, wanted");
     check_changed([](GraphFile& f) { node(f, "linear").packings.clear(); }, "one direct packing");
     check_changed([](GraphFile& f) { node(f, "conv2d").packings.clear(); }, "no packed weights");
-    check_changed([](GraphFile& f) { node(f, "conv2d").packings[0].algorithm = 3; }, "unknown algorithm");
+    check_changed([](GraphFile& f) { node(f, "conv2d").packings[0].algorithm = 4; }, "unknown algorithm");
     check_changed(
         [](GraphFile& f) { node(f, "conv2d").packings.pop_back(), node(f, "conv2d").tuned[0].algorithm = 2; },
         "tuned for a missing packing");

@@ -19,7 +19,7 @@ from fastdiff.targets import Compiled, CompileOptions
 from fastdiff.targets.native import file
 from fastdiff.targets.native.file import Node
 from fastdiff.targets.native.lower import Layer, Lowered, lower
-from fastdiff.targets.native.pack import algorithms, pack, packed_bytes, stored_type
+from fastdiff.targets.native.pack import algorithms, holds_halves, pack, packed_bytes, stored_type
 from fastdiff.targets.native.tactics import (
     Choice,
     Convolution,
@@ -44,8 +44,9 @@ _SCHEDULE = ("timestep",)
 def compile_module(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
     """Write ``<module>.fdn`` into ``folder``. Raises CaptureError and OutputError."""
     lowered = lower_module(captured)
-    choice = _choose(lowered, captured, options)
-    graph = pack(lowered, choice.packings, choice.tuned, options.precision)
+    halves = frozenset(layer.key for layer in lowered.layers if holds_halves(layer.weight()))
+    choice = _choose(lowered, captured, options, halves)
+    graph = pack(lowered, choice.packings, choice.tuned, options.precision, halves)
     name = f"{captured.name}.fdn"
     file.write(folder / name, graph)
     tactics: dict[str, Any] = {
@@ -78,39 +79,50 @@ def _input_names(program: ExportedProgram) -> list[str]:
     return [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
 
 
-def _choose(lowered: Lowered, captured: CapturedModule, options: CompileOptions) -> Choice:
-    """Measure and choose for the sizes that were asked for; without any, every layer stays "direct"."""
+def _choose(
+    lowered: Lowered, captured: CapturedModule, options: CompileOptions, halves: frozenset[str]
+) -> Choice:
+    """Measure and choose for the sizes that were asked for; without any, weights stay as they are."""
     if not options.sizes:
         return Choice({}, {}, {}, {})
     sizes = neighbours(options.sizes, captured.spec.shapes)
-    layers = [_tunable(lowered, layer, sizes, options.precision) for layer in lowered.layers]
+    layers = [
+        _tunable(lowered, layer, sizes, options.precision, layer.key in halves) for layer in lowered.layers
+    ]
     others = sum(weight.nbytes for weight in lowered.graph.weights)
     budget = int(options.memory * _plain_bytes(lowered)) - others
     return choose(layers, sizes, _measure(options), budget)
 
 
 def _tunable(
-    lowered: Lowered, layer: Layer, sizes: tuple[Mapping[str, int], ...], precision: Precision
+    lowered: Lowered,
+    layer: Layer,
+    sizes: tuple[Mapping[str, int], ...],
+    precision: Precision,
+    halves: bool,
 ) -> Tunable:
     """A layer as the tactics see it: what it computes at each size, and what each algorithm stores."""
     node = lowered.graph.nodes[layer.node]
     assert node.inputs[0] is not None
     shape = lowered.graph.values[node.inputs[0]].shape
-    stored = {name: packed_bytes(node, layer, name, precision) for name in algorithms(node, precision)}
+    stored = {
+        name: packed_bytes(node, layer, name, stored_type(name, precision, halves))
+        for name in algorithms(node, precision)
+    }
     return Tunable(
         layer.node,
         node.path or layer.key,
         f"{node.op} {layer.key} {' '.join(stored)}",
-        tuple(_work(node, layer, [size_of(dim, at) for dim in shape]) for at in sizes),
+        tuple(_work(node, layer, [size_of(dim, at) for dim in shape], halves) for at in sizes),
         stored,
     )
 
 
-def _work(node: Node, layer: Layer, shape: list[int]) -> Work:
+def _work(node: Node, layer: Layer, shape: list[int], halves: bool) -> Work:
     """What a layer computes on an input of ``shape``."""
     a: Mapping[str, Any] = node.attributes
     if node.op == "linear":
-        return Product(math.prod(shape[:-1]), a["in"], layer.shape[0], a["activation"])
+        return Product(math.prod(shape[:-1]), a["in"], layer.shape[0], a["activation"], halves)
     return Convolution(
         batch=shape[0],
         height=shape[1],
@@ -121,14 +133,15 @@ def _work(node: Node, layer: Layer, shape: list[int]) -> Work:
         stride=a["stride"],
         padding=(a["pad_top"], a["pad_bottom"], a["pad_left"], a["pad_right"]),
         upsample=a["upsample"],
+        halves=halves,
     )
 
 
 def _measure(options: CompileOptions) -> Measure:
-    stored = stored_type(options.precision)
     threads = options.threads or len(os.sched_getaffinity(0))
 
     def measure_once(work: Work, algorithm: str) -> float:
+        stored = stored_type(algorithm, options.precision, work.halves)
         if isinstance(work, Product):
             gated = work.activation == "geglu"  # which halves the outputs
             sizes = (work.rows, work.inputs, work.outputs // (2 if gated else 1))

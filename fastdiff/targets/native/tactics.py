@@ -1,9 +1,9 @@
 """Tactics: the algorithm of each layer, measured at build and chosen under a budget of memory.
 
-Winograd's transformed weights take 16/9 (F(2×2)) and 4 times (F(4×4)) the bytes of the plain ones, and
-which algorithm is fastest differs from size to size. A layer may keep several packings. Which ones is a
-knapsack: start with the smallest of each layer, then take the changes that save most time per byte while they
-fit.
+Two algorithms take the weights as they are. Winograd's transformed ones have 16/9 (F(2×2)) and 4 times
+(F(4×4)) the bytes, and which is fastest differs from size to size. A layer may keep several packings. Which
+ones is a knapsack: start with the smallest of each layer, then take the changes that save most time per byte
+while they fit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from fastdiff.config import SizeRange
 from fastdiff.targets.native.file import Dim, Tuned
+from fastdiff.targets.native.pack import layout
 
 __all__ = [
     "Choice",
@@ -34,7 +35,9 @@ _NEIGHBOUR = 0.25
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution at one size; ``height`` and ``width`` are those of its input."""
+    """A convolution at one size; ``height`` and ``width`` are those of its input, and ``halves`` says whether
+    its weights hold half-precision numbers.
+    """
 
     batch: int
     height: int
@@ -45,6 +48,7 @@ class Convolution:
     stride: int
     padding: tuple[int, int, int, int]
     upsample: int
+    halves: bool = False
 
     @property
     def flops(self) -> float:
@@ -56,8 +60,10 @@ class Convolution:
         return 2.0 * self.batch * height * width * per_pixel
 
     def __str__(self) -> str:
-        extras = (f" /{self.stride}" if self.stride > 1 else "") + (
-            f" up {self.upsample}" if self.upsample > 1 else ""
+        extras = (
+            (f" /{self.stride}" if self.stride > 1 else "")
+            + (f" up {self.upsample}" if self.upsample > 1 else "")
+            + (" halves" if self.halves else "")
         )
         return (
             f"{self.batch}x{self.height}x{self.width}x{self.in_channels} -> {self.out_channels}"
@@ -73,6 +79,7 @@ class Product:
     inputs: int
     outputs: int
     activation: str
+    halves: bool = False
 
     @property
     def flops(self) -> float:
@@ -81,7 +88,7 @@ class Product:
 
     def __str__(self) -> str:
         gated = f" {self.activation}" if self.activation == "geglu" else ""
-        return f"{self.rows}x{self.inputs} -> {self.outputs}{gated}"
+        return f"{self.rows}x{self.inputs} -> {self.outputs}{gated}{' halves' if self.halves else ''}"
 
 
 Work = Convolution | Product
@@ -91,7 +98,8 @@ Work = Convolution | Product
 class Tunable:
     """A layer to choose for: its work at each size, and the bytes of each algorithm's packing.
 
-    ``weight`` is the same for layers that share a weight, which share its packings as well.
+    ``weight`` is the same for layers that share a weight, which share its packings as well. Algorithms with
+    the same ``layout`` share one packing.
     """
 
     node: int
@@ -99,6 +107,10 @@ class Tunable:
     weight: str
     work: tuple[Work, ...]
     bytes: Mapping[str, int]
+
+    def stored(self, kept: Sequence[str]) -> int:
+        """Bytes of what several algorithms need."""
+        return sum({layout(name): self.bytes[name] for name in kept}.values())
 
 
 Measure = Callable[[Work, str], float]
@@ -214,10 +226,7 @@ def _knapsack(
 ) -> dict[str, tuple[str, ...]]:
     """The packings of each weight: greedy along the lower hulls of time over bytes, then what still fits."""
     options = {
-        layer.weight: [
-            (sum(layer.bytes[name] for name in kept), cost, kept)
-            for kept, cost in costs[layer.weight].items()
-        ]
+        layer.weight: [(layer.stored(kept), cost, kept) for kept, cost in costs[layer.weight].items()]
         for layer in layers
     }
     hulls = {weight: _hull(of_weight) for weight, of_weight in options.items()}

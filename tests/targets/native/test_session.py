@@ -272,6 +272,30 @@ def test_stages_give_what_one_run_gives(tmp_path: Path) -> None:
         session.run_stage("step", {"x": x}, sizes, rows=3)
 
 
+def test_run_keeps_what_it_made_of_a_prompt(tmp_path: Path) -> None:
+    """The same prompt again is not computed again; another in the same array, or of another size, is."""
+    g, session, _ = staged(tmp_path)
+    name = g.values[-1].name
+    fresh = _C.NativeModule(str(tmp_path / "m.fdn"))
+
+    def check(x: np.ndarray, prompt: np.ndarray) -> None:
+        inputs = {"x": x, "t": np.full(x.shape[0], 500.0, np.float32), "prompt": prompt}
+        wanted = _C.NativeSession(fresh, 1).run(inputs)[name]
+        np.testing.assert_array_equal(session.run(inputs)[name], wanted)
+
+    prompt = numbers(2, 3, 6)
+    check(numbers(2, 5, 1, 4), prompt)
+    check(2 * numbers(2, 5, 1, 4), prompt)
+    check(2 * numbers(2, 5, 1, 4), prompt.copy())
+    prompt[1, 2, 5] += 1
+    check(numbers(2, 5, 1, 4), prompt)
+    check(numbers(2, 5, 1, 4), prompt[:, :2].copy())
+    check(numbers(2, 7, 1, 4), prompt)
+    check(numbers(2, 5, 1, 4), prompt)
+    session.threads = 2
+    check(numbers(2, 5, 1, 4), prompt)
+
+
 def test_sessions_share_a_module(tmp_path: Path) -> None:
     """Four sessions in four threads, each with sizes of its own."""
     g, session, _ = staged(tmp_path)

@@ -234,3 +234,9 @@ def test_products_show_their_shape() -> None:
     assert str(product) == "6x4 -> 10"
     assert product.flops == 2 * 6 * 4 * 10
     assert str(replace(product, activation="geglu")) == "6x4 -> 10 geglu", "which is measured apart"
+
+
+def test_algorithms_that_share_a_layout_are_paid_for_once() -> None:
+    both = {"direct": 90, "winograd2_plain": 90, "winograd2": 160}
+    assert Tunable(0, "layer", "weight", (), both).stored(("direct", "winograd2_plain")) == 90
+    assert Tunable(0, "layer", "weight", (), both).stored(tuple(both)) == 250

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -23,7 +24,7 @@ from fastdiff.engine_dir import open_engine
 from fastdiff.errors import CaptureError, EngineDamagedError, TargetError
 from fastdiff.targets import CompileOptions, require_target
 from fastdiff.targets.native import availability, compiler, file
-from fastdiff.targets.native.pack import algorithms, pack
+from fastdiff.targets.native.pack import algorithms, holds_halves, pack
 from tests.builds import build_native
 from tests.compare import assert_close
 from tests.targets.native.models import MODELS, VOCABULARY, lowered, model, sizes_of
@@ -263,8 +264,28 @@ def test_missing_extension_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
-def test_half_precision_has_no_large_winograd(precision: Precision) -> None:
+def test_half_precision_rounds_no_transformed_weights(precision: Precision) -> None:
     graph = lowered("vae_decoder")
     nodes = [graph.graph.nodes[layer.node] for layer in graph.layers]
     found = {name for node in nodes for name in algorithms(node, precision)}
-    assert found == {"direct", "winograd2"} | ({"winograd4"} if precision is Precision.FP32 else set())
+    transformed = {"winograd2", "winograd4"} if precision is Precision.FP32 else set()
+    assert found == {"direct", "winograd2_plain"} | transformed
+
+
+def test_halves_are_stored_as_halves() -> None:
+    """Plain weights that hold halves take half the bytes, and algorithms that read the same share them."""
+    graph = lowered("vae_decoder")
+    at = next(i for i, layer in enumerate(graph.layers) if len(layer.shape) == 4 and layer.shape[2] == 3)
+    layer, others = graph.layers[at], graph.layers[:at] + graph.layers[at + 1 :]
+    weight = layer.weight().astype(np.float16).astype(np.float32)
+    assert holds_halves(weight)
+    assert not holds_halves(weight + np.float32(2**-20))
+    assert not holds_halves(np.full((3, 1), 1e5, np.float32)), "over a half's largest"
+    rounded = dataclasses.replace(graph, layers=(*others, dataclasses.replace(layer, weight=lambda: weight)))
+    chosen = {layer.node: ("direct", "winograd2_plain", "winograd2")}
+    packed = pack(rounded, chosen, {}, Precision.FP32, {layer.key})
+    direct, plain, transformed = packed.nodes[layer.node].packings
+    assert (direct.type, plain.type, transformed.type) == ("fp16", "fp16", "fp32")
+    assert direct.weight == plain.weight
+    sizes = {one.algorithm: packed.weights[one.weight].nbytes for one in (direct, transformed)}
+    assert sizes["winograd2"] * 9 == sizes["direct"] * 32
