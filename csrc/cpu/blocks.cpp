@@ -24,12 +24,19 @@ std::size_t spread(std::size_t channels) {
     return 16 * (lines % 2 == 0 ? lines + 1 : lines);
 }
 
-// Into how many ranges `groups` is cut so that there are enough items for all threads, and as many for each.
+// Into how many ranges `groups` is cut so that there are enough items for all threads: as many for each, and
+// of the same size if there is such a number.
 std::size_t column_blocks(std::size_t row_blocks, std::size_t groups, std::size_t threads) {
     if (threads < 2 || row_blocks == 0) return 1;
-    std::size_t wanted = div_up(items_per_thread * threads, row_blocks);
-    while (row_blocks * wanted % threads != 0) ++wanted;
-    return wanted < groups ? wanted : groups;
+    const std::size_t wanted = div_up(items_per_thread * threads, row_blocks);
+    if (wanted >= groups) return groups;
+    std::size_t fair = 0;
+    for (std::size_t n = wanted; n <= 2 * wanted + threads && n <= groups; ++n) {
+        if (row_blocks * n % threads != 0) continue;
+        if (groups % n == 0) return n;
+        if (fair == 0) fair = n;
+    }
+    return fair != 0 ? fair : wanted;
 }
 
 }  // namespace

@@ -22,23 +22,43 @@ Aligned<float> numbers(std::size_t count) {
     return values;
 }
 
-// The same, as packed weights of either type, in several copies.
-struct Weights {
-    Weights(std::size_t bytes, WeightType type) : step(bytes) {
-        copies = std::clamp(cold_bytes / std::max<std::size_t>(bytes, 1), std::size_t{1}, most_copies);
-        memory = aligned<std::byte>(copies * bytes);
-        const std::size_t count = copies * bytes / 4;
-        for (std::size_t i = 0; i < count; ++i) {
+// The same, as packed weights of either type: memory that the hundreds of layers of a build share.
+class Pool {
+  public:
+    explicit Pool(WeightType type) : type_(type) {}
+    const std::byte* get(std::size_t bytes) {
+        if (bytes <= bytes_) return memory_.get();
+        bytes_ = 0;
+        memory_ = Aligned<std::byte>();  // first, so that the two are never held together
+        memory_ = aligned<std::byte>(bytes);
+        for (std::size_t i = 0; i < bytes / 4; ++i) {
             const float value = 0.01f * static_cast<float>(i % 61) - 0.3f;
             const std::uint32_t halves = 0x30003000u + static_cast<std::uint32_t>(i % 61) * 0x00010001u;
-            std::memcpy(memory.get() + 4 * i,
-                        type == WeightType::fp32 ? static_cast<const void*>(&value) : &halves, 4);
+            std::memcpy(memory_.get() + 4 * i,
+                        type_ == WeightType::fp32 ? static_cast<const void*>(&value) : &halves, 4);
         }
+        bytes_ = bytes;
+        return memory_.get();
     }
-    const void* next() { return memory.get() + step * (turn++ % copies); }
+
+  private:
+    WeightType type_;
+    std::size_t bytes_ = 0;
+    Aligned<std::byte> memory_;
+};
+
+// A layer's weights in several copies, which take turns.
+struct Weights {
+    Weights(std::size_t bytes, WeightType type)
+        : step(bytes),
+          copies(std::clamp(cold_bytes / std::max<std::size_t>(bytes, 1), std::size_t{1}, most_copies)) {
+        static thread_local Pool floats(WeightType::fp32), halves(WeightType::fp16);
+        memory = (type == WeightType::fp32 ? floats : halves).get(std::max(cold_bytes, copies * bytes));
+    }
+    const void* next() { return memory + step * (turn++ % copies); }
 
     std::size_t step, copies, turn = 0;
-    Aligned<std::byte> memory;
+    const std::byte* memory;
 };
 
 template <class Run>

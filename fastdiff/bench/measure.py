@@ -151,21 +151,27 @@ def measure_all(
 
     A runner joins the open group while its estimated ``memory`` is available; otherwise that group is timed
     and its members but the first, if that one lasted, are closed. One that does not fit beside the first
-    alone fails.
+    alone fails. What the system calls available includes the mapped files of those that are open, which would
+    be read again from the disk in every turn: what was there at the beginning less their memory counts too.
     """
+    everything = available()
+
+    def left() -> int:
+        return min(available(), everything - sum(runner.memory for runner in started))
+
     results: dict[str, Measurement] = {}
     started: list[Runner] = []
     group = 0
     try:
         for runner in runners:
-            if len(started) > 1 and runner.memory > available():
+            if len(started) > 1 and runner.memory > left():
                 _time_group(started, group, pace, results, say, clock)
                 # a first one that did not last is no base for the next group
                 kept = 1 if results[started[0].name].status == "ok" else 0
                 while len(started) > kept:
                     started.pop().close()
                 group += 1
-            free = available()
+            free = left()
             if runner.memory > free:
                 results[runner.name] = Measurement(
                     runner.name,

@@ -36,6 +36,8 @@ __all__ = ["compile_module", "lower_module"]
 
 _ROUNDS, _SECONDS = 3, 0.01
 """How often a layer is measured, and for how long: the best of several rounds outlasts what else runs."""
+_LONG = 0.02
+"""Seconds of one call that are longer than what disturbs it: one round is enough."""
 _PROMPT = ("encoder_hidden_states",)
 _SCHEDULE = ("timestep",)
 """Inputs that stay the same over a picture's steps, and those that are known before its first."""
@@ -158,7 +160,15 @@ def _measure(options: CompileOptions) -> Measure:
             _SECONDS,
         )
 
-    return lambda work, algorithm: min(measure_once(work, algorithm) for _ in range(_ROUNDS))
+    def measure(work: Work, algorithm: str) -> float:
+        best = measure_once(work, algorithm)
+        for _ in range(_ROUNDS - 1):
+            if best > _LONG:
+                break
+            best = min(best, measure_once(work, algorithm))
+        return best
+
+    return measure
 
 
 def _plain_bytes(lowered: Lowered) -> int:
