@@ -34,7 +34,9 @@ class Machine:
 
 @dataclass
 class FakeRunner:
-    """Takes ``seconds`` per call, in turn; ``fails_at`` is the turn that it dies in."""
+    """Takes ``seconds`` per call, in turn; ``fails_at`` is the turn that it dies in. The system counts the
+    memory of a ``mapped`` one as available.
+    """
 
     name: str
     machine: Machine
@@ -43,6 +45,7 @@ class FakeRunner:
     errors: tuple[float, ...] = (1e-6,)
     fails_at: int = 10**9
     missing: bool = False
+    mapped: bool = False
     version: str = "1.0"
     running: bool = False
     starts: int = 0
@@ -53,7 +56,7 @@ class FakeRunner:
         if self.missing:
             raise TargetError(f"{self.name} failed: no such library")
         self.running, self.starts = True, self.starts + 1
-        self.machine.free -= self.memory
+        self.machine.free -= 0 if self.mapped else self.memory
         self.machine.awake.add(self.name)
         return {"import_s": 0.5, "load_s": 0.25, "first_s": 0.125, "cold_s": 1.0}
 
@@ -83,7 +86,7 @@ class FakeRunner:
     def close(self) -> None:
         self.machine.awake.discard(self.name)
         if self.running:
-            self.machine.free += self.memory
+            self.machine.free += 0 if self.mapped else self.memory
         self.running = False
 
 

@@ -143,6 +143,18 @@ def test_without_the_first_one_ratios_refer_to_the_next() -> None:
     assert found["b"].base == "a"
 
 
+def test_mapped_files_take_memory_too() -> None:
+    """They would be read from the disk again in every turn."""
+    machine = Machine(free=100)
+    runners = [
+        FakeRunner("a", machine, memory=60, mapped=True),
+        FakeRunner("p", machine, memory=30),
+        FakeRunner("q", machine, memory=30),
+    ]
+    found = run(machine, *runners)
+    assert [found[name].group for name in ("a", "p", "q")] == [0, 0, 1]
+
+
 def test_what_does_not_fit_together_is_measured_in_groups() -> None:
     machine = Machine(free=25)
     runners = [FakeRunner(name, machine) for name in ("ours", "p", "q", "r")]
