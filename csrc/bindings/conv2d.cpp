@@ -18,7 +18,8 @@ using Padding = std::array<std::size_t, 4>;
 
 ConvAlgorithm parse_algorithm(const std::string& name) {
     if (const ConvAlgorithm* found = find_named(algorithm_names, name)) return *found;
-    throw InputError("algorithm: found '" + name + "', wanted direct, winograd2, winograd4 or winograd2_plain");
+    throw InputError("algorithm: found '" + name +
+                     "', wanted direct, winograd2, winograd4 or winograd2_plain");
 }
 
 Conv2dShape make_shape(const std::array<std::size_t, 4>& x, const std::array<std::size_t, 4>& weight,
