@@ -23,6 +23,7 @@ h3 { font-size: 1rem; margin: 1.8rem 0 .3rem; }
 p { margin: .3rem 0; } .muted { color: var(--muted); }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; }
 th { font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 .scroll { overflow-x: auto; }
 svg { width: 100%; height: auto; display: block; margin: .4rem 0; }
