@@ -266,6 +266,7 @@ GraphFile every_op() {
 
     RawNode& table = b.node("embedding", {ids}, {batch, tokens, n(4)});
     table.weights.emplace_back("table", b.floats({11, 4}));
+    const auto embedded = table.output;  // the next node may move this one
     RawNode& positions = b.node("constant", {}, {n(1), n(77), n(4)});
     positions.weights.emplace_back("value", b.floats({1, 77, 4}));
     const auto cut = b.node("slice", {positions.output}, {n(1), tokens, n(4)},
@@ -275,7 +276,7 @@ GraphFile every_op() {
     const auto token =
         b.node("select_token", {wide, ids}, {batch, n(4)}, {{"token", std::int64_t{3}}}).output;
     const auto repeated = b.node("reshape", {token}, {batch, n(1), n(4)}).output;
-    const auto summed = b.node("add", {table.output, repeated}, {batch, tokens, n(4)}).output;
+    const auto summed = b.node("add", {embedded, repeated}, {batch, tokens, n(4)}).output;
     const auto values = b.node("add", {summed, wide}, {batch, tokens, n(4)}).output;
 
     const std::vector<Dim> map{batch, height, n(4), n(4)};
