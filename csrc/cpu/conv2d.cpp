@@ -133,7 +133,6 @@ void item(void* context, std::size_t index, std::size_t thread) {
     const Range rows = part_of(s.batch * out_height, b.row_blocks, index % b.row_blocks);
     const Range groups = part_of(div_up(b.panels, group_panels), b.column_blocks, index / b.row_blocks);
     float* sums = static_cast<float*>(args.scratch) + b.copy + thread * (b.sums + b.weights);
-    const Epilogue e{args.bias, args.activation, args.scale};
     for (std::size_t group = groups.begin; group < groups.end; ++group) {
         const std::size_t first = group * group_panels;
         const std::size_t panels = b.panels - first < group_panels ? b.panels - first : group_panels;
@@ -154,15 +153,17 @@ void item(void* context, std::size_t index, std::size_t thread) {
             const std::size_t image = row / out_height;
             const float* vector = args.vector != nullptr ? args.vector + image * args.vector_stride : nullptr;
             for (std::size_t j = 0; j < columns; j += V::width) {
+                const V added = added_channels<I>(args.bias, vector, n + j, columns - j);
                 RegisterSums<I> gathered;
                 gathered.clear();
                 for (std::size_t i = 0; i < out_width; ++i) {
                     const std::size_t pixel = row * out_width + i;
                     const float* from = sums + (pixel - rows.begin * out_width) * panels * 16;
-                    const float* residual =
-                        args.residual != nullptr ? args.residual + pixel * args.residual_stride : nullptr;
-                    const V y = finish<I>(V::load(from + j), e, vector, residual,
-                                          args.y + pixel * args.y_stride, n + j, columns - j);
+                    const float* residual = args.residual != nullptr
+                                                ? args.residual + pixel * args.residual_stride + n + j
+                                                : nullptr;
+                    const V y = finish<I>(V::load(from + j) + added, args.activation, args.scale, residual,
+                                          args.y + pixel * args.y_stride + n + j, columns - j);
                     if (args.sums != nullptr) gathered.add(y);
                 }
                 if (args.sums != nullptr) column_sums.add(j, gathered);

@@ -21,30 +21,37 @@ FASTDIFF_INLINE Vec<float, I> activate(Vec<float, I> x, Activation activation) {
     }
 }
 
-// Where results go and what is added to them. Pointers are at the first channel; null leaves a term out.
-struct Epilogue {
-    const float* bias;
-    Activation activation;
-    float scale;
-};
-
-// Finishes up to V::width channels of one row: `sum` belongs to channel `c`, of which `count` exist.
+// Up to V::width floats, `count` of which exist.
 template <class I>
-FASTDIFF_INLINE Vec<float, I> finish(Vec<float, I> sum, const Epilogue& e, const float* vector,
-                                     const float* residual, float* y, std::size_t c, std::size_t count) {
+FASTDIFF_INLINE Vec<float, I> load_some(const float* p, std::size_t count) {
     using V = Vec<float, I>;
-    const bool whole = count >= V::width;
-    const auto load = [&](const float* p) { return whole ? V::load(p + c) : V::load(p + c, count); };
-    if (e.bias != nullptr) sum = sum + load(e.bias);
-    if (vector != nullptr) sum = sum + load(vector);
-    if (e.activation != Activation::none) sum = activate<I>(sum, e.activation);
-    if (residual != nullptr) sum = sum + load(residual);
-    if (e.scale != 1.0f) sum = sum * V::broadcast(e.scale);
-    if (whole) {
-        sum.store(y + c);
+    return count >= V::width ? V::load(p) : V::load(p, count);
+}
+
+// Finishes and stores up to V::width channels of one row, `count` of which exist: y = scale *
+// (activation(sum) + residual). Bias and vector are in the sum; residual may be null.
+template <class I>
+FASTDIFF_INLINE Vec<float, I> finish(Vec<float, I> sum, Activation activation, float scale,
+                                     const float* residual, float* y, std::size_t count) {
+    using V = Vec<float, I>;
+    if (activation != Activation::none) sum = activate<I>(sum, activation);
+    if (residual != nullptr) sum = sum + load_some<I>(residual, count);
+    sum = sum * V::broadcast(scale);
+    if (count >= V::width) {
+        sum.store(y);
     } else {
-        sum.store(y + c, count);
+        sum.store(y, count);
     }
+    return sum;
+}
+
+// bias + vector of up to V::width channels; either may be null.
+template <class I>
+FASTDIFF_INLINE Vec<float, I> added_channels(const float* bias, const float* vector, std::size_t channel,
+                                             std::size_t count) {
+    Vec<float, I> sum = Vec<float, I>::zero();
+    if (bias != nullptr) sum = load_some<I>(bias + channel, count);
+    if (vector != nullptr) sum = sum + load_some<I>(vector + channel, count);
     return sum;
 }
 

@@ -96,24 +96,15 @@ template <class I, Activation A>
 FASTDIFF_INLINE void store_register(const LinearArgs& args, std::size_t row, std::size_t n, std::size_t count,
                                     const float* sums, std::size_t gate) {
     using V = Vec<float, I>;
-    const auto load = [&](const float* p) { return count == V::width ? V::load(p) : V::load(p, count); };
-    V y = load(sums);
-    if (args.bias != nullptr) y = y + load(args.bias + n);
+    V sum = load_some<I>(sums, count) + added_channels<I>(args.bias, nullptr, n, count);
     if constexpr (A == Activation::geglu) {
-        V b = load(sums + gate);
-        if (args.bias != nullptr) b = b + load(args.bias + args.out + n);
-        y = y * gelu(b);
-    } else {
-        y = activate<I>(y, A);
+        sum = sum * gelu(load_some<I>(sums + gate, count) +
+                         added_channels<I>(args.bias, nullptr, args.out + n, count));
     }
-    if (args.residual != nullptr) y = y + load(args.residual + row * args.residual_stride + n);
-    y = y * V::broadcast(args.scale);
-    float* to = args.y + row * args.y_stride + n;
-    if (count == V::width) {
-        y.store(to);
-    } else {
-        y.store(to, count);
-    }
+    const float* residual =
+        args.residual != nullptr ? args.residual + row * args.residual_stride + n : nullptr;
+    finish<I>(sum, A == Activation::geglu ? Activation::none : A, args.scale, residual,
+              args.y + row * args.y_stride + n, count);
 }
 
 // y of `columns` channels from channel `n` on, from sums with `ldc` floats between rows.

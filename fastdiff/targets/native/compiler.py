@@ -46,7 +46,11 @@ _SCHEDULE = ("timestep",)
 def compile_module(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
     """Write ``<module>.fdn`` into ``folder``. Raises CaptureError and OutputError."""
     lowered = lower_module(captured)
-    halves = frozenset(layer.key for layer in lowered.layers if holds_halves(layer.weight()))
+    halves = frozenset(
+        layer.key
+        for layer in lowered.layers
+        if options.precision is not Precision.FP16 and holds_halves(layer.weight())
+    )
     choice = _choose(lowered, captured, options, halves)
     graph = pack(lowered, choice.packings, choice.tuned, options.precision, halves)
     name = f"{captured.name}.fdn"
