@@ -19,6 +19,7 @@ from fastdiff.errors import InputError
 
 __all__ = [
     "ACTIVATIONS",
+    "TABLE_COLUMNS",
     "attention",
     "avg_pool2d",
     "check_attention",
@@ -33,6 +34,7 @@ __all__ = [
     "linear",
     "quick_gelu",
     "scheduler_step",
+    "table_step",
     "timestep_embedding",
     "upsample_nearest2d",
 ]
@@ -308,6 +310,81 @@ def scheduler_step(
     if noise is not None:
         out = out + noise_coef * noise
     return out, guided
+
+
+TABLE_COLUMNS = (
+    "guidance",
+    "sample",
+    "output",
+    "noise",
+    "clip_sample",
+    "clip_output",
+    "clip_limit",
+    "clip_weight",
+    "next_scale",
+)
+"""What the first columns of :func:`table_step`'s ``rows`` hold; a coefficient for each slot follows."""
+
+
+def table_step(
+    sample: Tensor,
+    output: Tensor,
+    slots: Tensor,
+    rows: Tensor,
+    saves: Tensor,
+    counter: Tensor,
+    guided: bool,
+    noise: Tensor | None = None,
+    rescale: Tensor | None = None,
+    threshold: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Step ``counter`` of a sampler's table, with every coefficient read from device memory.
+
+    With i = ``counter[0]``, x = ``sample``, the columns of row i by their names in TABLE_COLUMNS and hₖ the
+    slots as they are before the step::
+
+        m   = output                                      without guidance
+              uncond + guidance · (cond - uncond)         with ``guided``; (uncond, cond) = halves of output
+        m   = rescale[b] · m                              if given (Lin et al. 2023, section 3.4)
+        x0  = clip_sample · x + clip_output · m
+        x0  = clamp(x0, ±clip_limit)                      without ``threshold``
+              clamp(x0, ±threshold[b]) / threshold[b]     with it (Saharia et al. 2022, section 2.3)
+        x'  = sample · x + output · m + Σₖ slot_k · hₖ + noise · z + clip_weight · x0
+
+    ``sample``: (B, C, H, W) float32, ``output``: (B, C, H, W) or, with ``guided``, (2·B, C, H, W) of any
+    floating dtype, ``slots``: (K, B, C, H, W), ``rows``: (S, len(TABLE_COLUMNS) + K) float32, ``saves``:
+    (S, 2) int32, the slots that take x and m in each step, -1 for none, ``counter``: (1,) int32, ``noise``:
+    z of every step, (S, B, C, H, W), ``rescale``, ``threshold``: (B,). The x0 term counts where
+    ``clip_weight`` is not 0. Returns x', the slots afterwards, and what the model sees next:
+    ``next_scale · x'`` in the dtype of ``output`` and as often as its batch asks for.
+    """
+    step = int(counter[0])
+    c = dict(zip(TABLE_COLUMNS, rows[step], strict=False))
+    m = output.to(sample.dtype)
+    if guided:
+        uncond, cond = m.chunk(2)
+        m = uncond + c["guidance"] * (cond - uncond)
+    if rescale is not None:
+        m = m * rescale.view(-1, 1, 1, 1)
+    out = c["sample"] * sample + c["output"] * m
+    for history, coef in zip(slots, rows[step, len(TABLE_COLUMNS) :], strict=True):
+        out = out + coef * history
+    if noise is not None:
+        out = out + c["noise"] * noise[step]
+    if c["clip_weight"] != 0:
+        x0 = c["clip_sample"] * sample + c["clip_output"] * m
+        if threshold is None:
+            x0 = x0.clamp(-c["clip_limit"], c["clip_limit"])
+        else:
+            limit = threshold.view(-1, 1, 1, 1)
+            x0 = torch.minimum(torch.maximum(x0, -limit), limit) / limit
+        out = out + c["clip_weight"] * x0
+    slots = slots.clone()
+    for slot, kept in zip(saves[step].tolist(), (sample, m), strict=True):
+        if slot >= 0:
+            slots[slot] = kept
+    model_input = (c["next_scale"] * out).to(output.dtype)
+    return out, slots, torch.cat([model_input, model_input]) if guided else model_input
 
 
 def timestep_embedding(timesteps: Tensor, frequencies: Tensor, sine_first: bool) -> Tensor:

@@ -81,7 +81,8 @@ class CompileOptions:
 class Target(Protocol):
     """What a target's module offers.
 
-    ``NEEDS_GRAPH`` says whether it compiles the captured graph, ``PRECISIONS`` what it can store,
+    ``NEEDS_GRAPH`` says whether it compiles the captured graph, ``PRECISIONS`` what it can store, what it
+    takes when none is asked for first,
     ``SELF_CHECKING`` the endings of files whose structure it checks itself whenever it opens them: large ones
     among them are hashed by ``fastdiff verify`` alone.
     """
@@ -96,8 +97,13 @@ class Target(Protocol):
     def compile(self, captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
         """Write a module's compiled form into the engine folder. Raises CaptureError."""
 
-    def open(self, folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> Session:
-        """Open a compiled module. Raises TargetError or EngineDamagedError."""
+    def open(
+        self, folder: Path, name: str, entry: ModuleEntry, threads: int | None, device: int | None = None
+    ) -> Session:
+        """Open a compiled module, on GPU number ``device`` where the target runs on GPUs, None: the first.
+
+        Raises TargetError or EngineDamagedError.
+        """
 
 
 def resolve_target(name: str) -> str:

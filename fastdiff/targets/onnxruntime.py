@@ -66,7 +66,9 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
     return Compiled((name,), {**tactics, "optimisation": "basic, at build"})
 
 
-def open(folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> Session:
+def open(
+    folder: Path, name: str, entry: ModuleEntry, threads: int | None, device: int | None = None
+) -> Session:
     """Open a module on the CPU. Raises TargetError or EngineDamagedError."""
     available = availability()
     if not available.ok:

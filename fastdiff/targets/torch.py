@@ -52,7 +52,9 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
     return Compiled(tuple(files), {"part": captured.spec.part})
 
 
-def open(folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> Session:
+def open(
+    folder: Path, name: str, entry: ModuleEntry, threads: int | None, device: int | None = None
+) -> Session:
     """Open a module; ``threads`` sets PyTorch's thread count, which is one for the whole process.
 
     Raises TargetError or EngineDamagedError.

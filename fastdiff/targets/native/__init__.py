@@ -45,7 +45,9 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
     return compile_module(captured, folder, options)
 
 
-def open(folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> Session:
+def open(
+    folder: Path, name: str, entry: ModuleEntry, threads: int | None, device: int | None = None
+) -> Session:
     """Open a module; ``threads`` None means every core. Raises TargetError or EngineDamagedError."""
     available = availability()
     if not available.ok:

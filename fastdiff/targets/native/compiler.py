@@ -8,17 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
-
 from fastdiff import _C
 from fastdiff.build.capture import CapturedModule
-from fastdiff.build.passes import FUSIONS, run_passes, stages
+from fastdiff.build.lower import Layer, Lowered, lower_module
 from fastdiff.config import Precision
 from fastdiff.targets import Compiled, CompileOptions
+from fastdiff.targets.graph import Node
 from fastdiff.targets.native import file
-from fastdiff.targets.native.file import Node
-from fastdiff.targets.native.lower import Layer, Lowered, lower
 from fastdiff.targets.native.pack import algorithms, holds_halves, pack, packed_bytes, stored_type
 from fastdiff.targets.native.tactics import (
     Choice,
@@ -32,15 +28,12 @@ from fastdiff.targets.native.tactics import (
     size_of,
 )
 
-__all__ = ["compile_module", "lower_module"]
+__all__ = ["compile_module"]
 
 _ROUNDS, _SECONDS = 3, 0.01
 """How often a layer is measured, and for how long: the best of several rounds outlasts what else runs."""
 _LONG = 0.02
 """Seconds of one call that are longer than what disturbs it: one round is enough."""
-_PROMPT = ("encoder_hidden_states",)
-_SCHEDULE = ("timestep",)
-"""Inputs that stay the same over a picture's steps, and those that are known before its first."""
 
 
 def compile_module(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
@@ -64,25 +57,6 @@ def compile_module(captured: CapturedModule, folder: Path, options: CompileOptio
         "measured": choice.measured,
     }
     return Compiled((name,), tactics)
-
-
-def lower_module(captured: CapturedModule) -> Lowered:
-    """The native graph of a captured module, after the fusing passes. Raises CaptureError."""
-    assert captured.program is not None
-    program = run_passes(captured.program, FUSIONS)
-    names = dict(zip((tensor.name for tensor in captured.spec.inputs), _input_names(program), strict=True))
-    of_nodes = stages(
-        program,
-        [names[name] for name in _PROMPT if name in names],
-        [names[name] for name in _SCHEDULE if name in names],
-    )
-    return lower(program, captured.spec, {node: stage.value for node, stage in of_nodes.items()})
-
-
-def _input_names(program: ExportedProgram) -> list[str]:
-    """What the module's inputs are called in the graph, in their order."""
-    specs = program.graph_signature.input_specs
-    return [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
 
 
 def _choose(

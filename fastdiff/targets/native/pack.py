@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from fastdiff import _C
 from fastdiff.config import Precision
 from fastdiff.errors import CaptureError
-from fastdiff.targets.native.file import Graph, Node, Packing, Tuned, Weight
-from fastdiff.targets.native.lower import Layer, Lowered
+from fastdiff.targets.graph import Graph, Node, Packing, Tuned, Weight
+
+if TYPE_CHECKING:
+    from fastdiff.build.lower import Layer, Lowered
 
 __all__ = ["ALGORITHMS", "algorithms", "holds_halves", "layout", "pack", "packed_bytes", "stored_type"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastdiff.config import SizeRange
-from fastdiff.targets.native.file import Dim, Tuned
+from fastdiff.targets.graph import Dim, Tuned
 from fastdiff.targets.native.pack import layout
 
 __all__ = [

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from fastdiff import _C
 from fastdiff.config import SizeRange
-from fastdiff.targets.native.file import Dim, Graph, Node, Packing, Tuned, Value, Weight, write
+from fastdiff.targets.graph import Dim, Graph, Node, Packing, Tuned, Value, Weight
+from fastdiff.targets.native.file import write
 
 
 class GraphBuilder:

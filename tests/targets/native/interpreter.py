@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from fastdiff.build.lower.lowering import Lowered
 from fastdiff.kernels import reference
-from fastdiff.targets.native.file import Dim, Node
-from fastdiff.targets.native.lower import Lowered
+from fastdiff.targets.graph import Node, evaluate
 
 _UNARY = {
     "copy": torch.clone,
@@ -33,21 +33,6 @@ _UNARY = {
     "negate": torch.neg,
 }
 _BINARY = {"add": torch.add, "subtract": torch.sub, "multiply": torch.mul, "divide": torch.div}
-
-
-def evaluate(dim: Dim, sizes: dict[str, int]) -> int:
-    """The value of a size for given symbols; division must leave no remainder to be exact."""
-    stack: list[int] = []
-    for token in dim if isinstance(dim, tuple) else (dim,):
-        if isinstance(token, str) and token in ("+", "-", "*", "//"):
-            right, left = stack.pop(), stack.pop()
-            results = {"+": left + right, "-": left - right, "*": left * right}
-            stack.append(left // right if token == "//" else results[token])
-        else:
-            stack.append(sizes[token] if isinstance(token, str) else token)
-        assert stack[-1] >= 0, f"{dim} at {sizes} goes below zero"
-    (result,) = stack
-    return result
 
 
 def interpret(

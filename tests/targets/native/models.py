@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
+from fastdiff.build.lower.lowering import Lowered
 from fastdiff.targets.native import compiler
-from fastdiff.targets.native.lower import Lowered
 from tests.published import MODELS, VOCABULARY, fused, model, sizes_of
 
 __all__ = ["MODELS", "VOCABULARY", "lowered", "model", "sizes_of"]

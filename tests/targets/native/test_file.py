@@ -12,7 +12,8 @@ import pytest
 
 from fastdiff.config import SizeRange
 from fastdiff.errors import OutputError
-from fastdiff.targets.native.file import Graph, Node, Packing, Tuned, Value, Weight, write
+from fastdiff.targets.graph import Graph, Node, Packing, Tuned, Value, Weight
+from fastdiff.targets.native.file import write
 
 
 def graph(weights: tuple[Weight, ...]) -> Graph:

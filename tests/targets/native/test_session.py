@@ -13,7 +13,7 @@ from torch.nn import functional
 from fastdiff import _C
 from fastdiff.config import SizeRange
 from fastdiff.errors import InputError
-from fastdiff.targets.native.file import Tuned
+from fastdiff.targets.graph import Tuned
 from tests.compare import assert_close
 from tests.targets.native.graphs import GraphBuilder
 

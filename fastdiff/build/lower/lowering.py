@@ -1,4 +1,4 @@
-"""Lowering: a fused graph becomes a graph of native nodes, with its conv2d and linear weights still to pack.
+"""Lowering: a fused graph becomes a graph of nodes, with its conv2d and linear weights still to pack.
 
 ops.py has one function per op. What they share is here: values with symbolic shapes, constants that are
 computed when they are written and not before, and errors that name node, module and op.
@@ -18,10 +18,10 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from fastdiff.build.lower.selection import find_selections
+from fastdiff.build.lower.symbols import Symbols
 from fastdiff.errors import CaptureError
-from fastdiff.targets.native.file import Dim, Graph, Node, Value, Weight
-from fastdiff.targets.native.selection import find_selections
-from fastdiff.targets.native.symbols import Symbols
+from fastdiff.targets.graph import Dim, Graph, Node, Value, Weight
 
 if TYPE_CHECKING:
     from fastdiff.build.modules import ModuleSpec
@@ -50,7 +50,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A native graph without packed weights, and the layers that they belong to."""
+    """A graph without packed weights, and the layers that they belong to."""
 
     graph: Graph
     layers: tuple[Layer, ...]
@@ -72,13 +72,13 @@ def lowers(*targets: Any) -> Callable[[Function], Function]:
 
 
 def lower(program: ExportedProgram, spec: ModuleSpec, stages: Mapping[fx.Node, str] | None = None) -> Lowered:
-    """The native graph of a fused program.
+    """The graph of a fused program.
 
     ``spec`` names the inputs, outputs and symbolic sizes; ``stages`` gives the stage of each node, "step"
     where it gives none. Raises CaptureError for a node that has no lowering, and for a dtype, an argument or
-    a size that the native target does not take; the message names the node, its module and its op.
+    a size that no kernel takes; the message names the node, its module and its op.
     """
-    import fastdiff.targets.native.ops  # noqa: F401 (fills LOWERINGS)
+    import fastdiff.build.lower.ops  # noqa: F401 (fills LOWERINGS)
 
     lowering = Lowering(program, spec, stages or {})
     for node in program.graph.nodes:
@@ -90,7 +90,7 @@ def lower(program: ExportedProgram, spec: ModuleSpec, stages: Mapping[fx.Node, s
 
 
 class Lowering:
-    """The native graph while it grows. Lowerings of single ops call its methods."""
+    """The graph while it grows. Lowerings of single ops call its methods."""
 
     def __init__(self, program: ExportedProgram, spec: ModuleSpec, stages: Mapping[fx.Node, str]) -> None:
         self.spec = spec
@@ -147,7 +147,7 @@ class Lowering:
             return
         function = LOWERINGS.get(node.target)
         if function is None:
-            raise self.error(node, "the native target has no kernel for it")
+            raise self.error(node, "there is no kernel for it")
         function(self, node)
         if node not in self._ids:
             raise self.error(node, "its lowering gave no value")
@@ -193,12 +193,12 @@ class Lowering:
         weights: Mapping[str, int] | None = None,
         path: str = "",
     ) -> int:
-        """Append a native node that computes the value of ``node``; the id of that value.
+        """Append a node that computes the value of ``node``; the id of that value.
 
         ``path`` stands for that of the module that the node was captured in.
         """
         output = self._value(node, node.name)
-        native = Node(
+        lowered = Node(
             op,
             inputs,
             output,
@@ -207,7 +207,7 @@ class Lowering:
             stage=self._stage(node),
             path=path or module_path(node),
         )
-        self._nodes.append(native)
+        self._nodes.append(lowered)
         self._ids[node] = output
         return output
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.build.capture import CapturedModule, capture, run_eager
+from fastdiff.build.lower.lowering import LOWERINGS, Lowered, lower
+from fastdiff.build.lower.symbols import Symbols
 from fastdiff.build.modules import ModuleSpec, random_inputs
 from fastdiff.build.passes import run_passes
 from fastdiff.config import SizeRange, TensorSpec
 from fastdiff.errors import CaptureError
-from fastdiff.targets.native.file import Dim, write
-from fastdiff.targets.native.lower import LOWERINGS, Lowered, lower
-from fastdiff.targets.native.symbols import Symbols
+from fastdiff.targets.graph import Dim
+from fastdiff.targets.native.file import write
 from tests.compare import assert_close
 from tests.published import fused
 from tests.targets.native.interpreter import interpret
@@ -354,7 +355,7 @@ def test_dims(size: Callable[..., Any], wanted: Dim) -> None:
 
 
 def _evaluate(dim: Dim, sizes: dict[str, int]) -> int:
-    from tests.targets.native.interpreter import evaluate
+    from fastdiff.targets.graph import evaluate
 
     return evaluate(dim, sizes)
 

@@ -1,6 +1,6 @@
-"""How each op of the fused graph becomes native nodes: one function per op or family of ops.
+"""How each op of the fused graph becomes nodes: one function per op or family of ops.
 
-docs/native.md lists the native ops with their inputs, attributes and weights.
+docs/native.md lists the ops with their inputs, attributes and weights.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastdiff.build.lower.lowering import Lowering, lowers
 from fastdiff.kernels import library
-from fastdiff.targets.native.lower import Lowering, lowers
 
 aten = torch.ops.aten
 

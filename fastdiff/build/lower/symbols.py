@@ -14,7 +14,7 @@ import sympy  # type: ignore[import-untyped, unused-ignore]
 from torch.utils._sympy.functions import CleanDiv, FloorDiv
 
 from fastdiff.config import TensorSpec
-from fastdiff.targets.native.file import Dim
+from fastdiff.targets.graph import Dim
 
 __all__ = ["Symbols"]
 
