@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
+from fastdiff.build import lower
 from fastdiff.build.lower.lowering import Lowered
-from fastdiff.targets.native import compiler
 from tests.published import MODELS, VOCABULARY, fused, model, sizes_of
 
 __all__ = ["MODELS", "VOCABULARY", "lowered", "model", "sizes_of"]
@@ -17,5 +17,5 @@ __all__ = ["MODELS", "VOCABULARY", "lowered", "model", "sizes_of"]
 def lowered(name: str) -> Lowered:
     """The native graph of one of MODELS."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "run_passes", lambda program, passes: fused(name))
-        return compiler.lower_module(model(name))
+        patch.setattr(lower, "run_passes", lambda program, passes: fused(name))
+        return lower.lower_module(model(name))
