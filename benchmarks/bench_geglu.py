@@ -49,9 +49,14 @@ def main() -> None:
         wanted = reference.geglu(inputs[0][0].double())
         moved = 3 * count * channels * 2
         rows += gpu.compare(
-            f"{count}, {channels}", {**functions, "PyTorch": eager}, inputs, wanted, TOLERANCE, moved=moved,
-            optional=["PyTorch"],
-        )  # fmt: skip
+            f"{count}, {channels}",
+            {**functions, "PyTorch": eager},
+            inputs,
+            wanted,
+            TOLERANCE,
+            moved=moved,
+            peers=["PyTorch"],
+        )
     gpu.save(arguments.json, rows)
 
 
