@@ -11,7 +11,6 @@ elements, as with every layer of the published models, is what makes loads 16 by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import InputError
+from fastdiff.kernels.triton import binaries
 from fastdiff.kernels.triton.interpreter import interpreted
 
 __all__ = [
@@ -153,12 +153,18 @@ def launch(
         return
     config = config or Config()
     device = next(a.device for a in arguments if isinstance(a, Tensor))
-    runnable = kernel if device.type == "cuda" else interpreted(kernel)
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        runnable[grid](
-            *arguments,
-            **constants,
-            **dict(config.blocks),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
+    constants |= {
+        **dict(config.blocks),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
+    if device.type != "cuda":
+        interpreted(kernel)[grid](*arguments, **constants)
+        return
+    key = binaries.key_of(kernel, _capability(device), arguments, constants)
+    binary = binaries.find(key)
+    if binary is not None:
+        binaries.run(binary, grid, arguments, device.index)
+        return
+    with torch.cuda.device(device):
+        binaries.record(key, kernel[grid](*arguments, **constants))

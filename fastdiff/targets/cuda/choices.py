@@ -18,8 +18,8 @@ _DEFAULT = Option("torch")
 class Measured:
     """The options of a call from the fastest on, and how long each took.
 
-    ``extent`` is the call's, ``options`` pairs of an option and seconds. ``refused`` says of options that were
-    left out why: they failed, or computed something else.
+    ``extent`` is the call's, ``options`` pairs of an option and seconds. ``refused`` says of options that
+    were left out why: they failed, or computed something else.
     """
 
     extent: tuple[int, ...]

@@ -8,15 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdiff.build.capture import CapturedModule
 from fastdiff.build.lower import Lowered, lower_module
 from fastdiff.build.modules import ModuleSpec, random_inputs
+from fastdiff.config import Precision
+from fastdiff.kernels.triton import binaries
 from fastdiff.targets import Compiled, CompileOptions
 from fastdiff.targets.cuda import file
+from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.choices import Choices
-from fastdiff.targets.cuda.executor import Executor
+from fastdiff.targets.cuda.executor import Executor, Watch
+from fastdiff.targets.cuda.ranges import (
+    Scales,
+    calibration_inputs,
+    check_finite,
+    measure_ranges,
+    plan_scales,
+    scaled,
+)
 from fastdiff.targets.cuda.tune import Timer, Tuner, graph_seconds
 from fastdiff.targets.cuda.types import value_dtypes
 from fastdiff.targets.graph import Graph, Weight
@@ -43,27 +55,86 @@ class Machine:
 def compile_module(
     captured: CapturedModule, folder: Path, options: CompileOptions, machine: Machine | None = None
 ) -> Compiled:
-    """Write the files of ``captured`` into ``folder``. Raises CaptureError and OutputError."""
+    """Write the files of ``captured`` into ``folder``.
+
+    Raises CaptureError for what cannot be lowered or run, NumericError where NaN or infinity comes out, and
+    OutputError.
+    """
     machine = machine or Machine.here()
     graph = with_layers(lower_module(captured))
+    sizes = options.sizes or smallest_sizes(captured.spec)
+    scales = Scales((0,) * len(graph.values), frozenset())
+    if options.precision is Precision.FP16:
+        scales = _safe_scales(graph, captured.spec, sizes, machine.device)
+        graph = scaled(graph, scales)
     dtypes = value_dtypes(graph, options.precision)
+    for value in scales.islands:
+        dtypes[value] = torch.float32
     weights = load_weights(graph, weight_dtypes(graph, dtypes), machine.device)
     choices = Choices()
     executor = Executor(graph, weights, dtypes, choices)
+    _check(executor, captured, sizes)
     if options.sizes:
         tuner = Tuner(executor, choices, machine.arch, machine.timer, lambda what: None)
         with executor.watched(tuner):
-            run_random(executor, captured.spec, options.sizes, machine.device)
-    module = file.Module(graph, dtypes, weights, choices.to_json(), [], {})
+            run(executor, captured.spec, random_inputs(captured.spec, dict(sizes), seed=0))
+    counts: dict[str, int] = {}
+    with binaries.recording() as kernels, executor.watched(_counter(counts, choices)):
+        run(executor, captured.spec, random_inputs(captured.spec, dict(sizes), seed=0))
+    module = file.Module(
+        graph,
+        dtypes,
+        weights,
+        choices.to_json(),
+        [{**binary.to_json(), "code": f"{index}"} for index, binary in enumerate(kernels.values())],
+        {f"{index}": binary.code for index, binary in enumerate(kernels.values())},
+    )
     names = file.write(folder, captured.name, module)
     tactics: dict[str, Any] = {
         "format": "cuda",
-        "precision": options.precision.value,
         "sizes": dict(options.sizes),
         "weight_bytes": sum(weight.nbytes for weight in weights),
-        "implementations": _counts(executor, choices, captured.spec, options.sizes, machine.device),
+        "implementations": dict(sorted(counts.items())),
+        "scaled": {
+            "values": sum(exponent > 0 for exponent in scales.exponents),
+            "largest": max(scales.exponents, default=0),
+            "islands": len(scales.islands),
+        },
     }
     return Compiled(names, tactics, requirements(machine))
+
+
+def smallest_sizes(spec: ModuleSpec) -> dict[str, int]:
+    """Sizes to check a module at when none are asked for: the smallest above 1 that it takes."""
+    return {
+        symbol: max(size.minimum, 2 * size.multiple_of if size.maximum != 1 else 1)
+        for symbol, size in spec.shapes.items()
+    }
+
+
+def _safe_scales(graph: Graph, spec: ModuleSpec, sizes: Mapping[str, int], device: torch.device) -> Scales:
+    """What keeps the graph within the range of halves, measured in float32."""
+    dtypes = value_dtypes(graph, Precision.FP32)
+    exact = Executor(graph, load_weights(graph, weight_dtypes(graph, dtypes), device), dtypes, Choices())
+    ranges = measure_ranges(exact, calibration_inputs(spec, sizes), [tensor.name for tensor in spec.inputs])
+    return plan_scales(graph, ranges)
+
+
+def _check(executor: Executor, captured: CapturedModule, sizes: Mapping[str, int]) -> None:
+    """Raises NumericError, which names the layer, where NaN or infinity comes out of a calibration input."""
+    for arrays in calibration_inputs(captured.spec, sizes):
+        with executor.watched(check_finite(captured.name)):
+            run(executor, captured.spec, arrays)
+
+
+def _counter(counts: dict[str, int], choices: Choices) -> Watch:
+    """A watch that counts the nodes that each implementation runs: ``{"linear: triton": 96, …}``."""
+
+    def count(index: int, call: Call, result: Tensor) -> None:
+        name = f"{call.node.op}: {choices(call).implementation}"
+        counts[name] = counts.get(name, 0) + 1
+
+    return count
 
 
 def requirements(machine: Machine) -> dict[str, str]:
@@ -76,39 +147,15 @@ def requirements(machine: Machine) -> dict[str, str]:
     }
 
 
-def run_random(
-    executor: Executor, spec: ModuleSpec, sizes: Mapping[str, int], device: torch.device
-) -> dict[int, Tensor]:
-    """Run the graph once on random inputs; the values that are left."""
-    arrays = random_inputs(spec, dict(sizes), seed=0)
+def run(executor: Executor, spec: ModuleSpec, arrays: Mapping[str, NDArray[Any]]) -> dict[int, Tensor]:
+    """Run all of a graph on arrays by the names that the spec gives them; the values that are left."""
     values = {
-        value: torch.from_numpy(arrays[tensor.name]).to(device)
+        value: torch.from_numpy(arrays[tensor.name]).to(executor.device)
         for value, tensor in zip(executor.graph.inputs, spec.inputs, strict=True)
     }
     with torch.inference_mode():
-        executor.run(values, sizes)
+        executor.run(values, executor.sizes_of(values))
     return values
-
-
-def _counts(
-    executor: Executor,
-    choices: Choices,
-    spec: ModuleSpec,
-    sizes: Mapping[str, int],
-    device: torch.device,
-) -> dict[str, int]:
-    """How many nodes each implementation runs at the measured sizes: ``{"linear: triton": 96, …}``."""
-    counts: dict[str, int] = {}
-    if not sizes:
-        return counts
-
-    def count(index: int, call: Any, result: Tensor) -> None:
-        name = f"{call.node.op}: {choices(call).implementation}"
-        counts[name] = counts.get(name, 0) + 1
-
-    with executor.watched(count):
-        run_random(executor, spec, sizes, device)
-    return dict(sorted(counts.items()))
 
 
 def with_layers(lowered: Lowered) -> Graph:
@@ -128,7 +175,7 @@ def with_layers(lowered: Lowered) -> Graph:
 
 
 def weight_dtypes(graph: Graph, dtypes: Sequence[torch.dtype]) -> list[torch.dtype]:
-    """What each weight is stored in: the dtype of the node that uses it, of several the one of most digits."""
+    """What each weight is stored in: the dtype of the node that uses it, of several the widest."""
     found: list[torch.dtype | None] = [None] * len(graph.weights)
     for node in graph.nodes:
         dtype = dtypes[node.output]
@@ -156,5 +203,3 @@ def placed(weight: Tensor) -> Tensor:
     if weight.dim() == 4:
         return weight.contiguous(memory_format=torch.channels_last)
     return weight.contiguous()
-
-

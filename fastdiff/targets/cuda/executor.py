@@ -79,9 +79,9 @@ class Executor:
     ) -> None:
         """Run the nodes of some stages, in order.
 
-        ``values`` holds tensors by value id: inputs and results of earlier stages before, and afterwards what
-        the stages computed that another stage or the caller wants. What only they use themselves is dropped as
-        soon as it has been used.
+        ``values`` holds tensors by value id: inputs and results of earlier stages before, and afterwards
+        what the stages computed that another stage or the caller wants. What only they use themselves is
+        dropped as soon as it has been used.
         """
         kept = set(self.graph.outputs) | self.crossing(stages) | set(values)
         for index, node in enumerate(self.graph.nodes):
@@ -123,9 +123,7 @@ class Executor:
             call = Call(call.node, call.inputs, {**call.weights, "layer": self._prepared[key]}, call.shape)
         return chosen.run(call, option.config)
 
-    def _run(
-        self, index: int, node: Node, values: Mapping[int, Tensor], sizes: Mapping[str, int]
-    ) -> Tensor:
+    def _run(self, index: int, node: Node, values: Mapping[int, Tensor], sizes: Mapping[str, int]) -> Tensor:
         call = self.call(node, values, sizes)
         result = _cast(self.perform(call, self._choose(call)), self.dtypes[node.output])
         if tuple(result.shape) != call.shape:

@@ -1,8 +1,8 @@
 """The files of a compiled module: ``<module>.cuda.json`` and ``<module>.cuda.safetensors``.
 
-The JSON holds the graph as ``fastdiff.targets.graph`` has it, the dtype of every value, and which implementation
-runs what; the safetensors hold the weights, ``w0``, ``w1`` … in the graph's order, and the compiled kernels as
-bytes. Both are plain formats: nothing in them runs on the host.
+The JSON holds the graph as ``fastdiff.targets.graph`` has it, the dtype of every value, and which
+implementation runs what; the safetensors hold the weights, ``w0``, ``w1`` … in the graph's order, and the
+compiled kernels as bytes. Both are plain formats: nothing in them runs on the host.
 """
 
 from __future__ import annotations
@@ -140,9 +140,7 @@ def _graph_from(document: dict[str, Any]) -> Graph:
     values = tuple(
         Value(name, dtype, tuple(_dim(dim) for dim in shape)) for name, dtype, shape in document["values"]
     )
-    weights = tuple(
-        Weight(name, "packed", tuple(shape), _not_loaded) for name, shape in document["weights"]
-    )
+    weights = tuple(Weight(name, "packed", tuple(shape), _not_loaded) for name, shape in document["weights"])
     nodes = tuple(
         Node(
             op=node["op"],

@@ -1,9 +1,9 @@
 """fp16 safety: values that would leave the range of halves are stored divided by a power of two.
 
-A half ends at 65,504, and the residual stream of a VAE decoder passes that: SDXL's own weights give black pictures
-in fp16. Dividing the stream costs nothing: a convolution or linear layer takes the factor into its weights and
-bias, exactly, and a norm undoes it, with ε divided by the factor's square. Where a value that is too large cannot
-be scaled, it stays in float32, and so does what reads it: an island.
+A half ends at 65,504, and the residual stream of a VAE decoder passes that: SDXL's own weights give black
+pictures in fp16. Dividing the stream costs nothing: a convolution or linear layer takes the factor into its
+weights and bias, exactly, and a norm undoes it, with ε divided by the factor's square. Where a value that
+is too large cannot be scaled, it stays in float32, and so does what reads it: an island.
 
 Ranges are measured in float32 on inputs as the module meets them, and larger ones.
 """
@@ -29,12 +29,12 @@ from fastdiff.targets.graph import Graph, Node, Weight
 __all__ = ["LIMIT", "Scales", "calibration_inputs", "check_finite", "measure_ranges", "plan_scales", "scaled"]
 
 LIMIT = 2.0**12
-"""Largest measured magnitude that is stored as it is: a sixteenth of what a half holds, as a picture may be larger
-than any input that was measured, and a library's convolution stores its sums before the bias."""
+"""Largest measured magnitude that is stored as it is: a sixteenth of what a half holds, as a picture may be
+larger than any input that was measured, and a library's convolution stores its sums before the bias."""
 
 _AMPLITUDES = (1.0, 8.0)
-"""Latents have unit variance in the loop, and the decoder gets them divided by the model's scaling factor, which
-is between 1/8 and 1 for all that are published."""
+"""Latents have unit variance in the loop, and the decoder gets them divided by the model's scaling factor,
+which is between 1/8 and 1 for all that are published."""
 
 _VIEWS = ("reshape", "expand", "slice", "permute", "copy")
 _SAME = ("add", "subtract", "avg_pool2d", "concat", "mul_scalar", "relu", "upsample_nearest2d")
@@ -115,7 +115,9 @@ def measure_ranges(
 
 
 def plan_scales(graph: Graph, ranges: Sequence[float], limit: float = LIMIT) -> Scales:
-    """The smallest exponents that bring every value that can be scaled under ``limit``; islands for the rest."""
+    """The smallest exponents that bring every value that can be scaled under ``limit``; islands for the
+    rest.
+    """
     groups = _Groups(len(graph.values))
     fixed: set[int] = set(graph.inputs) | set(graph.outputs)
     for node in graph.nodes:
@@ -188,7 +190,10 @@ def _scaled_node(node: Node, exponents: Sequence[int], times: Callable[[int, int
     if node.op not in _LAYERS:
         return node
     after = exponents[node.output]
-    roles = {role: times(weight, before - after if role == "layer" else -after) for role, weight in node.weights.items()}
+    roles = {
+        role: times(weight, before - after if role == "layer" else -after)
+        for role, weight in node.weights.items()
+    }
     return dataclasses.replace(node, weights=roles)
 
 

@@ -1,13 +1,14 @@
 """Measuring what could run each call, while the graph runs on random inputs.
 
-Every distinct call is measured once: all its candidates on the very tensors that it meets, so with the strides and
-the rough values of real ones. A candidate that fails, or that differs from PyTorch's result by more than rounding,
-is left out and the reason is recorded.
+Every distinct call is measured once: all its candidates on the very tensors that it meets, so with the
+strides and the rough values of real ones. A candidate that fails, or that differs from PyTorch's result by
+more than rounding, is left out and the reason is recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ Timer = Callable[[Callable[[], Any]], float]
 """Seconds of one call of a function."""
 
 _ALLOWED = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Relative L2 distance from PyTorch's result in the same dtype: several of the dtype's roundings, as both round
-what they keep between steps."""
+"""Relative L2 distance from PyTorch's result in the same dtype: several of the dtype's roundings, as both
+round what they keep between steps."""
 _VIEWS = ("reshape", "expand", "slice", "permute", "constant")
 
 
@@ -69,7 +70,7 @@ class Tuner:
                     refused.append((option, f"differs from PyTorch by {error:.1e}"))
                     continue
                 del found
-                timed.append((option, self._timer(lambda option=option: self._executor.perform(call, option))))
+                timed.append((option, self._timer(partial(self._executor.perform, call, option))))
             except torch.OutOfMemoryError:
                 refused.append((option, "out of memory"))
             except Exception as error:  # noqa: BLE001 (a library that refuses a shape raises what it likes)
@@ -96,9 +97,9 @@ def graph_seconds(function: Callable[[], Any], seconds: float = 0.004, rounds: i
     A graph leaves out what the host does, as the engine's own replays do. About ``seconds`` are spent on each
     round.
     """
-    stream = torch.cuda.Stream()
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         function()
         start.record(stream)

@@ -1,4 +1,6 @@
-"""The dtype of every value of a graph: the engine's precision, but for what needs more digits or is no number."""
+"""The dtype of every value of a graph: the engine's precision, but for what needs more digits or is no
+number.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Implementations: for each op what could run it on a GPU. One file per op or family of ops.
 
-An implementation is tried where ``applies`` says so; which one runs is measured at build (choices.py). Every op
-has one called ``torch``, PyTorch's own, which runs on any device and is what an unmeasured call takes.
+An implementation is tried where ``applies`` says so; which one runs is measured at build (choices.py).
+Every op has one called ``torch``, PyTorch's own, which runs on any device and is what an unmeasured call
+takes.
 """
 
 from __future__ import annotations

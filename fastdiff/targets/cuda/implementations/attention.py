@@ -25,7 +25,7 @@ def _heads(call: Call) -> list[Tensor]:
     """Query, key and value as (B, H, N, d), without copies."""
     heads = call["heads"]
     parts = [x for x in call.inputs if x is not None]
-    return [x.unflatten(2, (heads, x.shape[2] // heads)).transpose(1, 2) for x in parts]
+    return [x.view(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2) for x in parts]
 
 
 def _torch(call: Call, config: Any) -> Tensor:
@@ -44,9 +44,7 @@ def _torch_configs(call: Call, arch: int) -> tuple[Any, ...]:
     query, _, value = _heads(call)
     size = query.shape[3]
     half = query.dtype.itemsize == 2
-    fitting = [
-        name for name in _BACKENDS if size <= _LARGEST_HEAD[name] and (half or name == "efficient")
-    ]
+    fitting = [name for name in _BACKENDS if size <= _LARGEST_HEAD[name] and (half or name == "efficient")]
     return (None, *(name for name in fitting if size % 8 == 0 and value.shape[3] == size))
 
 

@@ -50,7 +50,8 @@ def _phases(call: Call, config: Any) -> Tensor:
     x = call.x.permute(0, 3, 1, 2)
     y = functional.conv2d(x, call.weights["layer"], None, 1, (1, 1))  # (B, 4·O, H + 1, W + 1)
     batch, height, width, channels = call.shape
-    y = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, channels))  # (B, H + 1, W + 1, py, px, O)
+    y = y.permute(0, 2, 3, 1)
+    y = y.view(*y.shape[:3], 2, 2, channels)  # (B, H + 1, W + 1, py, px, O)
     image, down, right, py, px, _ = y.stride()
     # row 2·i + py of the result is phase py at position i + py
     phases = (batch, height // 2, 2, width // 2, 2, channels)
@@ -62,8 +63,8 @@ def _phases(call: Call, config: Any) -> Tensor:
 def phase_weights(weight: Tensor) -> Tensor:
     """The 2×2 kernels of the four phases, (4·O, I, 2, 2), of a 3×3 kernel (O, I, 3, 3), summed in float32.
 
-    At an even row the taps above fall on one pixel and the two others on the next; at an odd row the first two
-    share one.
+    At an even row the taps above fall on one pixel and the two others on the next; at an odd row the first
+    two share one.
     """
     pairs = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float32)
     pairs = pairs.to(weight.device)  # (phase, tap of 2, tap of 3)

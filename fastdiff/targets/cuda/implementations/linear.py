@@ -15,7 +15,7 @@ __all__ = ["IMPLEMENTATIONS"]
 
 
 def _torch(call: Call, config: Any) -> Tensor:
-    """cuBLASLt adds the bias; what else follows is one pass over its result."""
+    """CuBLASLt adds the bias; what else follows is one pass over its result."""
     _, residual = call.inputs
     y = functional.linear(call.x, call.weights["layer"], call.weight("bias"))
     return finish(y, None, None, residual, call["activation"], call["scale"])

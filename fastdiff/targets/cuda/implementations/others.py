@@ -42,7 +42,8 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def _select_token(call: Call) -> Tensor:
     x, ids = call.inputs
-    assert x is not None and ids is not None
+    assert x is not None
+    assert ids is not None
     same = ids if call["token"] < 0 else (ids == call["token"]).int()
     return x[torch.arange(len(x), device=x.device), same.argmax(1)]
 
@@ -53,7 +54,8 @@ def _timestep_embedding(call: Call) -> Tensor:
 
 def _binary(call: Call) -> Tensor:
     a, b = call.inputs
-    assert a is not None and b is not None
+    assert a is not None
+    assert b is not None
     return _BINARY[call.node.op](a, b)
 
 
