@@ -21,10 +21,10 @@ from fastdiff.targets.cuda import file
 from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.choices import Choices
 from fastdiff.targets.cuda.executor import Executor, Watch
+from fastdiff.targets.cuda.finite import check_finite
 from fastdiff.targets.cuda.ranges import (
     Scales,
     calibration_inputs,
-    check_finite,
     measure_ranges,
     plan_scales,
     scaled,
@@ -193,13 +193,6 @@ def weight_dtypes(graph: Graph, dtypes: Sequence[torch.dtype]) -> list[torch.dty
 def load_weights(graph: Graph, dtypes: Sequence[torch.dtype], device: torch.device) -> list[Tensor]:
     """The weights on the device, one at a time in float32; kernels of convolutions channels last."""
     return [
-        placed(torch.from_numpy(weight.load()).to(device).to(dtype))
+        file.placed(torch.from_numpy(weight.load()).to(device).to(dtype))
         for weight, dtype in zip(graph.weights, dtypes, strict=True)
     ]
-
-
-def placed(weight: Tensor) -> Tensor:
-    """A weight in the layout that kernels want: (O, I, kh, kw) channels last in memory."""
-    if weight.dim() == 4:
-        return weight.contiguous(memory_format=torch.channels_last)
-    return weight.contiguous()

@@ -51,9 +51,11 @@ class Executor:
         return self.weights[0].device
 
     def sizes_of(self, values: Mapping[int, Tensor]) -> dict[str, int]:
-        """The symbolic sizes that the graph's inputs have."""
+        """The symbolic sizes that the graph's inputs have, as far as they are given."""
         sizes: dict[str, int] = {}
         for value in self.graph.inputs:
+            if value not in values:
+                continue
             for dim, size in zip(self.graph.values[value].shape, values[value].shape, strict=True):
                 if isinstance(dim, str):
                     sizes.setdefault(dim, size)
@@ -62,14 +64,18 @@ class Executor:
                     sizes.setdefault(str(symbol), size // int(factor))
         return sizes
 
+    def watch(self, watch: Watch | None) -> None:
+        """Let ``watch`` see every result from now on; None ends it."""
+        self._watch = watch
+
     @contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
         """Within the block ``watch`` sees every result."""
-        self._watch = watch
+        self.watch(watch)
         try:
             yield
         finally:
-            self._watch = None
+            self.watch(None)
 
     def run(
         self,

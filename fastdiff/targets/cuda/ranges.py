@@ -23,10 +23,10 @@ from torch import Tensor
 from fastdiff.build.modules import ModuleSpec, random_inputs
 from fastdiff.errors import NumericError
 from fastdiff.targets.cuda.calls import Call
-from fastdiff.targets.cuda.executor import Executor, Watch
+from fastdiff.targets.cuda.executor import Executor
 from fastdiff.targets.graph import Graph, Node, Weight
 
-__all__ = ["LIMIT", "Scales", "calibration_inputs", "check_finite", "measure_ranges", "plan_scales", "scaled"]
+__all__ = ["LIMIT", "Scales", "calibration_inputs", "measure_ranges", "plan_scales", "scaled"]
 
 LIMIT = 2.0**12
 """Largest measured magnitude that is stored as it is: a sixteenth of what a half holds, as a picture may be
@@ -206,25 +206,6 @@ def _without_unused(graph: Graph) -> Graph:
         for node in graph.nodes
     )
     return dataclasses.replace(graph, nodes=nodes, weights=tuple(graph.weights[old] for old in used))
-
-
-def check_finite(name: str) -> Watch:
-    """A watch that raises NumericError at the first result with NaN or infinity, and names the layer."""
-
-    def watch(index: int, call: Call, result: Tensor) -> None:
-        if not result.is_floating_point() or bool(torch.isfinite(result).all()):
-            return
-        bad = int((~torch.isfinite(result)).sum())
-        largest = max(
-            (float(x.abs().amax()) for x in call.inputs if x is not None and x.numel()), default=0.0
-        )
-        raise NumericError(
-            f"{name}: {call.node.op} in {call.node.path or 'the graph'} (node {index}) gave {bad} of"
-            f" {result.numel()} values as NaN or infinity in {str(result.dtype).removeprefix('torch.')},"
-            f" from inputs of up to {largest:.3g}: build with --precision bf16, or fp32"
-        )
-
-    return watch
 
 
 class _Groups:
