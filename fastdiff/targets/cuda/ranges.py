@@ -144,14 +144,14 @@ def plan_scales(graph: Graph, ranges: Sequence[float], limit: float = LIMIT) -> 
         root = groups.root(value)
         over = largest[root] / limit
         exponents.append(0 if root in pinned or over <= 1 else math.ceil(math.log2(over)))
-    islands = {
+    too_large = {
         value
-        for value in range(len(graph.values))
-        if exponents[value] == 0 and ranges[value] > limit and value not in graph.inputs
+        for value, magnitude in enumerate(ranges)
+        if magnitude * 2.0 ** -exponents[value] > limit and value not in graph.inputs
     }
-    for node in graph.nodes:  # what reads an island would overflow on reading it in halves
-        if any(value in islands and ranges[value] > limit for value in node.inputs if value is not None):
-            islands.add(node.output)
+    # a node computes in the dtype of its result, so what reads such a value is in float32 as well
+    readers = {node.output for node in graph.nodes if too_large.intersection(node.inputs)}
+    islands = too_large | readers
     return Scales(tuple(exponents), frozenset(islands))
 
 
