@@ -6,9 +6,9 @@ scale folded into the exponent. Only the last block of keys is masked, and with 
 diagonal.
 
 A head size that is no power of two is computed in two pieces, 40 as 32 + 16, 80 as 64 + 16, 160 as 128 + 32:
-a tensor core's tile must be a power of two, and one piece would be 64, 128 and 256 wide. Of a head wider than
-:data:`WIDEST` a program computes some columns of the values, and reads the queries again for each block of keys
-where shared memory does not hold them.
+a tensor core's tile must be a power of two, and one piece would be 64, 128 and 256 wide. Of a head wider
+than :data:`WIDEST` a program computes some columns of the values, and reads the queries again for each block
+of keys where shared memory does not hold them.
 """
 
 from __future__ import annotations
@@ -238,9 +238,10 @@ def attention(
         for x in (query, key, value, out)
         for stride in (x.stride(0) if batch > 1 else 0, x.stride(1) if x.shape[1] > 1 else 0)
     )
+    slices = triton.cdiv(value_size, config["E0"] + config["E1"])
     launch(
         _attention_kernel,
-        (triton.cdiv(queries, config["BLOCK_M"]), num_heads, batch),
+        (triton.cdiv(queries, config["BLOCK_M"]), num_heads * slices, batch),
         *(query, key, value, out, queries, keys, *strides, scale / math.log(2)),
         config=config,
         D=size,
@@ -308,7 +309,7 @@ def configs(
 
 
 # (head size, queries, keys, causal): self-attention of SD 1.5 and SDXL by level, that with a prompt, CLIP,
-# the VAE, ``scenes``. What has the tiling of another, as 64 tokens in ``scenes`` of a prompt, is not repeated.
+# the VAE, ``scenes``, whose heads of 40 have so few tokens that the tiling for a prompt serves them.
 _SHIPPED = (
     *((40, 4096, 4096, False), (80, 1024, 1024, False), (160, 256, 256, False), (64, 4096, 4096, False)),
     *((40, 4096, 77, False), (80, 1024, 77, False), (160, 256, 77, False), (64, 4096, 77, False)),
