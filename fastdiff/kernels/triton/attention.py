@@ -302,7 +302,11 @@ def configs(
         Config.of(warps, stages, BLOCK_M=m, BLOCK_N=n, D0=d0, D1=d1, E0=e0, E1=e1)
         for m, n, warps, stages in dict.fromkeys(shapes)
     ]
-    if roomy and size == value_size == 512 and dtype != torch.float32:
+    if roomy and (d1 or e1) and widest <= 128:  # one product instead of two, of which part is padding
+        one0, one1 = (max(16, triton.next_power_of_2(part)) for part in (size, value_size))
+        m, n, warps, stages = shapes[0]
+        tilings.append(Config.of(warps, stages, BLOCK_M=m, BLOCK_N=n, D0=one0, D1=0, E0=one1, E1=0))
+    if arch // 10 == 9 and size == value_size == 512 and dtype != torch.float32:
         # All 512 columns of 128 queries in shared memory, the values in two halves: 224 KiB.
         tilings.insert(0, Config.of(8, 2, BLOCK_M=128, BLOCK_N=32, D0=512, D1=0, E0=256, E1=0))
     return tuple(tilings)

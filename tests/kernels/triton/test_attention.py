@@ -43,7 +43,7 @@ def check(
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 # Head sizes of one piece (32, 64, 128), of two (40, 80, 96, 160), smaller than a tile (5), wider than a
-# program (512, 272 in parts of 16); one query, one key, a prompt's 77, lengths that are multiples of no block.
+# program (512, 272 in parts of 16); one query, one key, a prompt's 77, lengths that fill no block.
 @pytest.mark.parametrize(
     ("batch", "n", "m", "heads", "size", "value_size"),
     [
