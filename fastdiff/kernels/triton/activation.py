@@ -9,13 +9,18 @@ __all__ = ["activate", "gelu"]
 
 
 @triton.jit
-def gelu(x):
+def gelu(
+    x: tl.tensor,
+) -> None:
     """GELU with the error function (Hendrycks and Gimpel 2016), not its approximations."""
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit
-def activate(x, ACTIVATION: tl.constexpr):
+def activate(
+    x: tl.tensor,
+    ACTIVATION: tl.constexpr,
+) -> None:
     """One of "none", "silu", "gelu" and "quick_gelu"; "geglu" takes two blocks, ``a * gelu(b)``."""
     if ACTIVATION == "silu":
         x = x * tl.sigmoid(x)

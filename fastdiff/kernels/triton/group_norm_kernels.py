@@ -2,8 +2,7 @@
 
 A program holds a tile of P_BLOCK pixels × C_BLOCK channels, of which the first PER·CG belong to its PER groups
 of CG channels. Sums run over pixels first; a matrix of zeros and ones then adds up the channels of a group, so
-that groups need not be powers of two. Row strides arrive in units of UNIT elements, which tells the compiler
-what they are multiples of.
+that groups need not be powers of two.
 
 Each mean is a pair (its rounding to float32, what that is off by), and partial results are joined as Chan et
 al. 1983, "Algorithms for computing the sample variance", join them.
@@ -16,35 +15,44 @@ import triton.language as tl
 
 __all__ = ["SIZES", "apply", "combine", "one_pass", "statistics"]
 
-SIZES = [
-    "pixels",
-    "chunk",
-    "chunks",
-    "x_step",
-    "vector_stride",
-    "residual_step",
-    "total_step",
-    "y_step",
-]
+SIZES = ["pixels", "chunk", "chunks"]
 """The run-time sizes, which the kernels are not specialised on."""
 
 
 @triton.jit
-def _group_sums(values, CG: tl.constexpr, C_BLOCK: tl.constexpr, G_BLOCK: tl.constexpr):
+def _group_sums(
+    values: tl.tensor,
+    CG: tl.constexpr,
+    C_BLOCK: tl.constexpr,
+    G_BLOCK: tl.constexpr,
+) -> tl.tensor:
     """(C_BLOCK,) to (G_BLOCK,): sums over the CG channels of each group."""
     member = (tl.arange(0, C_BLOCK) // CG)[:, None] == tl.arange(0, G_BLOCK)[None, :]
     return tl.sum(tl.where(member, values[:, None], 0.0), axis=0)
 
 
 @triton.jit
-def _per_channel(values, CG: tl.constexpr, C_BLOCK: tl.constexpr, G_BLOCK: tl.constexpr):
+def _per_channel(
+    values: tl.tensor,
+    CG: tl.constexpr,
+    C_BLOCK: tl.constexpr,
+    G_BLOCK: tl.constexpr,
+) -> tl.tensor:
     """(G_BLOCK,) to (C_BLOCK,): the value of each channel's group, 0 beyond the last group."""
     member = (tl.arange(0, C_BLOCK) // CG)[:, None] == tl.arange(0, G_BLOCK)[None, :]
     return tl.sum(tl.where(member, values[None, :], 0.0), axis=1)
 
 
 @triton.jit
-def _channel_sums(x, C_BLOCK: tl.constexpr, bias, vector, sample, vector_stride, channels, valid):
+def _channel_sums(
+    C_BLOCK: tl.constexpr,
+    bias: tl.tensor,
+    vector: tl.tensor,
+    sample: tl.tensor,
+    vector_stride: tl.tensor,
+    channels: tl.tensor,
+    valid: tl.tensor,
+) -> tl.tensor:
     """What is added to every pixel of a sample: bias + vector, (C_BLOCK,) float32."""
     added = tl.zeros([C_BLOCK], tl.float32)
     if bias is not None:
@@ -55,7 +63,17 @@ def _channel_sums(x, C_BLOCK: tl.constexpr, bias, vector, sample, vector_stride,
 
 
 @triton.jit
-def _tile(x, x_stride, residual, residual_stride, added, ADD: tl.constexpr, rows, channels, mask):
+def _tile(
+    x: tl.tensor,
+    x_stride: tl.tensor,
+    residual: tl.tensor,
+    residual_stride: tl.tensor,
+    added: tl.tensor,
+    ADD: tl.constexpr,
+    rows: tl.tensor,
+    channels: tl.tensor,
+    mask: tl.tensor,
+) -> tl.tensor:
     """A float32 tile of the sum that is normalised, rounded as it is where it is stored."""
     loaded = tl.load(x + rows[:, None] * x_stride + channels[None, :], mask, 0.0)
     tile = loaded.to(tl.float32)
@@ -68,7 +86,17 @@ def _tile(x, x_stride, residual, residual_stride, added, ADD: tl.constexpr, rows
 
 
 @triton.jit
-def _normalised(tile, high, low, rstd, weight, norm_bias, channels, valid, SILU: tl.constexpr):
+def _normalised(
+    tile: tl.tensor,
+    high: tl.tensor,
+    low: tl.tensor,
+    rstd: tl.tensor,
+    weight: tl.tensor,
+    norm_bias: tl.tensor,
+    channels: tl.tensor,
+    valid: tl.tensor,
+    SILU: tl.constexpr,
+) -> tl.tensor:
     """A tile after the norm, with the statistics of each channel's group, and SiLU."""
     if weight is not None:
         rstd = rstd * tl.load(weight + channels, valid, 0.0).to(tl.float32)
@@ -82,30 +110,29 @@ def _normalised(tile, high, low, rstd, weight, norm_bias, channels, valid, SILU:
 
 @triton.jit(do_not_specialize=SIZES)
 def one_pass(
-    x,
-    bias,
-    vector,
-    residual,
-    weight,
-    norm_bias,
-    total,
-    y,
-    pixels,
-    x_step,
-    vector_stride,
-    residual_step,
-    total_step,
-    y_step,
-    eps,
+    x: tl.tensor,
+    bias: tl.tensor,
+    vector: tl.tensor,
+    residual: tl.tensor,
+    weight: tl.tensor,
+    norm_bias: tl.tensor,
+    total: tl.tensor,
+    y: tl.tensor,
+    pixels: tl.tensor,
+    x_stride: tl.tensor,
+    vector_stride: tl.tensor,
+    residual_stride: tl.tensor,
+    total_stride: tl.tensor,
+    y_stride: tl.tensor,
+    eps: tl.tensor,
     C: tl.constexpr,
     CG: tl.constexpr,
     PER: tl.constexpr,
     SILU: tl.constexpr,
-    UNIT: tl.constexpr,
     P_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
     G_BLOCK: tl.constexpr,
-):
+) -> None:
     """All pixels of PER groups of one sample, read once. Grid: (blocks of groups, samples)."""
     sample = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, C_BLOCK)
@@ -114,11 +141,11 @@ def one_pass(
     pixel = tl.arange(0, P_BLOCK)
     rows = sample * pixels + pixel
     mask = (pixel < pixels)[:, None] & valid[None, :]
-    added = _channel_sums(x, C_BLOCK, bias, vector, sample, vector_stride, channels, valid)
+    added = _channel_sums(C_BLOCK, bias, vector, sample, vector_stride, channels, valid)
     ADD: tl.constexpr = bias is not None or vector is not None
-    tile = _tile(x, x_step * UNIT, residual, residual_step * UNIT, added, ADD, rows, channels, mask)
+    tile = _tile(x, x_stride, residual, residual_stride, added, ADD, rows, channels, mask)
     if total is not None:
-        at = total + rows[:, None] * (total_step * UNIT) + channels[None, :]
+        at = total + rows[:, None] * total_stride + channels[None, :]
         tl.store(at, tile.to(total.dtype.element_ty), mask)
 
     count = pixels.to(tl.float32) * CG
@@ -133,31 +160,30 @@ def one_pass(
     rstd = _per_channel(tl.div_rn(1.0, tl.sqrt_rn(variance + eps)), CG, C_BLOCK, G_BLOCK)
     zero = tl.zeros([C_BLOCK], tl.float32)
     result = _normalised(centred, zero, zero, rstd, weight, norm_bias, channels, valid, SILU)
-    tl.store(y + rows[:, None] * (y_step * UNIT) + channels[None, :], result.to(y.dtype.element_ty), mask)
+    tl.store(y + rows[:, None] * y_stride + channels[None, :], result.to(y.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def statistics(
-    x,
-    bias,
-    vector,
-    residual,
-    total,
-    partial,
-    pixels,
-    chunk,
-    x_step,
-    vector_stride,
-    residual_step,
-    total_step,
+    x: tl.tensor,
+    bias: tl.tensor,
+    vector: tl.tensor,
+    residual: tl.tensor,
+    total: tl.tensor,
+    partial: tl.tensor,
+    pixels: tl.tensor,
+    chunk: tl.tensor,
+    x_stride: tl.tensor,
+    vector_stride: tl.tensor,
+    residual_stride: tl.tensor,
+    total_stride: tl.tensor,
     C: tl.constexpr,
     CG: tl.constexpr,
     PER: tl.constexpr,
-    UNIT: tl.constexpr,
     P_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
     G_BLOCK: tl.constexpr,
-):
+) -> None:
     """Mean and sum of squares around it of ``chunk`` pixels of PER groups. Grid: (chunks, blocks of groups, samples).
 
     ``partial``: (samples, chunks, 3, groups) of the mean's two parts and the sum of squares. Each element of
@@ -167,7 +193,7 @@ def statistics(
     channel = tl.arange(0, C_BLOCK)
     channels = tl.program_id(1) * (PER * CG) + channel
     valid = (channel < PER * CG) & (channels < C)
-    added = _channel_sums(x, C_BLOCK, bias, vector, sample, vector_stride, channels, valid)
+    added = _channel_sums(C_BLOCK, bias, vector, sample, vector_stride, channels, valid)
     ADD: tl.constexpr = bias is not None or vector is not None
     first = tl.program_id(0) * chunk
     length = tl.minimum(chunk, pixels - first)
@@ -178,16 +204,18 @@ def statistics(
     for start in range(0, length, P_BLOCK):
         rows = sample * pixels + first + start + row
         mask = (start + row < length)[:, None] & valid[None, :]
-        tile = _tile(x, x_step * UNIT, residual, residual_step * UNIT, added, ADD, rows, channels, mask)
+        tile = _tile(x, x_stride, residual, residual_stride, added, ADD, rows, channels, mask)
         if total is not None:
-            at = total + rows[:, None] * (total_step * UNIT) + channels[None, :]
+            at = total + rows[:, None] * total_stride + channels[None, :]
             tl.store(at, tile.to(total.dtype.element_ty), mask)
         seen += 1.0
         off = tl.where(mask, tile - mean, 0.0)
         mean += off * (1.0 / seen)
         squares += tl.where(mask, off * (tile - mean), 0.0)
 
-    counts = ((length - row + P_BLOCK - 1) // P_BLOCK).to(tl.float32)[:, None]  # pixels that each row has seen
+    counts = ((length - row + P_BLOCK - 1) // P_BLOCK).to(tl.float32)[
+        :, None
+    ]  # pixels that each row has seen
     scale = 1.0 / (length.to(tl.float32) * CG)
     high = _group_sums(tl.sum(counts * mean, axis=0), CG, C_BLOCK, G_BLOCK) * scale
     mean -= _per_channel(high, CG, C_BLOCK, G_BLOCK)[None, :]
@@ -206,17 +234,17 @@ def statistics(
 
 @triton.jit(do_not_specialize=SIZES)
 def combine(
-    partial,
-    moments,
-    pixels,
-    chunk,
-    chunks,
-    eps,
+    partial: tl.tensor,
+    moments: tl.tensor,
+    pixels: tl.tensor,
+    chunk: tl.tensor,
+    chunks: tl.tensor,
+    eps: tl.tensor,
     C: tl.constexpr,
     CG: tl.constexpr,
     CHUNK_BLOCK: tl.constexpr,
     G_BLOCK: tl.constexpr,
-):
+) -> None:
     """Join the chunks' statistics. Grid: (blocks of G_BLOCK groups, samples).
 
     ``moments``: (samples, 3, groups) of the mean's two parts and 1 / sqrt(variance + eps).
@@ -247,26 +275,25 @@ def combine(
 
 @triton.jit(do_not_specialize=SIZES)
 def apply(
-    x,
-    bias,
-    vector,
-    residual,
-    moments,
-    weight,
-    norm_bias,
-    y,
-    pixels,
-    x_step,
-    vector_stride,
-    residual_step,
-    y_step,
+    x: tl.tensor,
+    bias: tl.tensor,
+    vector: tl.tensor,
+    residual: tl.tensor,
+    moments: tl.tensor,
+    weight: tl.tensor,
+    norm_bias: tl.tensor,
+    y: tl.tensor,
+    pixels: tl.tensor,
+    x_stride: tl.tensor,
+    vector_stride: tl.tensor,
+    residual_stride: tl.tensor,
+    y_stride: tl.tensor,
     C: tl.constexpr,
     CG: tl.constexpr,
     SILU: tl.constexpr,
-    UNIT: tl.constexpr,
     P_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
-):
+) -> None:
     """Normalise one tile with its groups' ``moments``. Grid: (blocks of pixels, blocks of channels, samples)."""
     GROUPS: tl.constexpr = C // CG
     sample = tl.program_id(2).to(tl.int64)
@@ -275,12 +302,12 @@ def apply(
     pixel = tl.program_id(0) * P_BLOCK + tl.arange(0, P_BLOCK)
     rows = sample * pixels + pixel
     mask = (pixel < pixels)[:, None] & valid[None, :]
-    added = _channel_sums(x, C_BLOCK, bias, vector, sample, vector_stride, channels, valid)
+    added = _channel_sums(C_BLOCK, bias, vector, sample, vector_stride, channels, valid)
     ADD: tl.constexpr = bias is not None or vector is not None
-    tile = _tile(x, x_step * UNIT, residual, residual_step * UNIT, added, ADD, rows, channels, mask)
+    tile = _tile(x, x_stride, residual, residual_stride, added, ADD, rows, channels, mask)
     at = moments + sample * (3 * GROUPS) + channels // CG
     high = tl.load(at, valid, 0.0)
     low = tl.load(at + GROUPS, valid, 0.0)
     rstd = tl.load(at + 2 * GROUPS, valid, 0.0)
     result = _normalised(tile, high, low, rstd, weight, norm_bias, channels, valid, SILU)
-    tl.store(y + rows[:, None] * (y_step * UNIT) + channels[None, :], result.to(y.dtype.element_ty), mask)
+    tl.store(y + rows[:, None] * y_stride + channels[None, :], result.to(y.dtype.element_ty), mask)
