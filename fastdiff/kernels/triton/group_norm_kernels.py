@@ -63,6 +63,18 @@ def _channel_sums(
 
 
 @triton.jit
+def _at(
+    base: tl.tensor,
+    stride: tl.tensor,
+    origin: tl.tensor,
+    pixel: tl.tensor,
+    channels: tl.tensor,
+) -> tl.tensor:
+    """Pointers to a tile."""
+    return base + origin * stride + (pixel[:, None] * stride + channels[None, :])
+
+
+@triton.jit
 def _tile(
     x: tl.tensor,
     x_stride: tl.tensor,
@@ -70,17 +82,21 @@ def _tile(
     residual_stride: tl.tensor,
     added: tl.tensor,
     ADD: tl.constexpr,
-    rows: tl.tensor,
+    origin: tl.tensor,
+    pixel: tl.tensor,
     channels: tl.tensor,
     mask: tl.tensor,
 ) -> tl.tensor:
-    """A float32 tile of the sum that is normalised, rounded as it is where it is stored."""
-    loaded = tl.load(x + rows[:, None] * x_stride + channels[None, :], mask, 0.0)
+    """A float32 tile of the sum that is normalised, rounded as it is where it is stored.
+
+    Its pixels are ``origin``, 64 bits, + ``pixel``, 32: what each thread computes for itself is short.
+    """
+    loaded = tl.load(_at(x, x_stride, origin, pixel, channels), mask, 0.0)
     tile = loaded.to(tl.float32)
     if ADD:
         tile += added[None, :]
     if residual is not None:
-        other = tl.load(residual + rows[:, None] * residual_stride + channels[None, :], mask, 0.0)
+        other = tl.load(_at(residual, residual_stride, origin, pixel, channels), mask, 0.0)
         tile += other.to(tl.float32)
     return tile.to(loaded.dtype).to(tl.float32)
 
@@ -139,13 +155,13 @@ def one_pass(
     channels = tl.program_id(0) * (PER * CG) + channel
     valid = (channel < PER * CG) & (channels < C)
     pixel = tl.arange(0, P_BLOCK)
-    rows = sample * pixels + pixel
+    origin = sample * pixels
     mask = (pixel < pixels)[:, None] & valid[None, :]
     added = _channel_sums(C_BLOCK, bias, vector, sample, vector_stride, channels, valid)
     ADD: tl.constexpr = bias is not None or vector is not None
-    tile = _tile(x, x_stride, residual, residual_stride, added, ADD, rows, channels, mask)
+    tile = _tile(x, x_stride, residual, residual_stride, added, ADD, origin, pixel, channels, mask)
     if total is not None:
-        at = total + rows[:, None] * total_stride + channels[None, :]
+        at = _at(total, total_stride, origin, pixel, channels)
         tl.store(at, tile.to(total.dtype.element_ty), mask)
 
     count = pixels.to(tl.float32) * CG
@@ -160,7 +176,7 @@ def one_pass(
     rstd = _per_channel(tl.div_rn(1.0, tl.sqrt_rn(variance + eps)), CG, C_BLOCK, G_BLOCK)
     zero = tl.zeros([C_BLOCK], tl.float32)
     result = _normalised(centred, zero, zero, rstd, weight, norm_bias, channels, valid, SILU)
-    tl.store(y + rows[:, None] * y_stride + channels[None, :], result.to(y.dtype.element_ty), mask)
+    tl.store(_at(y, y_stride, origin, pixel, channels), result.to(y.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -197,25 +213,37 @@ def statistics(
     ADD: tl.constexpr = bias is not None or vector is not None
     first = tl.program_id(0) * chunk
     length = tl.minimum(chunk, pixels - first)
-    row = tl.arange(0, P_BLOCK)
+    origin = sample * pixels + first
+    pixel = tl.arange(0, P_BLOCK)
     mean = tl.zeros([P_BLOCK, C_BLOCK], tl.float32)
     squares = tl.zeros([P_BLOCK, C_BLOCK], tl.float32)
     seen = 0.0
-    for start in range(0, length, P_BLOCK):
-        rows = sample * pixels + first + start + row
-        mask = (start + row < length)[:, None] & valid[None, :]
-        tile = _tile(x, x_stride, residual, residual_stride, added, ADD, rows, channels, mask)
+    mask = valid[None, :]
+    whole = length // P_BLOCK * P_BLOCK
+    for start in range(0, whole, P_BLOCK):
+        here = origin + start
+        tile = _tile(x, x_stride, residual, residual_stride, added, ADD, here, pixel, channels, mask)
         if total is not None:
-            at = total + rows[:, None] * total_stride + channels[None, :]
+            at = _at(total, total_stride, here, pixel, channels)
             tl.store(at, tile.to(total.dtype.element_ty), mask)
         seen += 1.0
-        off = tl.where(mask, tile - mean, 0.0)
+        off = tile - mean
         mean += off * (1.0 / seen)
-        squares += tl.where(mask, off * (tile - mean), 0.0)
+        squares += off * (tile - mean)
+    if whole < length:  # in the last chunk of a picture
+        last = origin + whole
+        inside = (pixel < length - whole)[:, None]
+        both = inside & valid[None, :]
+        rest = _tile(x, x_stride, residual, residual_stride, added, ADD, last, pixel, channels, both)
+        if total is not None:
+            to = _at(total, total_stride, last, pixel, channels)
+            tl.store(to, rest.to(total.dtype.element_ty), both)
+        change = tl.where(inside, rest - mean, 0.0)
+        mean += change * (1.0 / (seen + 1.0))
+        squares += tl.where(inside, change * (rest - mean), 0.0)
 
-    counts = ((length - row + P_BLOCK - 1) // P_BLOCK).to(tl.float32)[
-        :, None
-    ]  # pixels that each row has seen
+    # How many pixels each row of the tile has seen.
+    counts = ((length - pixel + P_BLOCK - 1) // P_BLOCK).to(tl.float32)[:, None]
     scale = 1.0 / (length.to(tl.float32) * CG)
     high = _group_sums(tl.sum(counts * mean, axis=0), CG, C_BLOCK, G_BLOCK) * scale
     mean -= _per_channel(high, CG, C_BLOCK, G_BLOCK)[None, :]
@@ -226,10 +254,10 @@ def statistics(
     GROUPS: tl.constexpr = C // CG
     group = tl.program_id(1) * PER + tl.arange(0, G_BLOCK)
     mine = (tl.arange(0, G_BLOCK) < PER) & (group < GROUPS)
-    to = partial + (sample * tl.num_programs(0) + tl.program_id(0)) * (3 * GROUPS) + group
-    tl.store(to, high, mine)
-    tl.store(to + GROUPS, low, mine)
-    tl.store(to + 2 * GROUPS, within, mine)
+    slot = partial + (sample * tl.num_programs(0) + tl.program_id(0)) * (3 * GROUPS) + group
+    tl.store(slot, high, mine)
+    tl.store(slot + GROUPS, low, mine)
+    tl.store(slot + 2 * GROUPS, within, mine)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -299,15 +327,16 @@ def apply(
     sample = tl.program_id(2).to(tl.int64)
     channels = tl.program_id(1) * C_BLOCK + tl.arange(0, C_BLOCK)
     valid = channels < C
-    pixel = tl.program_id(0) * P_BLOCK + tl.arange(0, P_BLOCK)
-    rows = sample * pixels + pixel
-    mask = (pixel < pixels)[:, None] & valid[None, :]
+    pixel = tl.arange(0, P_BLOCK)
+    first = tl.program_id(0) * P_BLOCK
+    origin = sample * pixels + first
+    mask = (pixel < pixels - first)[:, None] & valid[None, :]
     added = _channel_sums(C_BLOCK, bias, vector, sample, vector_stride, channels, valid)
     ADD: tl.constexpr = bias is not None or vector is not None
-    tile = _tile(x, x_stride, residual, residual_stride, added, ADD, rows, channels, mask)
+    tile = _tile(x, x_stride, residual, residual_stride, added, ADD, origin, pixel, channels, mask)
     at = moments + sample * (3 * GROUPS) + channels // CG
     high = tl.load(at, valid, 0.0)
     low = tl.load(at + GROUPS, valid, 0.0)
     rstd = tl.load(at + 2 * GROUPS, valid, 0.0)
     result = _normalised(tile, high, low, rstd, weight, norm_bias, channels, valid, SILU)
-    tl.store(y + rows[:, None] * y_stride + channels[None, :], result.to(y.dtype.element_ty), mask)
+    tl.store(_at(y, y_stride, origin, pixel, channels), result.to(y.dtype.element_ty), mask)

@@ -28,10 +28,11 @@ from fastdiff.kernels.triton.launch import (
     output,
     row_stride,
 )
+from fastdiff.kernels.triton.specialise import specialise
 
 __all__ = ["add_group_norm_silu", "builds", "configs", "group_norm_silu"]
 
-_TILE = 32768  # float32 numbers that 16 warps hold, 64 per thread
+_TILE = 16384  # float32 numbers that 16 warps hold, 32 per thread
 _PROGRAMS = 1024  # of the statistics: several for each multiprocessor of any GPU
 _MOST_CHUNKS = 1024  # that one program of `combine` can join
 
@@ -54,7 +55,9 @@ def group_norm_silu(
     """
     reference.check_group_norm_silu(x, weight, bias, num_groups, layout)
     if layout != "NHWC":
-        raise InputError("layout: found 'NCHW', wanted 'NHWC'; call .movedim(1, -1) on a channels-last tensor")
+        raise InputError(
+            "layout: found 'NCHW', wanted 'NHWC'; call .movedim(1, -1) on a channels-last tensor"
+        )
     if x.dim() < 2:
         raise InputError(f"x: found shape {tuple(x.shape)}, wanted two axes or more, (N, …, C)")
     out = output(out, tuple(x.shape), x)
@@ -252,22 +255,42 @@ def configs(pixels: int, channels: int, groups: int) -> tuple[Config, ...]:
 
 
 def builds(dtype: torch.dtype, arch: int) -> Iterator[Build]:
-    """The largest tiles: of SD 1.5's and SDXL's U-Nets and the last level of a VAE's decoder."""
+    """Of SD 1.5's U-Net a norm after a convolution, of SDXL's the largest that one pass takes, of a VAE's
+    decoder the largest.
+    """
     del arch
-    half = f"*{DTYPES[dtype]}"
-    pointers = dict.fromkeys(("x", "bias", "vector", "residual"), half)
-    norm = {"weight": half, "norm_bias": half, "y": half}
-    strides = dict.fromkeys(("x_stride", "vector_stride", "residual_stride"), "i32")
-    aligned = (*pointers, *norm, *strides, "total", "partial", "moments", "total_stride", "y_stride")
-
-    def build(
-        name: str, kernel: object, signature: dict[str, str], config: Config, constants: dict[str, int]
-    ) -> Build:
-        names = tuple(name for name in aligned if name in signature)
-        left_out = {argument: None for argument in kernel.arg_names if argument not in signature}  # type: ignore[attr-defined]
-        given = {name: value for name, value in constants.items() if name in left_out}
-        fixed = {**{n: None for n in left_out if n not in dict(config.blocks)}, **given}
-        return Build(name, kernel, signature, fixed, config, names)
-
-    del build, aligned
-    yield from ()
+    kind = f"*{DTYPES[dtype]}"
+    norm = dict.fromkeys(("x", "weight", "norm_bias", "y"), kind)
+    addends = dict.fromkeys(("bias", "vector", "residual", "total"), kind)
+    statistics = dict.fromkeys(("partial", "moments"), "*fp32")
+    for pixels, channels, more in (
+        (256, 1280, addends),
+        (1024, 640, {}),
+        (4096, 320, addends),
+        (1 << 20, 128, {}),
+    ):
+        config = configs(pixels, channels, 32)[0]
+        tile = _tiling(config["C_BLOCK"], channels, 32)
+        first = Config.of(config.num_warps, 1, P_BLOCK=config["P_BLOCK"], C_BLOCK=config["C_BLOCK"])
+        parts = [(kernels.one_pass, first)]
+        if _is_split(config):
+            _, chunks = _chunks(pixels, triton.cdiv(32, tile["PER"]), config["P_BLOCK"])
+            parts = [
+                (kernels.statistics, first),
+                (kernels.combine, _join(chunks)),
+                (kernels.apply, _second(config)),
+            ]
+        for kernel, tiling in parts:
+            given = {**norm, **statistics, **more}
+            if kernel is kernels.apply and "total" in more:
+                given = {**norm, **statistics}  # it normalises the sum that `statistics` wrote
+            names = set(kernel.arg_names) - set(dict(tiling.blocks))
+            yield specialise(
+                f"group_norm_silu {kernel.fn.__name__} {pixels} pixels, {channels} channels",
+                kernel,
+                {name: kind for name, kind in given.items() if name in names},
+                {name: value for name, value in {**tile, "SILU": True}.items() if name in names},
+                tiling,
+                sizes=kernels.SIZES,
+                numbers=("eps",),
+            )
