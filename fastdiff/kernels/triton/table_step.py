@@ -84,7 +84,7 @@ def _table_step_kernel(
     if rescale is not None:
         m = m * tl.load(rescale + picture).to(tl.float32)
     y = _scaled_sum(tl.load(row + _OUTPUT), m, tl.load(row + _SAMPLE) * x)
-    for slot in range(0, slot_count):
+    for slot in range(slot_count):
         coef = tl.load(row + _COLUMNS + slot)
         # What no coefficient asks for is not read.
         kept = tl.load(slots + slot * size + at, mask & (coef != 0.0), 0.0)
