@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
@@ -21,7 +20,6 @@ __all__ = ["Interpreted", "interpreted"]
 
 # The interpreter replaces functions of triton.language while it runs: one kernel at a time.
 _LOCK = threading.RLock()
-_PATCH_TENSOR = interpreter._patch_lang_tensor
 
 
 def _function(kernel: Any) -> Any:
@@ -33,25 +31,17 @@ def _call(kernel: Any, *arguments: Any, **keywords: Any) -> Any:
     return _function(kernel)(*arguments, **keywords)
 
 
-def _patch_tensor(tensor: Any, scope: Any) -> None:
-    """Let a scalar, an array of one element there, bound a loop: NumPy 2.4 does not convert it by itself."""
-    _PATCH_TENSOR(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda value: int(value.handle.data.item()))
-
-
 @contextmanager
 def _interpreting() -> Iterator[None]:
     """Let jitted functions be called, also those of triton.language, which use ``triton.language.core``."""
     compiled = JITFunction.__call__
     with _LOCK:
-        interpreter._patch_lang_tensor = _patch_tensor
         scope = interpreter._patch_lang(tl.sum.fn)
         JITFunction.__call__ = _call
         try:
             yield
         finally:
             JITFunction.__call__ = compiled
-            interpreter._patch_lang_tensor = _PATCH_TENSOR
             scope.restore()
 
 
@@ -63,8 +53,7 @@ class Interpreted:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def run(*arguments: Any, **keywords: Any) -> None:
-            # A GPU does not warn either.
-            with _interpreting(), np.errstate(all="ignore"):
+            with _interpreting():
                 executor = interpreter.GridExecutor(_function(self._kernel), self._kernel.arg_names, grid)
                 executor(*arguments, **keywords)
 
