@@ -7,6 +7,9 @@ PYTHON ?= python3
 # 1 turns compiler warnings into errors; continuous integration sets it.
 FASTDIFF_WERROR ?= 0
 export FASTDIFF_WERROR
+# on requires nvcc, off leaves the CUDA kernels to NVRTC, auto takes nvcc where it is found.
+FASTDIFF_CUDA ?= auto
+export FASTDIFF_CUDA
 # Modules of the caller's environment have no place in .venv.
 unexport PYTHONPATH PYTHONHOME
 
@@ -14,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 NATIVE := $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.c')
+CXX_FILES := $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
 .PHONY: test lint format smoke demo sanitize venv clean
 .DELETE_ON_ERROR:
@@ -70,4 +73,4 @@ $(VENV)/.installed: $(VENV)/.requirements pyproject.toml setup.py CMakeLists.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f fastdiff/_C*.so
+	rm -f fastdiff/_C*.so fastdiff/kernels/cuda/*.fatbin fastdiff/kernels/cuda/*.fatbin.json

@@ -1,8 +1,9 @@
 """Packaging: the metadata is in pyproject.toml; this file compiles ``csrc/`` with CMake and ninja.
 
-``pip install .`` and ``pip install -e .`` both end with ``fastdiff/_C.<abi>.so``. Two environment variables
-help developers: ``FASTDIFF_WERROR=1`` turns compiler warnings into errors, ``CMAKE_ARGS`` is appended to the
-configure command.
+``pip install .`` and ``pip install -e .`` both end with ``fastdiff/_C.<abi>.so`` and, where nvcc is found,
+with the CUDA kernels as ``fastdiff/kernels/cuda/<op>.fatbin``. ``FASTDIFF_CUDA`` is auto, on (an error
+without nvcc) or off. Two environment variables help developers: ``FASTDIFF_WERROR=1`` turns compiler
+warnings into errors, ``CMAKE_ARGS`` is appended to the configure command.
 """
 
 from __future__ import annotations
@@ -72,12 +73,22 @@ class BuildWithCMake(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DFASTDIFF_VERSION={VERSION}",
             f"-DFASTDIFF_PYTHON_OUTPUT={destination}",
+            f"-DFASTDIFF_CUDA={os.environ.get('FASTDIFF_CUDA', 'auto')}",
             f"-DFASTDIFF_WERROR={'ON' if os.environ.get('FASTDIFF_WERROR') == '1' else 'OFF'}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         subprocess.run(configure, check=True)
         jobs = ["--parallel", str(self.parallel)] if self.parallel else []
-        subprocess.run([cmake, "--build", str(build), "--target", "_C", *jobs], check=True)
+        subprocess.run([cmake, "--build", str(build), "--target", "_C", "fastdiff_cuda", *jobs], check=True)
+        if not self.inplace:
+            self.copy_cuda_sources(destination / "kernels" / "cuda" / "src")
+
+    def copy_cuda_sources(self, folder: Path) -> None:
+        """For NVRTC, in a package that is installed apart from ``csrc/``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for pattern in ("*.cu", "*.h", "architectures.txt"):
+            for source in (ROOT / "csrc" / "cuda").glob(pattern):
+                shutil.copy2(source, folder / source.name)
 
 
 setup(ext_modules=[Extension("fastdiff._C", sources=[])], cmdclass={"build_ext": BuildWithCMake})

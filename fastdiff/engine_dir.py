@@ -174,7 +174,8 @@ def check_engine_machine(manifest: Manifest) -> None:
                 f"{module} was built for {needed}, this machine is {present}; build it here"
             )
         try:
-            availability = get_target(entry.target).availability()
+            target = get_target(entry.target)
+            availability = target.availability()
         except FastdiffError as error:
             raise EngineMismatchError(f"{module} was built for target {entry.target!r}: {error}") from error
         if not availability.ok:
@@ -182,6 +183,9 @@ def check_engine_machine(manifest: Manifest) -> None:
                 f"{module} was built for target {entry.target!r}, which cannot run here:"
                 f" {availability.reason}; {availability.fix}"
             )
+        mismatch = getattr(target, "mismatch", None)
+        if mismatch is not None and (reason := mismatch(entry)):
+            raise EngineMismatchError(f"{module} was built for {reason}; build it here")
 
 
 def file_sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ from fastdiff.errors import (
     EngineVersionError,
     InputError,
 )
-from fastdiff.manifest import FORMAT_VERSION, dump_manifest, parse_manifest
+from fastdiff.manifest import FORMAT_VERSION, ModuleEntry, dump_manifest, parse_manifest
 from fastdiff.targets import Availability
 from fastdiff.targets import onnxruntime as onnxruntime_target
 from tests.engines import MANIFEST, write_engine
@@ -176,6 +176,18 @@ def test_target_that_cannot_run_says_how_to_install(engine: Path, monkeypatch: p
     monkeypatch.setattr(onnxruntime_target, "availability", lambda: missing)
     with pytest.raises(EngineMismatchError, match="the package is not installed; pip install it"):
         open_engine(engine)
+
+
+def test_target_that_knows_its_machines_refuses_others(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mismatch(entry: ModuleEntry) -> str | None:
+        return f"{entry.requires['gpu']}, here is B" if entry.requires["gpu"] != "B" else None
+
+    monkeypatch.setattr(onnxruntime_target, "mismatch", mismatch, raising=False)
+    rewrite(engine, lambda doc: doc["modules"]["text_encoder"].update(requires={"gpu": "A"}))
+    with pytest.raises(EngineMismatchError, match="text_encoder was built for A, here is B; build it here"):
+        open_engine(engine)
+    rewrite(engine, lambda doc: doc["modules"]["text_encoder"].update(requires={"gpu": "B"}))
+    assert open_engine(engine).entry("text_encoder").requires == {"gpu": "B"}
 
 
 def test_not_an_engine(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "avg_pool2d",
     "check_attention",
     "check_conv2d",
+    "check_geglu",
     "check_group_norm_silu",
     "check_linear",
     "check_picture",
@@ -229,10 +230,15 @@ def geglu(x: Tensor) -> Tensor:
 
     ``x``: (…, 2·C), result: (…, C).
     """
-    if x.dim() == 0 or x.shape[-1] % 2:
-        raise InputError(f"x: found shape {tuple(x.shape)}, wanted an even last axis")
+    check_geglu(x)
     a, b = x.chunk(2, -1)
     return a * (0.5 * b * (1 + torch.erf(b * math.sqrt(0.5))))
+
+
+def check_geglu(x: Tensor) -> None:
+    """Raise InputError for arguments that :func:`geglu` does not take."""
+    if x.dim() == 0 or x.shape[-1] % 2:
+        raise InputError(f"x: found shape {tuple(x.shape)}, wanted an even last axis")
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -85,6 +85,9 @@ class Target(Protocol):
     takes when none is asked for first,
     ``SELF_CHECKING`` the endings of files whose structure it checks itself whenever it opens them: large ones
     among them are hashed by ``fastdiff verify`` alone.
+
+    A target whose files fit one kind of machine also has ``mismatch(entry) -> str | None``: what an entry was
+    built for and what is here instead, None where it fits. It is asked once ``availability`` is ok.
     """
 
     NEEDS_GRAPH: bool

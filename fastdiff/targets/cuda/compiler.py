@@ -1,0 +1,205 @@
+"""Compiling a captured module for the cuda target: lower, keep halves safe, measure, choose, write."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastdiff.build.capture import CapturedModule
+from fastdiff.build.lower import Lowered, lower_module
+from fastdiff.build.modules import ModuleSpec, random_inputs
+from fastdiff.config import Precision
+from fastdiff.kernels.triton import binaries
+from fastdiff.targets import Compiled, CompileOptions
+from fastdiff.targets.cuda import file
+from fastdiff.targets.cuda.calls import Call
+from fastdiff.targets.cuda.choices import Choices
+from fastdiff.targets.cuda.executor import Executor, Watch
+from fastdiff.targets.cuda.ranges import (
+    Scales,
+    calibration_inputs,
+    check_finite,
+    measure_ranges,
+    plan_scales,
+    scaled,
+)
+from fastdiff.targets.cuda.tune import Timer, Tuner, graph_seconds
+from fastdiff.targets.cuda.types import value_dtypes
+from fastdiff.targets.graph import Graph, Weight
+
+__all__ = ["Machine", "compile_module", "load_weights", "weight_dtypes", "with_layers"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a module is compiled on: its device, compute capability (90 for 9.0, 0 for a CPU) and clock."""
+
+    device: torch.device
+    arch: int
+    timer: Timer
+
+    @staticmethod
+    def here() -> Machine:
+        """The current GPU."""
+        device = torch.device("cuda", torch.cuda.current_device())
+        major, minor = torch.cuda.get_device_capability(device)
+        return Machine(device, 10 * major + minor, graph_seconds)
+
+
+def compile_module(
+    captured: CapturedModule, folder: Path, options: CompileOptions, machine: Machine | None = None
+) -> Compiled:
+    """Write the files of ``captured`` into ``folder``.
+
+    Raises CaptureError for what cannot be lowered or run, NumericError where NaN or infinity comes out, and
+    OutputError.
+    """
+    machine = machine or Machine.here()
+    graph = with_layers(lower_module(captured))
+    sizes = options.sizes or smallest_sizes(captured.spec)
+    scales = Scales((0,) * len(graph.values), frozenset())
+    if options.precision is Precision.FP16:
+        scales = _safe_scales(graph, captured.spec, sizes, machine.device)
+        graph = scaled(graph, scales)
+    dtypes = value_dtypes(graph, options.precision)
+    for value in scales.islands:
+        dtypes[value] = torch.float32
+    weights = load_weights(graph, weight_dtypes(graph, dtypes), machine.device)
+    choices = Choices()
+    executor = Executor(graph, weights, dtypes, choices)
+    _check(executor, captured, sizes)
+    if options.sizes:
+        tuner = Tuner(executor, choices, machine.arch, machine.timer, lambda what: None)
+        with executor.watched(tuner):
+            run(executor, captured.spec, random_inputs(captured.spec, dict(sizes), seed=0))
+    counts: dict[str, int] = {}
+    with binaries.recording() as kernels, executor.watched(_counter(counts, choices)):
+        run(executor, captured.spec, random_inputs(captured.spec, dict(sizes), seed=0))
+    module = file.Module(
+        graph,
+        dtypes,
+        weights,
+        choices.to_json(),
+        [{**binary.to_json(), "code": f"{index}"} for index, binary in enumerate(kernels.values())],
+        {f"{index}": binary.code for index, binary in enumerate(kernels.values())},
+    )
+    names = file.write(folder, captured.name, module)
+    tactics: dict[str, Any] = {
+        "format": "cuda",
+        "sizes": dict(options.sizes),
+        "weight_bytes": sum(weight.nbytes for weight in weights),
+        "implementations": dict(sorted(counts.items())),
+        "scaled": {
+            "values": sum(exponent > 0 for exponent in scales.exponents),
+            "largest": max(scales.exponents, default=0),
+            "islands": len(scales.islands),
+        },
+    }
+    return Compiled(names, tactics, requirements(machine))
+
+
+def smallest_sizes(spec: ModuleSpec) -> dict[str, int]:
+    """Sizes to check a module at when none are asked for: the smallest above 1 that it takes."""
+    return {
+        symbol: max(size.minimum, 2 * size.multiple_of if size.maximum != 1 else 1)
+        for symbol, size in spec.shapes.items()
+    }
+
+
+def _safe_scales(graph: Graph, spec: ModuleSpec, sizes: Mapping[str, int], device: torch.device) -> Scales:
+    """What keeps the graph within the range of halves, measured in float32."""
+    dtypes = value_dtypes(graph, Precision.FP32)
+    exact = Executor(graph, load_weights(graph, weight_dtypes(graph, dtypes), device), dtypes, Choices())
+    ranges = measure_ranges(exact, calibration_inputs(spec, sizes), [tensor.name for tensor in spec.inputs])
+    return plan_scales(graph, ranges)
+
+
+def _check(executor: Executor, captured: CapturedModule, sizes: Mapping[str, int]) -> None:
+    """Raises NumericError, which names the layer, where NaN or infinity comes out of a calibration input."""
+    for arrays in calibration_inputs(captured.spec, sizes):
+        with executor.watched(check_finite(captured.name)):
+            run(executor, captured.spec, arrays)
+
+
+def _counter(counts: dict[str, int], choices: Choices) -> Watch:
+    """A watch that counts the nodes that each implementation runs: ``{"linear: triton": 96, …}``."""
+
+    def count(index: int, call: Call, result: Tensor) -> None:
+        name = f"{call.node.op}: {choices(call).implementation}"
+        counts[name] = counts.get(name, 0) + 1
+
+    return count
+
+
+def requirements(machine: Machine) -> dict[str, str]:
+    """What an engine that was compiled here needs: the same kind of GPU."""
+    if machine.device.type != "cuda":
+        return {}
+    return {
+        "compute_capability": f"{machine.arch // 10}.{machine.arch % 10}",
+        "gpu": torch.cuda.get_device_name(machine.device),
+    }
+
+
+def run(executor: Executor, spec: ModuleSpec, arrays: Mapping[str, NDArray[Any]]) -> dict[int, Tensor]:
+    """Run all of a graph on arrays by the names that the spec gives them; the values that are left."""
+    values = {
+        value: torch.from_numpy(arrays[tensor.name]).to(executor.device)
+        for value, tensor in zip(executor.graph.inputs, spec.inputs, strict=True)
+    }
+    with torch.inference_mode():
+        executor.run(values, executor.sizes_of(values))
+    return values
+
+
+def with_layers(lowered: Lowered) -> Graph:
+    """The graph with the weights of conv2d and linear among its weights, by the role "layer".
+
+    Layers that share a weight keep sharing it.
+    """
+    graph = lowered.graph
+    weights, nodes, ids = list(graph.weights), list(graph.nodes), dict[str, int]()
+    for layer in lowered.layers:
+        if layer.key not in ids:
+            ids[layer.key] = len(weights)
+            weights.append(Weight(layer.key, "float32", layer.shape, layer.weight))
+        node = nodes[layer.node]
+        nodes[layer.node] = dataclasses.replace(node, weights={**node.weights, "layer": ids[layer.key]})
+    return dataclasses.replace(graph, weights=tuple(weights), nodes=tuple(nodes))
+
+
+def weight_dtypes(graph: Graph, dtypes: Sequence[torch.dtype]) -> list[torch.dtype]:
+    """What each weight is stored in: the dtype of the node that uses it, of several the widest."""
+    found: list[torch.dtype | None] = [None] * len(graph.weights)
+    for node in graph.nodes:
+        dtype = dtypes[node.output]
+        for weight in node.weights.values():
+            known = found[weight]
+            integer = not dtype.is_floating_point
+            wider = known is None or (not integer and torch.promote_types(known, dtype) == dtype)
+            found[weight] = dtype if wider else known
+    return [
+        torch.int64 if weight.kind == "int64" else dtype or torch.float32
+        for weight, dtype in zip(graph.weights, found, strict=True)
+    ]
+
+
+def load_weights(graph: Graph, dtypes: Sequence[torch.dtype], device: torch.device) -> list[Tensor]:
+    """The weights on the device, one at a time in float32; kernels of convolutions channels last."""
+    return [
+        placed(torch.from_numpy(weight.load()).to(device).to(dtype))
+        for weight, dtype in zip(graph.weights, dtypes, strict=True)
+    ]
+
+
+def placed(weight: Tensor) -> Tensor:
+    """A weight in the layout that kernels want: (O, I, kh, kw) channels last in memory."""
+    if weight.dim() == 4:
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight.contiguous()
