@@ -23,7 +23,14 @@ from fastdiff.build.weights import quiet
 from fastdiff.config import Precision
 from fastdiff.errors import CaptureError
 
-__all__ = ["EXTERNAL_DATA_LIMIT", "OPSET", "export_onnx", "needs_external_data", "onnx_output_names", "write_onnx"]
+__all__ = [
+    "EXTERNAL_DATA_LIMIT",
+    "OPSET",
+    "export_onnx",
+    "needs_external_data",
+    "onnx_output_names",
+    "write_onnx",
+]
 
 OPSET = 20
 """Newest operator set that torch.onnx exports to without a version conversion and both consumers know."""

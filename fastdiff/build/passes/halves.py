@@ -6,8 +6,8 @@ exponential, logarithm, powers) take and give float32 and keep their weights in 
 half if their input was. Everything else follows its inputs: half as soon as one of them is. So what is
 computed from a timestep stays float32 until the first product, as in diffusers.
 
-``fastdiff::`` ops that a runtime's kernel stands for sum in float32 whatever they take: a norm among them takes
-halves beside weights in float32.
+``fastdiff::`` ops stand for a runtime's kernels, which sum in float32 whatever they take: a norm among them
+takes halves beside weights in float32.
 
 Inputs and outputs of the graph keep their types. But for those norms no
 operator meets two floating types: the casts are nodes.
@@ -78,7 +78,9 @@ def halves(
     """The program computing in ``dtype`` (float16 or bfloat16). The given program stays as it is.
 
     ``full`` are the operators that compute in float32: fewer than FULL for a runtime whose own kernel for
-    one of them takes halves and sums in float32. Raises CaptureError for a weight that has finite values out of the range of ``dtype``.
+    one of them takes halves and sums in float32.
+
+    Raises CaptureError for a weight that has finite values out of the range of ``dtype``.
     """
     return _Halves(program, dtype, full).run()
 

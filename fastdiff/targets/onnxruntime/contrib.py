@@ -40,7 +40,7 @@ _LARGEST_GROUP = 512
 """Channels of one group that a block of the provider's group norm takes."""
 
 _FULL = FULL - {torch.ops.aten.layer_norm.default}
-"""The provider's layer norm takes halves and keeps its statistics in float32, as ONNX's ``stash_type`` says."""
+"""The provider's layer norm takes halves and has statistics in float32, as ONNX's ``stash_type`` says."""
 
 
 def export_contrib(module: CapturedModule, path: Path) -> tuple[Path, ...]:
@@ -89,9 +89,7 @@ def _translations() -> dict[Any, Any]:
             1,
             inputs=[parameter(f"input_{i}", f"T{i}") for i in range(inputs)],
             outputs=[parameter("output", "T0")],
-            type_constraints=[
-                (f"T{i}", ["tensor(float)", "tensor(float16)"], "") for i in range(inputs)
-            ],
+            type_constraints=[(f"T{i}", ["tensor(float)", "tensor(float16)"], "") for i in range(inputs)],
             attributes=[onnx.defs.OpSchema.Attribute(key, value, "") for key, value in attributes.items()],
         )
         return onnxscript.values.Op(domain, name, schema)
