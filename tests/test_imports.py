@@ -37,7 +37,7 @@ ALLOWED = {
     "kernels/triton": {"torch", "triton"},
     "targets/cuda": {"torch", "triton", "cuda"},
     "targets/native/compiler.py": {"torch"},
-    "targets/onnxruntime.py": {"onnxruntime", "onnx", "torch"},
+    "targets/onnxruntime": {"onnxruntime", "onnx", "onnxscript", "torch"},
     "targets/tensorrt": {"onnx", "tensorrt", "torch"},
     "targets/torch.py": {"torch", "diffusers", "transformers"},
     "zoo/training": {"torch", "diffusers", "transformers"},
@@ -51,6 +51,7 @@ AT_TOP = (
     "kernels/reference.py",
     "kernels/triton",
     "targets/native/compiler.py",
+    "targets/onnxruntime/contrib.py",
     "zoo/training",
 )
 SAMPLERS_MAY = {"fastdiff.errors", "fastdiff.samplers", "fastdiff.kernels", "fastdiff._C", "numpy"}

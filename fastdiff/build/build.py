@@ -22,7 +22,7 @@ from fastdiff.engine_dir import TOKENIZER_FOLDER
 from fastdiff.engine_writer import EngineWriter
 from fastdiff.errors import InputError
 from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry
-from fastdiff.targets import CompileOptions, require_target, resolve_target
+from fastdiff.targets import CompileOptions, computes_in, get_target, require_target, resolve_target
 
 __all__ = ["BuildSummary", "ModuleSummary", "Progress", "Stage", "build_engine"]
 
@@ -81,6 +81,7 @@ def build_engine(
     width: int | None = None,
     batch: int = 1,
     memory: float = 2.0,
+    device: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
     modules: tuple[str, ...] = MODULES,
@@ -89,21 +90,22 @@ def build_engine(
 
     ``height`` and ``width`` (picture pixels) and ``batch`` are the defaults that the engine records and is
     verified at; other sizes run as well. The native target is tuned for them, with weights that may take
-    ``memory`` times their bytes in float32. With some of the ``modules`` only, the engine runs these but
-    makes no pictures. Errors: InputError, CheckpointError, CaptureError, TargetError,
+    ``memory`` times their bytes in float32. ``device`` is for a target that compiles for several, such as
+    ``"cuda"`` of ``onnxruntime``; None is its own. With some of the ``modules`` only, the engine runs these
+    but makes no pictures. Errors: InputError, CheckpointError, CaptureError, TargetError,
     OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
     of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)
     precision = parse_precision(precision)
-    require_target(target, precision)
+    require_target(target, precision, device)
     if not 1 <= memory < math.inf:
         raise InputError(f"memory is {memory}: give 1 or more, a multiple of the weights in float32")
     with EngineWriter(output, force) as writer:
         source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         model = _with_defaults(source.spec, height, width, batch)
-        builder = _Builder(source, model, target, precision, memory, writer, progress, modules)
+        builder = _Builder(source, model, target, precision, memory, device, writer, progress, modules)
         entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -131,6 +133,7 @@ class _Builder:
     target: str
     precision: Precision
     memory: float
+    device: str | None
     writer: EngineWriter
     progress: Progress | None
     modules: tuple[str, ...]
@@ -138,7 +141,7 @@ class _Builder:
     def build(self, name: str) -> ModuleEntry:
         """Take one module through all stages; what it occupied in memory is free afterwards."""
         started = time.perf_counter()
-        target, spec = require_target(self.target), module_spec(name, self.model)
+        target, spec = get_target(self.target), module_spec(name, self.model)
         self._announce(name, "load")
         part = self.checkpoint.load(spec.part)
         module = CapturedModule(spec, spec.wrap(part), part)
@@ -149,7 +152,7 @@ class _Builder:
             module = module.with_program(run_passes(module.program))
         self._announce(name, "compile")
         sizes = verification_sizes(spec, self.model)[0]
-        options = CompileOptions(self.precision, sizes, self.memory)
+        options = CompileOptions(self.precision, sizes, self.memory, device=self.device or "cpu")
         compiled = target.compile(module, self.writer.folder, options)
         files, size = self.writer.hash_files(compiled.files)
         entry = ModuleEntry(
@@ -168,7 +171,8 @@ class _Builder:
         self._announce(name, "verify")
         module = dataclasses.replace(module, program=None)
         with target.open(self.writer.folder, name, entry, None) as session:
-            error = measure(module, session, self.model, self.checkpoint.vocab_size, self.precision)
+            computes = computes_in(self.target, self.precision)
+            error = measure(module, session, self.model, self.checkpoint.vocab_size, self.precision, computes)
         error.check(name, self.precision)
         del part, module, session
         gc.collect()

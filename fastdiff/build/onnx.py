@@ -1,21 +1,36 @@
 """ExportedProgram to ONNX: standard operators only, symbolic sizes kept, checked.
 
+In fp16 the file is strongly typed: weights and arithmetic are halves but where ``passes/halves.py`` keeps
+float32, every change of type is a ``Cast``, and inputs and outputs are what they are in fp32.
+
 ONNX names must be unique in a graph, so an output that is called like an input (``sample`` of the U-Net) is
 called ``out_sample`` in the file; sessions go by position.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from fastdiff.build.capture import CapturedModule
+from fastdiff.build.passes import halves, plain_attention
 from fastdiff.build.weights import quiet
+from fastdiff.config import Precision
 from fastdiff.errors import CaptureError
 
-__all__ = ["EXTERNAL_DATA_LIMIT", "OPSET", "export_onnx", "needs_external_data", "onnx_output_names"]
+__all__ = [
+    "EXTERNAL_DATA_LIMIT",
+    "OPSET",
+    "export_onnx",
+    "needs_external_data",
+    "onnx_output_names",
+    "write_onnx",
+]
 
 OPSET = 20
 """Newest operator set that torch.onnx exports to without a version conversion and both consumers know."""
@@ -36,22 +51,42 @@ def needs_external_data(weight_bytes: int) -> bool:
     return weight_bytes >= EXTERNAL_DATA_LIMIT
 
 
-def weight_bytes(module: CapturedModule) -> int:
-    """Size of a module's parameters and buffers in bytes."""
-    tensors = (*module.eager.parameters(), *module.eager.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def weight_bytes(program: ExportedProgram) -> int:
+    """Size in bytes of the parameters, buffers and constants of a captured graph."""
+    tensors = (*program.state_dict.values(), *program.constants.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
 
 
-def export_onnx(module: CapturedModule, path: Path) -> tuple[Path, ...]:
-    """Write a captured module as ONNX to ``path``; returns the files written, the model first.
+def export_onnx(
+    module: CapturedModule, path: Path, precision: Precision = Precision.FP32
+) -> tuple[Path, ...]:
+    """Write a captured module as ONNX to ``path``, computing in fp32 or fp16.
 
-    Raises CaptureError when an operator has no ONNX form or the result does not pass onnx's checker.
+    Returns the files written, the model first. Raises CaptureError when an operator has no ONNX form (in
+    bf16, ``Conv`` of this operator set), when a weight is out of the precision's range or when the result
+    does not pass onnx's checker.
+    """
+    if precision not in (Precision.FP32, Precision.FP16):
+        raise CaptureError(f"{module.name} cannot be written as ONNX in {precision.value}: use fp32 or fp16")
+    if module.program is None:
+        raise CaptureError(f"{module.name} has not been captured")
+    if precision is Precision.FP16:
+        module = module.with_program(halves(plain_attention(module.program)))
+    return write_onnx(module, path)
+
+
+def write_onnx(
+    module: CapturedModule, path: Path, translations: Mapping[Any, Any] | None = None, domain: str = ""
+) -> tuple[Path, ...]:
+    """Write the graph of ``module`` as it is; otherwise as ``export_onnx``.
+
+    ``translations`` are functions of onnxscript by the operators that they translate; the operators of
+    ``domain`` that these give are allowed beside the standard ones.
     """
     import onnx
 
-    if module.program is None:
-        raise CaptureError(f"{module.name} has not been captured")
-    external = needs_external_data(weight_bytes(module))
+    assert module.program is not None
+    external = needs_external_data(weight_bytes(module.program))
     try:
         with quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
@@ -63,6 +98,7 @@ def export_onnx(module: CapturedModule, path: Path) -> tuple[Path, ...]:
                 optimize=True,
                 external_data=external,
                 verbose=False,
+                custom_translation_table=dict(translations or {}),
             )
     except Exception as error:  # the exporter raises many types of its own
         reason = " ".join(str(error).split())[:300]
@@ -78,7 +114,8 @@ def export_onnx(module: CapturedModule, path: Path) -> tuple[Path, ...]:
             f"{module.name} is not valid ONNX: {' '.join(str(error).split())[:300]}"
         ) from error
     model = onnx.load(str(path), load_external_data=False)
-    if foreign := sorted({node.domain for node in model.graph.node if node.domain not in ("", "ai.onnx")}):
+    allowed = ("", "ai.onnx", domain)
+    if foreign := sorted({node.domain for node in model.graph.node if node.domain not in allowed}):
         raise CaptureError(
             f"{module.name} needs ONNX operators of {', '.join(foreign)}: only standard ones are used"
         )
