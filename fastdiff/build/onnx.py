@@ -1,5 +1,8 @@
 """ExportedProgram to ONNX: standard operators only, symbolic sizes kept, checked.
 
+In fp16 the file is strongly typed: weights and arithmetic are halves but where ``passes/halves.py`` keeps
+float32, every change of type is a ``Cast``, and inputs and outputs are what they are in fp32.
+
 ONNX names must be unique in a graph, so an output that is called like an input (``sample`` of the U-Net) is
 called ``out_sample`` in the file; sessions go by position.
 """
@@ -10,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from fastdiff.build.capture import CapturedModule
+from fastdiff.build.passes import halves, plain_attention
 from fastdiff.build.weights import quiet
+from fastdiff.config import Precision
 from fastdiff.errors import CaptureError
 
 __all__ = ["EXTERNAL_DATA_LIMIT", "OPSET", "export_onnx", "needs_external_data", "onnx_output_names"]
@@ -36,26 +43,35 @@ def needs_external_data(weight_bytes: int) -> bool:
     return weight_bytes >= EXTERNAL_DATA_LIMIT
 
 
-def weight_bytes(module: CapturedModule) -> int:
-    """Size of a module's parameters and buffers in bytes."""
-    tensors = (*module.eager.parameters(), *module.eager.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def weight_bytes(program: ExportedProgram) -> int:
+    """Size in bytes of the parameters, buffers and constants of a captured graph."""
+    tensors = (*program.state_dict.values(), *program.constants.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
 
 
-def export_onnx(module: CapturedModule, path: Path) -> tuple[Path, ...]:
-    """Write a captured module as ONNX to ``path``; returns the files written, the model first.
+def export_onnx(
+    module: CapturedModule, path: Path, precision: Precision = Precision.FP32
+) -> tuple[Path, ...]:
+    """Write a captured module as ONNX to ``path``, computing in fp32 or fp16.
 
-    Raises CaptureError when an operator has no ONNX form or the result does not pass onnx's checker.
+    Returns the files written, the model first. Raises CaptureError when an operator has no ONNX form (in
+    bf16, ``Conv`` of this operator set), when a weight is out of the precision's range or when the result
+    does not pass onnx's checker.
     """
     import onnx
 
     if module.program is None:
         raise CaptureError(f"{module.name} has not been captured")
-    external = needs_external_data(weight_bytes(module))
+    captured = module.program
+    if precision not in (Precision.FP32, Precision.FP16):
+        raise CaptureError(f"{module.name} cannot be written as ONNX in {precision.value}: use fp32 or fp16")
+    if precision is Precision.FP16:
+        captured = halves(plain_attention(captured))
+    external = needs_external_data(weight_bytes(captured))
     try:
         with quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
-                module.program,
+                captured,
                 dynamo=True,
                 input_names=[tensor.name for tensor in module.spec.inputs],
                 output_names=onnx_output_names(module),

@@ -13,7 +13,8 @@ from fastdiff.build import onnx as lowering
 from fastdiff.build.capture import CapturedModule, run_eager
 from fastdiff.build.modules import random_inputs
 from fastdiff.build.onnx import EXTERNAL_DATA_LIMIT, OPSET, export_onnx, needs_external_data, weight_bytes
-from fastdiff.config import MODULES
+from fastdiff.build.passes import halves
+from fastdiff.config import MODULES, Precision
 from fastdiff.errors import CaptureError
 from fastdiff.targets import CompileOptions
 from fastdiff.targets import onnxruntime as target
@@ -47,8 +48,10 @@ def test_weights_decide_about_external_data() -> None:
 
 def test_weight_bytes(captured: Captured) -> None:
     module = captured("text_encoder")
-    state = module.eager.state_dict()
-    assert weight_bytes(module) >= sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    assert module.program is not None
+    parameters = sum(tensor.numel() * tensor.element_size() for tensor in module.eager.parameters())
+    assert parameters <= weight_bytes(module.program) < 1.1 * parameters, "buffers are small"
+    assert weight_bytes(halves(module.program)) < 0.6 * parameters
 
 
 def test_external_data_is_written_and_runs(
@@ -79,3 +82,10 @@ def test_module_without_graph(captured: Captured, tmp_path: Path) -> None:
     module = captured("text_encoder")
     with pytest.raises(CaptureError, match="has not been captured"):
         export_onnx(CapturedModule(module.spec, module.eager, module.source), tmp_path / "x.onnx")
+
+
+def test_precision_without_an_onnx_form(captured: Captured, tmp_path: Path) -> None:
+    with pytest.raises(
+        CaptureError, match="text_encoder cannot be written as ONNX in bf16: use fp32 or fp16"
+    ):
+        export_onnx(captured("text_encoder"), tmp_path / "x.onnx", Precision.BF16)

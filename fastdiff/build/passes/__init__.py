@@ -12,7 +12,9 @@ from fastdiff.build.passes.canonical import canonical
 from fastdiff.build.passes.channels_last import channels_last
 from fastdiff.build.passes.epilogues import fuse_epilogues
 from fastdiff.build.passes.group_norm_silu import fuse_group_norm_silu
+from fastdiff.build.passes.halves import halves
 from fastdiff.build.passes.normalise import normalise
+from fastdiff.build.passes.plain_attention import plain_attention
 from fastdiff.build.passes.prologues import Stage, stages
 from fastdiff.build.passes.timestep_embedding import fuse_timestep_embedding
 
@@ -27,7 +29,9 @@ __all__ = [
     "fuse_epilogues",
     "fuse_group_norm_silu",
     "fuse_timestep_embedding",
+    "halves",
     "normalise",
+    "plain_attention",
     "run_passes",
     "stages",
 ]
