@@ -7,13 +7,14 @@ import gc
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
-from fastdiff.build.modules import module_spec
+from fastdiff.build.modules import ModuleSpec, module_spec
 from fastdiff.build.passes import run_passes
 from fastdiff.build.provenance import provenance
 from fastdiff.build.verify import ModuleError, measure, verification_sizes
@@ -24,24 +25,39 @@ from fastdiff.errors import InputError
 from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry
 from fastdiff.targets import CompileOptions, computes_in, get_target, require_target, resolve_target
 
-__all__ = ["BuildSummary", "ModuleSummary", "Progress", "Stage", "build_engine"]
+__all__ = [
+    "BuildSummary",
+    "ModuleSummary",
+    "Progress",
+    "Stage",
+    "announce",
+    "build_engine",
+    "captured_module",
+    "copy_tokenizer",
+    "summarise",
+    "verified",
+]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a build is doing: load, capture, compile or verify, as stage ``index`` of ``total``, from 0."""
+    """What a build is doing: load, capture, compile or verify, as stage ``index`` of ``total``, from 0.
+
+    ``fraction`` is the share of the stage that is done, where its target knows that.
+    """
 
     module: str
     stage: str
     index: int
     total: int
+    fraction: float = 0.0
 
 
 class Progress(Protocol):
-    """Called at the start of every stage."""
+    """Called at the start of every stage, and again while its fraction grows."""
 
     def __call__(self, stage: Stage) -> None:
-        """Tell the user that ``stage`` begins."""
+        """Tell the user what ``stage`` the build is at."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,7 @@ def build_engine(
     force: bool = False,
     progress: Progress | None = None,
     modules: tuple[str, ...] = MODULES,
+    refit: bool = False,
 ) -> BuildSummary:
     """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
 
@@ -92,27 +109,32 @@ def build_engine(
     verified at; other sizes run as well. The native target is tuned for them, with weights that may take
     ``memory`` times their bytes in float32. ``device`` is for a target that compiles for several, such as
     ``"cuda"`` of ``onnxruntime``; None is its own. With some of the ``modules`` only, the engine runs these
-    but makes no pictures. Errors: InputError, CheckpointError, CaptureError, TargetError,
+    but makes no pictures. With ``refit`` fastdiff.build.refit can replace its weights later, on a target that
+    can do so. Errors: InputError, CheckpointError, CaptureError, TargetError,
     OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
     of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)
     precision = parse_precision(precision)
+    if refit and not hasattr(require_target(target, precision, device), "refit"):
+        raise InputError(f"target {target!r} cannot replace weights: use --target tensorrt, or no --refit")
     require_target(target, precision, device)
     if not 1 <= memory < math.inf:
         raise InputError(f"memory is {memory}: give 1 or more, a multiple of the weights in float32")
     with EngineWriter(output, force) as writer:
         source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         model = _with_defaults(source.spec, height, width, batch)
-        builder = _Builder(source, model, target, precision, memory, device, writer, progress, modules)
+        builder = _Builder(
+            source, model, target, precision, memory, device, writer, progress, modules, refit
+        )
         entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             model=model,
             scheduler=source.scheduler,
             modules=entries,
-            tokenizer_files=_copy_tokenizer(source, writer),
+            tokenizer_files=copy_tokenizer(source, writer),
             provenance=provenance(source.name, source.shipped, source.sha256()),
         )
         writer.finish(manifest)
@@ -121,7 +143,7 @@ def build_engine(
         target=target,
         precision=precision,
         engine_hash=manifest.digest,
-        modules=tuple(_summary(name, entry) for name, entry in entries.items()),
+        modules=tuple(summarise(name, entry) for name, entry in entries.items()),
         seconds=time.perf_counter() - started,
     )
 
@@ -137,22 +159,25 @@ class _Builder:
     writer: EngineWriter
     progress: Progress | None
     modules: tuple[str, ...]
+    refit: bool
 
     def build(self, name: str) -> ModuleEntry:
         """Take one module through all stages; what it occupied in memory is free afterwards."""
         started = time.perf_counter()
         target, spec = get_target(self.target), module_spec(name, self.model)
-        self._announce(name, "load")
-        part = self.checkpoint.load(spec.part)
-        module = CapturedModule(spec, spec.wrap(part), part)
-        self._announce(name, "capture")
-        if target.NEEDS_GRAPH:
-            module = capture(module)
-            assert module.program is not None
-            module = module.with_program(run_passes(module.program))
+        module = captured_module(
+            self.checkpoint, spec, target.NEEDS_GRAPH, lambda stage: self._announce(name, stage)
+        )
         self._announce(name, "compile")
         sizes = verification_sizes(spec, self.model)[0]
-        options = CompileOptions(self.precision, sizes, self.memory, device=self.device or "cpu")
+        options = CompileOptions(
+            self.precision,
+            sizes,
+            self.memory,
+            device=self.device or "cpu",
+            refit=self.refit,
+            progress=lambda fraction: self._announce(name, "compile", fraction),
+        )
         compiled = target.compile(module, self.writer.folder, options)
         files, size = self.writer.hash_files(compiled.files)
         entry = ModuleEntry(
@@ -160,7 +185,7 @@ class _Builder:
             precision=self.precision,
             inputs=spec.inputs,
             outputs=spec.outputs,
-            shapes=spec.shapes,
+            shapes=compiled.shapes or spec.shapes,
             files=files,
             bytes=size,
             error={},
@@ -169,26 +194,58 @@ class _Builder:
             requires=compiled.requires,
         )
         self._announce(name, "verify")
-        module = dataclasses.replace(module, program=None)
-        with target.open(self.writer.folder, name, entry, None) as session:
-            computes = computes_in(self.target, self.precision)
-            error = measure(module, session, self.model, self.checkpoint.vocab_size, self.precision, computes)
-        error.check(name, self.precision)
-        del part, module, session
+        entry = verified(entry, module, self.writer.folder, self.model, self.checkpoint.vocab_size)
+        del module
         gc.collect()
-        return dataclasses.replace(entry, error=_error_entry(error), seconds=time.perf_counter() - started)
+        return dataclasses.replace(entry, seconds=time.perf_counter() - started)
 
-    def _announce(self, module: str, stage: str) -> None:
-        if self.progress is not None:
-            index = self.modules.index(module) * len(_STAGES) + _STAGES.index(stage)
-            self.progress(Stage(module, stage, index, len(self.modules) * len(_STAGES)))
+    def _announce(self, module: str, stage: str, fraction: float = 0.0) -> None:
+        announce(self.progress, self.modules, module, stage, fraction)
+
+
+def announce(
+    progress: Progress | None, modules: tuple[str, ...], module: str, stage: str, fraction: float = 0.0
+) -> None:
+    """Tell ``progress`` that one of ``modules`` is at a stage."""
+    if progress is not None:
+        index = modules.index(module) * len(_STAGES) + _STAGES.index(stage)
+        progress(Stage(module, stage, index, len(modules) * len(_STAGES), fraction))
+
+
+def verified(
+    entry: ModuleEntry, module: CapturedModule, folder: Path, model: ModelSpec, vocab_size: int
+) -> ModuleEntry:
+    """The entry with the error of its compiled module in ``folder``. Raises VerificationError."""
+    spec = dataclasses.replace(module.spec, shapes=entry.shapes)
+    module = dataclasses.replace(module, spec=spec, program=None)
+    computes = computes_in(entry.target, entry.precision)
+    with get_target(entry.target).open(folder, module.name, entry, None) as session:
+        error = measure(module, session, model, vocab_size, entry.precision, computes)
+    error.check(module.name, entry.precision)
+    return dataclasses.replace(entry, error=_error_entry(error))
+
+
+def captured_module(
+    checkpoint: Checkpoint, spec: ModuleSpec, graph: bool, announce: Callable[[str], None]
+) -> CapturedModule:
+    """A module of a checkpoint, with its graph, normalised, if that is wanted."""
+    announce("load")
+    part = checkpoint.load(spec.part)
+    module = CapturedModule(spec, spec.wrap(part), part)
+    announce("capture")
+    if graph:
+        module = capture(module)
+        assert module.program is not None
+        module = module.with_program(run_passes(module.program))
+    return module
 
 
 def _error_entry(error: ModuleError) -> dict[str, float]:
     return {"relative_l2": error.relative_l2, "max_abs": error.max_abs}
 
 
-def _summary(name: str, entry: ModuleEntry) -> ModuleSummary:
+def summarise(name: str, entry: ModuleEntry) -> ModuleSummary:
+    """An entry as a line of the summary."""
     return ModuleSummary(
         name=name,
         target=entry.target,
@@ -218,7 +275,7 @@ def _with_defaults(model: ModelSpec, height: int | None, width: int | None, batc
     return dataclasses.replace(model, default_batch=batch, **chosen)
 
 
-def _copy_tokenizer(checkpoint: Checkpoint, writer: EngineWriter) -> dict[str, str]:
+def copy_tokenizer(checkpoint: Checkpoint, writer: EngineWriter) -> dict[str, str]:
     """Write the tokenizer's files into the engine; their SHA-256 sums by name."""
     names = []
     for name, contents in checkpoint.tokenizer_files().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from fastdiff.build.capture import CapturedModule, run_eager
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
 from fastdiff.build.modules import ModuleSpec, module_spec, random_inputs
-from fastdiff.config import TOLERANCES, YARDSTICKS, ModelSpec, Precision
+from fastdiff.config import TOLERANCES, YARDSTICKS, ModelSpec, Precision, SizeRange
 from fastdiff.engine_dir import Engine
 from fastdiff.errors import EngineMismatchError, VerificationError
 from fastdiff.targets import Session, computes_in
@@ -44,7 +44,8 @@ class ModuleError:
 def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int]]:
     """The sizes that a module is verified at: those of its use, and others that share none of them.
 
-    Guidance doubles the batch of the text encoder and the U-Net.
+    Guidance doubles the batch of the text encoder and the U-Net. Where the spec's ranges end, so do the
+    sizes.
     """
     height = model.default_height // model.vae_scale_factor
     width = model.default_width // model.vae_scale_factor
@@ -62,7 +63,15 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
         "width": max(spec.shapes["width"].minimum, block * 5) if "width" in spec.shapes else 1,
         "tokens": max(1, model.max_tokens // 2),
     }
-    return [{symbol: sizes[symbol] for symbol in spec.shapes} for sizes in (usual, other)]
+    return [
+        {symbol: _within(sizes[symbol], allowed) for symbol, allowed in spec.shapes.items()}
+        for sizes in (usual, other)
+    ]
+
+
+def _within(size: int, allowed: SizeRange) -> int:
+    """The size, or the end of its range that is nearest."""
+    return max(allowed.minimum, size if allowed.maximum is None else min(size, allowed.maximum))
 
 
 def measure(
@@ -175,6 +184,7 @@ def _verify_module(engine: Engine, name: str, checkpoint: Checkpoint) -> ModuleE
     except ValueError:
         raise EngineMismatchError(f"{engine.path}: module {name} is not known to this fastdiff") from None
     part, precision = checkpoint.load(spec.part), engine.entry(name).precision
+    spec = replace(spec, shapes=engine.entry(name).shapes)
     module = CapturedModule(spec, spec.wrap(part), part)
     with engine.open_module(name) as session:
         computes = computes_in(engine.entry(name).target, precision)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli.values import byte_size, number, on_terminal, require_build_extra, whole
+from fastdiff.errors import InputError
 from fastdiff.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -21,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="ENGINE", required=True, help="engine folder to write")
     parser.add_argument(
-        "--target", metavar="NAME", default="auto", help="auto, native, onnxruntime or torch (default: auto)"
+        "--target",
+        metavar="NAME",
+        default="auto",
+        help="auto, native, onnxruntime, tensorrt or torch (default: auto)",
     )
     parser.add_argument(
         "--precision",
@@ -42,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="onnxruntime: cpu or cuda, which computes in fp16 (default: cpu)"
     )
+    parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="tensorrt: weights can be replaced later; where ENGINE was built so, replace its weights",
+    )
     parser.add_argument("--force", action="store_true", help="replace an engine that exists")
 
 
@@ -49,22 +59,34 @@ def run(arguments: argparse.Namespace) -> None:
     """Build with progress on a terminal, then print a line per module. Raises FastdiffError."""
     require_build_extra("building")
     from fastdiff.build.build import build_engine
+    from fastdiff.build.refit import refit_engine
+    from fastdiff.engine_dir import MANIFEST_NAME
 
+    replace = arguments.refit and not arguments.force and Path(arguments.output, MANIFEST_NAME).is_file()
+    if replace and (given := _settled(arguments)):
+        raise InputError(
+            f"{arguments.output} exists: --refit keeps all but its weights, so leave out {given}, or build it"
+            " again with --force"
+        )
     progress = _Progress() if on_terminal() else None
     try:
-        summary = build_engine(
-            arguments.checkpoint,
-            arguments.output,
-            target=arguments.target,
-            precision=arguments.precision,
-            height=arguments.height,
-            width=arguments.width,
-            batch=arguments.batch,
-            memory=arguments.memory,
-            device=arguments.device,
-            force=arguments.force,
-            progress=progress,
-        )
+        if replace:
+            summary = refit_engine(arguments.checkpoint, arguments.output, progress=progress)
+        else:
+            summary = build_engine(
+                arguments.checkpoint,
+                arguments.output,
+                target=arguments.target,
+                precision=arguments.precision,
+                height=arguments.height,
+                width=arguments.width,
+                batch=arguments.batch,
+                memory=arguments.memory,
+                device=arguments.device,
+                force=arguments.force,
+                progress=progress,
+                refit=arguments.refit,
+            )
     finally:
         if progress is not None:
             progress.close()
@@ -80,6 +102,13 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{'total':<14} {'':<12} {byte_size(total):>9} {'':>9} {summary.seconds:>8.1f}")
 
 
+def _settled(arguments: argparse.Namespace) -> str:
+    """The first option given of those that an existing engine has settled already."""
+    settled = ("height", "width", "batch", "memory")
+    defaults = {"height": None, "width": None, "batch": 1, "memory": 2.0}
+    return next((f"--{name}" for name in settled if getattr(arguments, name) != defaults[name]), "")
+
+
 class _Progress:
     """A bar with the stage that is running."""
 
@@ -89,7 +118,8 @@ class _Progress:
     def __call__(self, stage: Stage) -> None:
         if self._bar is None:
             self._bar = progress_bar(stage.total, "stage", keep=False)
-        self._bar.set_description(f"{stage.module}: {stage.stage}", refresh=False)
+        done = f" {stage.fraction:.0%}" if stage.fraction else ""
+        self._bar.set_description(f"{stage.module}: {stage.stage}{done}", refresh=False)
         self._bar.update(stage.index - self._bar.n)
         self._bar.refresh()
 

@@ -7,12 +7,12 @@ no vendor library; those are imported inside its functions.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from fastdiff.config import Precision
+from fastdiff.config import Precision, SizeRange
 from fastdiff.errors import InputError, TargetError
 from fastdiff.targets.session import Session
 
@@ -38,11 +38,12 @@ __all__ = [
 TARGETS: Mapping[str, str] = {
     "native": "fastdiff.targets.native",
     "onnxruntime": "fastdiff.targets.onnxruntime",
+    "tensorrt": "fastdiff.targets.tensorrt",
     "torch": "fastdiff.targets.torch",
 }
 """Target names and the modules that implement them."""
 
-PLANNED = ("cuda", "tensorrt")
+PLANNED = ("cuda",)
 """Targets whose names are taken but that this version does not have."""
 
 
@@ -57,11 +58,15 @@ class Availability:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Result of compiling a module: file names inside the engine folder, tactics and requirements."""
+    """Result of compiling a module: file names inside the engine folder, tactics and requirements.
+
+    ``shapes`` are the ranges of sizes that it takes where they are narrower than the module's, else None.
+    """
 
     files: tuple[str, ...]
     tactics: dict[str, Any] = field(default_factory=dict)
     requires: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, SizeRange] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class CompileOptions:
     memory     bytes that weights may take, as a multiple of their bytes in float32
     threads    threads to measure tactics with; None means every core
     device     "cpu" or "cuda", for a target that runs on either
+    refit      whether the weights can be replaced later, for a target that has ``refit``
+    progress   called with the share of the work that is done, by a target that knows it
     """
 
     precision: Precision = Precision.FP32
@@ -80,6 +87,8 @@ class CompileOptions:
     memory: float = 2.0
     threads: int | None = None
     device: str = "cpu"
+    refit: bool = False
+    progress: Callable[[float], None] | None = None
 
 
 class Target(Protocol):
@@ -96,6 +105,8 @@ class Target(Protocol):
 
     A target whose files fit one kind of machine also has ``mismatch(entry) -> str | None``: what an entry was
     built for and what is here instead, None where it fits. It is asked once ``availability`` is ok.
+    One that can replace weights without compiling again has ``refit(captured, old, folder, entry)``, which
+    writes the entry's files of the engine folder ``old`` with other weights and returns their names.
     """
 
     NEEDS_GRAPH: bool
