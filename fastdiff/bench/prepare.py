@@ -18,7 +18,7 @@ from fastdiff.bench.configs import PUBLISHED
 from fastdiff.build.build import build_engine
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
-from fastdiff.build.modules import PART_CLASSES, module_spec, random_inputs
+from fastdiff.build.modules import module_spec, part_class, random_inputs
 from fastdiff.build.onnx import export_onnx
 from fastdiff.build.passes import run_passes
 from fastdiff.build.weights import quiet, weight_files
@@ -58,15 +58,12 @@ def find_checkpoint(name: str, folder: Path) -> Checkpoint:
 
 def write_weights(name: str, folder: str) -> None:
     """Write a published configuration with weights as its library initialises them, seeded, in float32."""
-    import importlib
-
     import torch
 
     published = PUBLISHED[name]
-    library, kind = PART_CLASSES[published.part]
     torch.manual_seed(_SEED)
     with quiet():
-        part = getattr(importlib.import_module(library), kind).from_config(dict(published.config))
+        part = part_class(published.part).from_config(dict(published.config))
         # in one file, which contestants map; the library would cut it at 10 GB
         part.save_pretrained(
             Path(folder) / name / published.part, safe_serialization=True, max_shard_size="100GB"
