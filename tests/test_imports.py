@@ -50,6 +50,11 @@ AT_TOP = (
     "kernels/library.py",
     "kernels/reference.py",
     "kernels/triton",
+    "targets/cuda/backend.py",
+    "targets/cuda/call.py",
+    "targets/cuda/graphs.py",
+    "targets/cuda/loop.py",
+    "targets/cuda/tables.py",
     "targets/native/compiler.py",
     "zoo/training",
 )
