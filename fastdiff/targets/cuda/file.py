@@ -173,6 +173,8 @@ def _check(graph: Graph) -> None:
         if missing or not all(0 <= weight < len(graph.weights) for weight in node.weights.values()):
             raise ValueError(f"node {position} ({node.op}) names what is not there")
         known.add(node.output)
+        if "sum" in node.attributes:
+            known.add(int(node.attributes["sum"]))  # type: ignore[arg-type]
     if not (set(graph.outputs) <= known and all(0 <= value < len(graph.values) for value in known)):
         raise ValueError("an output or a value is not there")
 

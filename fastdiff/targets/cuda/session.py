@@ -118,6 +118,6 @@ def _graphs(device: torch.device) -> GraphCache:
 def _table_step(device: torch.device) -> Any:
     if device.type != "cuda":
         return reference_table_step
-    from fastdiff.kernels.triton.scheduler_step import table_step
+    from fastdiff.kernels.triton.table_step import table_step
 
     return table_step

@@ -19,7 +19,19 @@ from fastdiff.targets.cuda.types import value_dtypes
 from fastdiff.targets.graph import Graph
 from tests.targets.native.models import MODELS, VOCABULARY, lowered, model, sizes_of
 
-__all__ = ["MODELS", "VOCABULARY", "arrays_of", "executor_of", "expected", "graph_of", "model", "outputs"]
+__all__ = [
+    "CPU",
+    "MODELS",
+    "VOCABULARY",
+    "arrays_of",
+    "executor_of",
+    "expected",
+    "graph_of",
+    "lowered",
+    "model",
+    "outputs",
+    "sizes_of",
+]
 
 CPU = torch.device("cpu")
 
