@@ -52,6 +52,10 @@ class Session(ABC):
     has_loop = False
     """Whether ``sample`` is there: the target runs all steps of a picture in one call."""
 
+    waits_per_step = True
+    """Whether ``sample`` has the latents of a step at hand before the next begins. Where it would have to
+    wait for them, on a GPU, it is given no callback unless somebody wants to see the steps."""
+
     def sample(
         self,
         table: StepTable,
@@ -59,9 +63,9 @@ class Session(ABC):
         inputs: dict[str, Array],
         guidance: float,
         noise: Generator,
-        callback: Callback,
+        callback: Callback | None,
     ) -> Array:
-        """What ``fastdiff.samplers.sample`` returns, bit for bit, with this session as the U-Net.
+        """What ``fastdiff.samplers.sample`` returns with this session as the U-Net, in its precision.
 
         ``inputs`` are those besides ``sample`` and ``timestep``, checked; with a guidance other than 1 their
         batch is twice that of ``latents``, first without the prompt, then with it.

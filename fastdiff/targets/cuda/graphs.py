@@ -65,12 +65,16 @@ class CudaBackend(EagerBackend):
 
     def capture(self, body: Callable[[], None]) -> Graph:
         """``body`` as a CUDA graph in the shared pool."""
-        if not self._graphs:
+        if not self._in_use():
             # PyTorch refuses to use a pool again that has lost its last graph.
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": other threads, a data loader's say, may allocate meanwhile.
-        with torch.cuda.graph(graph, self._pool, self._side, capture_error_mode="thread_local"):
+        with (
+            # A capture that fails leaves PyTorch on the side stream; this goes back.
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),
+            # "thread_local": other threads, a data loader's say, may allocate meanwhile.
+            torch.cuda.graph(graph, self._pool, self._side, capture_error_mode="thread_local"),
+        ):
             body()
         captured = _CudaGraph(graph)
         self._graphs.add(captured)
@@ -78,27 +82,30 @@ class CudaBackend(EagerBackend):
 
     def pool_bytes(self) -> int:
         """The pool's segments in PyTorch's allocator."""
-        if not self._graphs:
+        if not self._in_use():
             return 0
         pool = tuple(self._pool)
         cuda: Any = torch.cuda
         segments = cuda.memory_snapshot()
         return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == pool)
 
+    def _in_use(self) -> bool:
+        return any(graph.held is not None for graph in self._graphs)
+
 
 class _CudaGraph:
     def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
-        self._graph: torch.cuda.CUDAGraph | None = graph
+        self.held: torch.cuda.CUDAGraph | None = graph
 
     def replay(self) -> None:
-        if self._graph is None:
+        if self.held is None:
             raise RuntimeError("a graph was replayed after it had been freed")
-        self._graph.replay()
+        self.held.replay()
 
     def free(self) -> None:
-        if self._graph is not None:
-            self._graph.reset()
-        self._graph = None
+        if self.held is not None:
+            self.held.reset()
+        self.held = None
 
 
 def capture(backend: Backend, body: Callable[[], None]) -> Graph:

@@ -96,11 +96,23 @@ def test_the_pool_of_evicted_graphs_is_given_back() -> None:
     entry(cache, "large", 1, 1000)
     assert names(cache) == ["large"]
     assert cache.bytes > cache.limit_bytes
+    captures = cache.captures
     entry(cache, "b", 1, 100)
     assert names(cache) == ["b"]
     assert cache.bytes < 4 * 150
     entry(cache, "c", 1, 100)
+    assert cache.captures == captures + 2
     assert names(cache) == ["b", "c"], "both fit again"
+
+
+def test_the_last_of_several_does_not_inherit_what_the_others_took() -> None:
+    cache = GraphCache(RecordingBackend(), 4 * 600)
+    entry(cache, "a", 1, 500)
+    last = entry(cache, "b", 300, 100)
+    assert names(cache) == ["b"]
+    assert cache.bytes <= cache.limit_bytes
+    assert cache.get(("b",), lambda: pytest.fail("is there")) is last
+    last.graphs["run"].replay()
 
 
 def test_what_runs_is_not_evicted() -> None:
@@ -449,3 +461,28 @@ def test_a_gpu_graph_that_was_freed_is_refused(gpu: CudaBackend) -> None:
     graph.free()
     with pytest.raises(RuntimeError, match="freed"):
         graph.replay()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_goes_on_after_a_capture_that_failed(gpu: CudaBackend) -> None:
+    static = gpu.zeros((1,), torch.float32)
+    stream = torch.cuda.current_stream()
+
+    def fail() -> None:
+        static.add_(torch.ones(1, device=static.device))
+        raise ValueError("no such kernel")
+
+    with pytest.raises(ValueError, match="no such kernel"):
+        gpu.capture(fail)
+    assert torch.cuda.current_stream() == stream
+
+    def body() -> None:
+        static.add_(1)
+
+    before = static.item()
+    graph = capture(gpu, body)
+    graph.replay()
+    gpu.record().synchronize()
+    assert static.item() == before + 3
+    graph.free()
