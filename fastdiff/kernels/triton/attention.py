@@ -67,7 +67,7 @@ def _block(
     queries: tl.tensor,
     acc0: tl.tensor,
     acc1: tl.tensor,
-    highest: tl.tensor,  # (BLOCK_M,) the largest score so far, in units of the exponent
+    highest: tl.tensor,  # (BLOCK_M,) the largest score so far
     total: tl.tensor,  # (BLOCK_M,) the sum of exponentials so far, relative to it
     k: tl.tensor,
     v: tl.tensor,
@@ -106,9 +106,10 @@ def _block(
         if CAUSAL:
             seen = seen & (key[None, :] <= query[:, None])
         scores = tl.where(seen, scores, float("-inf"))
-    new = tl.maximum(highest, tl.max(scores, 1) * exponent)
-    weights = tl.exp2(scores * exponent - new[:, None])
-    shrink = tl.exp2(highest - new)
+    new = tl.maximum(highest, tl.max(scores, 1))
+    # Not scores · exponent - new · exponent: fused, its rounding would give large scores weights over 1.
+    weights = tl.exp2((scores - new[:, None]) * exponent)
+    shrink = tl.exp2((highest - new) * exponent)
     total = total * shrink + tl.sum(weights, 1)
     weights = weights.to(v.dtype.element_ty)
     v0 = _piece(v, key, v_row, keys, 0, E0, E, MASKED)
@@ -228,10 +229,8 @@ def attention(
     batch, queries, width = query.shape
     keys, size, value_size = key.shape[1], width // num_heads, value.shape[2] // num_heads
     out = output(out, (batch, queries, value.shape[2]), query)
-    if not keys or not size:
-        return out.zero_() if not keys else out.copy_(value.mean(1, keepdim=True))
-    if not out.numel():
-        return out
+    if not keys or not out.numel():
+        return out.zero_()
     config = config or configs(size, value_size, queries, keys, query.dtype, architecture(query))[0]
     strides = (
         stride

@@ -130,7 +130,7 @@ def _layer_norm_kernel(
             x1 += _load(residual, row, residual_stride, rows, C0, C1, C)
             _store(total, x1, row, total_stride, rows, C0, C1, C)
         mean += tl.sum(x1, 1)
-    mean = mean / C
+    mean = tl.div_rn(mean, tl.full([BLOCK_M], C, tl.float32))  # exact for rows of one value
     x0 = _centred(x0, mean, 0, C0, C)
     variance = tl.sum(x0 * x0, 1)
     if C1 > 0:
