@@ -63,8 +63,8 @@ def add_group_norm_silu(
 ) -> tuple[Tensor, Tensor]:
     """Return (sum, normed): what follows a convolution that adds nothing, and the norm after it.
 
-    ``sum = x + bias + vector + residual``, ``normed``: :func:`group_norm_silu` of the sum. ``x``, ``residual``
-    and results: (N, …, C), ``bias``: (C,), ``vector``: (N, C), one for all pixels of a sample.
+    ``sum = x + bias + vector + residual``, ``normed``: :func:`group_norm_silu` of the sum. ``x``,
+    ``residual`` and results: (N, …, C), ``bias``: (C,), ``vector``: (N, C), one for all pixels of a sample.
     """
     check_add_group_norm_silu(x, bias, vector, residual, norm_weight, norm_bias, num_groups)
     total = x.clone()

@@ -82,7 +82,8 @@ class Interpreted:
             given = {**dict(zip(names, arguments, strict=False)), **keywords}
             constexprs = {parameter.name for parameter in self._kernel.params if parameter.is_constexpr}
             sizes = (*grid, 1, 1)[:3]
-            with _interpreting():
+            # A GPU does not warn of an overflow either.
+            with _interpreting(), np.errstate(all="ignore"):
                 values = {
                     name: given[name] if name in constexprs else interpreter._implicit_cvt(given[name])
                     for name in names
