@@ -23,7 +23,7 @@ __all__ = ["Interpreted", "interpreted"]
 
 # The interpreter replaces functions of triton.language while it runs: one kernel at a time.
 _LOCK = threading.RLock()
-# What kernels and triton.language's own functions call; the interpreter looks for them in a function's globals.
+# What kernels and triton.language's own functions call, in the form in which the interpreter looks for it.
 _BOTH = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
 _PLAIN_DOT = interpreter.InterpreterBuilder.create_dot
 
@@ -38,7 +38,7 @@ def _call(kernel: Any, *arguments: Any, **keywords: Any) -> Any:
 
 
 def _index(tensor: Any) -> int:
-    """A scalar as a bound of ``range``: the interpreter keeps it as an array of one, which NumPy 2.4 refuses."""
+    """A bound of ``range``: the interpreter keeps it as an array of one, which NumPy 2.4 does not convert."""
     return int(tensor.handle.data.item())
 
 
@@ -82,7 +82,7 @@ class Interpreted:
             given = {**dict(zip(names, arguments, strict=False)), **keywords}
             constexprs = {parameter.name for parameter in self._kernel.params if parameter.is_constexpr}
             sizes = (*grid, 1, 1)[:3]
-            # A GPU does not warn of an overflow either.
+            # as on a GPU, what overflows gives infinity or NaN without a word
             with _interpreting(), np.errstate(all="ignore"):
                 values = {
                     name: given[name] if name in constexprs else interpreter._implicit_cvt(given[name])
