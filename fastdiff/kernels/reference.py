@@ -65,8 +65,8 @@ def add_group_norm_silu(
 ) -> tuple[Tensor, Tensor]:
     """Return (sum, normed): what follows a convolution that adds nothing, and the norm after it.
 
-    ``sum = x + bias + vector + residual``, ``normed``: :func:`group_norm_silu` of the sum. ``x``, ``residual``
-    and results: (N, …, C), ``bias``: (C,), ``vector``: (N, C), one for all pixels of a sample.
+    ``sum = x + bias + vector + residual``, ``normed``: :func:`group_norm_silu` of the sum. ``x``,
+    ``residual`` and results: (N, …, C), ``bias``: (C,), ``vector``: (N, C), one for all pixels of a sample.
     """
     check_add_group_norm_silu(x, bias, vector, residual, norm_weight, norm_bias, num_groups)
     total = x.clone()
@@ -222,38 +222,6 @@ def check_conv2d(
     _check_shape("residual", residual, (batch, height, width, out))
 
 
-def layer_norm(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float = 1e-5,
-) -> tuple[Tensor, Tensor]:
-    """(``x + residual``, its layer normalisation (Ba et al. 2016, eq. 3) over the last axis).
-
-    ``x``, ``residual`` and both results: (…, C), ``weight``, ``bias``: (C,) or None for ones and zeros.
-    Without a residual the first result equals ``x``. The variance is biased and taken around the mean.
-    """
-    check_layer_norm(x, residual, weight, bias)
-    total = (x.clone() if residual is None else x + residual).contiguous()
-    centred = total - total.mean(dim=-1, keepdim=True)
-    y = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
-    if weight is not None:
-        y = y * weight
-    if bias is not None:
-        y = y + bias
-    return total, y
-
-
-def check_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raise InputError for arguments that :func:`layer_norm` does not take."""
-    if x.dim() < 1 or not x.shape[-1]:
-        raise InputError(f"x: found shape {tuple(x.shape)}, wanted one channel or more on the last axis")
-    _check_shape("residual", residual, tuple(x.shape))
-    _check_shape("weight", weight, (x.shape[-1],))
-    _check_shape("bias", bias, (x.shape[-1],))
-
-
 def epilogue(
     x: Tensor,
     bias: Tensor | None = None,
@@ -291,6 +259,38 @@ def check_epilogue(
     _check_shape("vector", vector, (x.shape[0], channels))
     out = channels // 2 if activation == "geglu" else channels
     _check_shape("residual", residual, (*x.shape[:-1], out))
+
+
+def layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(``x + residual``, its layer normalisation (Ba et al. 2016, eq. 3) over the last axis).
+
+    ``x``, ``residual`` and both results: (…, C), ``weight``, ``bias``: (C,) or None for ones and zeros.
+    Without a residual the first result equals ``x``. The variance is biased and taken around the mean.
+    """
+    check_layer_norm(x, residual, weight, bias)
+    total = (x.clone() if residual is None else x + residual).contiguous()
+    centred = total - total.mean(dim=-1, keepdim=True)
+    y = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return total, y
+
+
+def check_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raise InputError for arguments that :func:`layer_norm` does not take."""
+    if x.dim() < 1 or not x.shape[-1]:
+        raise InputError(f"x: found shape {tuple(x.shape)}, wanted one channel or more on the last axis")
+    _check_shape("residual", residual, tuple(x.shape))
+    _check_shape("weight", weight, (x.shape[-1],))
+    _check_shape("bias", bias, (x.shape[-1],))
 
 
 def linear(

@@ -1,4 +1,4 @@
-"""The activations of :data:`fastdiff.kernels.reference.ACTIVATIONS` on float32 blocks, for kernels to call."""
+"""The activations of ``reference.ACTIVATIONS`` on float32 blocks, for kernels to call."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ __all__ = ["activate", "gelu"]
 
 
 @triton.jit
-def gelu(
-    x: tl.tensor,
-) -> None:
+def gelu(x: tl.tensor) -> tl.tensor:
     """GELU with the error function (Hendrycks and Gimpel 2016), not its approximations."""
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
@@ -20,7 +18,7 @@ def gelu(
 def activate(
     x: tl.tensor,
     ACTIVATION: tl.constexpr,
-) -> None:
+) -> tl.tensor:
     """One of "none", "silu", "gelu" and "quick_gelu"; "geglu" takes two blocks, ``a * gelu(b)``."""
     if ACTIVATION == "silu":
         x = x * tl.sigmoid(x)

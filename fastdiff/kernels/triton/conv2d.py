@@ -1,7 +1,7 @@
-"""``fastdiff::conv2d`` in Triton: a convolution of pictures with channels last, as one GEMM that gathers its rows.
+"""``fastdiff::conv2d`` in Triton: a GEMM that gathers its rows from a picture with channels last.
 
-Bytes: the picture, the weight and the residual once, the result once; 2·B·H'·W'·kh·kw·I·O operations. Each tap
-of the kernel reads the picture again, from L2. Padding and ``upsample`` are in the addresses: neither a
+Bytes: the picture, the weight and the residual once, the result once; 2·B·H'·W'·kh·kw·I·O operations. Each
+tap of the kernel reads the picture again, from L2. Padding and ``upsample`` are in the addresses: neither a
 padded nor an enlarged picture is written.
 """
 
@@ -101,7 +101,7 @@ def _conv2d_kernel(
             total = tl.dot(a, b, total, input_precision="ieee")
     else:
         PER_TAP: tl.constexpr = (I + BLOCK_K - 1) // BLOCK_K
-        for step in range(0, KH * KW * PER_TAP):
+        for step in range(KH * KW * PER_TAP):
             tap = step // PER_TAP
             channel = step % PER_TAP * BLOCK_K
             down = top + tap // KW
@@ -158,8 +158,8 @@ def conv2d(
 ) -> Tensor:
     """:func:`reference.conv2d` of fp16, bf16 or fp32 with evenly spaced pixels.
 
-    A ``weight`` that :func:`pack_weight` has not laid out is laid out in every call. ``out`` may be ``residual``.
-    Products of fp32 are not rounded to TF32.
+    A ``weight`` that :func:`pack_weight` has not laid out is laid out in every call. ``out`` may be
+    ``residual``. Products of fp32 are not rounded to TF32.
     """
     reference.check_conv2d(x, weight, bias, vector, residual, stride, padding, upsample, activation)
     outputs, inputs, kernel_height, kernel_width = weight.shape
@@ -200,7 +200,7 @@ def conv2d(
 def configs(
     rows: int, inputs: int, outputs: int, terms: int, arch: int, dtype: torch.dtype
 ) -> tuple[Config, ...]:
-    """Tilings worth measuring for ``rows`` result pixels and sums of ``terms``, those that seem fastest first."""
+    """Tilings worth measuring for ``rows`` pixels and sums of ``terms``, those that seem fastest first."""
     k_block = 64 if dtype != torch.float32 else 32
     if inputs < _FEW:
         k_block = max(16, min(k_block, triton.next_power_of_2(terms)))
@@ -223,8 +223,16 @@ def builds(dtype: torch.dtype, arch: int) -> Iterator[Build]:
             _conv2d_kernel,
             dict.fromkeys(("x", "weight", "y", *optional), kind),
             {
-                **{"I": inputs, "O": outputs, "KH": 3, "KW": 3, "STRIDE": 1, "TOP": 1, "LEFT": 1},
-                **{"UP": up, "FLAT": inputs < _FEW, "ACTIVATION": "none"},
+                "I": inputs,
+                "O": outputs,
+                "KH": 3,
+                "KW": 3,
+                "STRIDE": 1,
+                "TOP": 1,
+                "LEFT": 1,
+                "UP": up,
+                "FLAT": inputs < _FEW,
+                "ACTIVATION": "none",
             },
             configs(rows, inputs, outputs, 9 * inputs, arch, dtype)[0],
             sizes=_SIZES,

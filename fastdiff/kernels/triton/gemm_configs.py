@@ -34,8 +34,8 @@ def gemm_configs(
 ) -> tuple[Config, ...]:
     """Tilings for ``rows`` × ``columns`` results, those that seem fastest first.
 
-    ``k_block``: terms of the sum per step; ``factors``: 2 where each program multiplies its rows by two tiles of
-    weights. The estimate is waves of programs × work per program / the tile's share of the peak.
+    ``k_block``: terms of the sum per step; ``factors``: 2 where each program multiplies its rows by two
+    tiles of weights. The estimate is waves of programs × work per program / the tile's share of the peak.
     """
     half = dtype != torch.float32
     size = 2 if half else 4

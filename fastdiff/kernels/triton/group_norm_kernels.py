@@ -1,8 +1,8 @@
 """The device code of :mod:`fastdiff.kernels.triton.group_norm_silu`.
 
-A program holds a tile of P_BLOCK pixels × C_BLOCK channels, of which the first PER·CG belong to its PER groups
-of CG channels. Sums run over pixels first; a matrix of zeros and ones then adds up the channels of a group, so
-that groups need not be powers of two.
+A program holds a tile of P_BLOCK pixels × C_BLOCK channels, of which the first PER·CG belong to its PER
+groups of CG channels. Sums run over pixels first; a matrix of zeros and ones then adds up the channels of a
+group, so that groups need not be powers of two.
 
 Each mean is a pair (its rounding to float32, what that is off by), and partial results are joined as Chan et
 al. 1983, "Algorithms for computing the sample variance", join them.
@@ -200,10 +200,11 @@ def statistics(
     C_BLOCK: tl.constexpr,
     G_BLOCK: tl.constexpr,
 ) -> None:
-    """Mean and sum of squares around it of ``chunk`` pixels of PER groups. Grid: (chunks, blocks of groups, samples).
+    """Mean and sum of squares around it of ``chunk`` pixels of PER groups.
 
     ``partial``: (samples, chunks, 3, groups) of the mean's two parts and the sum of squares. Each element of
-    the tile runs Welford's recurrence (1962) over its pixels; they are joined at the end.
+    the tile runs Welford's recurrence (1962) over its pixels; they are joined at the end. ``chunk`` is a
+    multiple of P_BLOCK. Grid: (chunks, blocks of groups, samples).
     """
     sample = tl.program_id(2).to(tl.int64)
     channel = tl.arange(0, C_BLOCK)
@@ -322,7 +323,7 @@ def apply(
     P_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
 ) -> None:
-    """Normalise one tile with its groups' ``moments``. Grid: (blocks of pixels, blocks of channels, samples)."""
+    """Normalise one tile with its groups' ``moments``. Grid: (blocks of pixels, of channels, samples)."""
     GROUPS: tl.constexpr = C // CG
     sample = tl.program_id(2).to(tl.int64)
     channels = tl.program_id(1) * C_BLOCK + tl.arange(0, C_BLOCK)

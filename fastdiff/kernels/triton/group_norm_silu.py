@@ -1,9 +1,10 @@
 """``fastdiff::group_norm_silu`` in Triton, alone or after the additions that precede a norm in a U-Net.
 
-Bytes: a picture of ``n`` elements of ``s`` bytes must be read once and written once, 2·n·s. Where the pixels of
-a group fit into a program's registers no more is moved. Else the picture is read twice, 3·n·s: once for the
-statistics of chunks of pixels, which a third, small kernel joins, and once to be normalised, from the L2
-cache where it fits there. :func:`add_group_norm_silu` reads each addend and writes the sum beside that.
+Bytes: a picture of ``n`` elements of ``s`` bytes must be read once and written once, 2·n·s. Where the pixels
+of a group fit into a program's registers no more is moved. Else the picture is read twice, 3·n·s: once for
+the statistics of chunks of pixels, which a third, small kernel joins, and once to be normalised, from the L2
+cache where it fits there. :func:`add_group_norm_silu` reads each addend and writes the sum beside that; where
+the sum is not kept, the second reading is of the addends.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ def _join(chunks: int) -> Config:
 
 
 def _tiling(c_block: int, channels: int, groups: int) -> dict[str, int]:
-    """Constants of the kernels for C_BLOCK channels: PER groups, so many that a program's rows are aligned."""
+    """Constants for C_BLOCK channels: PER groups, so many that the rows of a program's tile are aligned."""
     size = channels // groups
     most = min(groups, c_block // size)
     if not most:

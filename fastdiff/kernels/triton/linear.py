@@ -1,7 +1,7 @@
 """``fastdiff::linear`` in Triton: a GEMM with bias, activation, residual and scale in its epilogue.
 
-Bytes: x, the weight and the residual once, the result once; 2·M·K·O operations. ``geglu`` multiplies a program's
-rows by the weights of values and of gates together, so that neither is written.
+Bytes: x, the weight and the residual once, the result once; 2·M·K·O operations. ``geglu`` multiplies a
+program's rows by the weights of values and of gates together, so that neither is written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def grouped_tile(
     n_tiles: tl.tensor,
     GROUP: tl.constexpr,
 ) -> tl.tensor:
-    """The program's tile (m, n). GROUP rows of tiles are finished column by column: both operands stay in L2."""
+    """The program's tile (m, n); GROUP rows of tiles are finished column by column, which both operands'
+    tiles stay in the L2 cache for.
+    """
     program = tl.program_id(0)
     group = program // (GROUP * n_tiles)
     height = tl.minimum(m_tiles - group * GROUP, GROUP)

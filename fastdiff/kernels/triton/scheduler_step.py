@@ -1,8 +1,8 @@
 """``fastdiff::scheduler_step`` in Triton: guidance and a solver's update, with coefficients from the host.
 
-Bytes: the sample, the model's outputs, each array of history and the noise are read once, the next sample and
-the guided output written once. Products and sums are explicit fused multiply-adds, so that the result's bits do
-not depend on the tiling.
+Bytes: the sample, the model's outputs, each array of history and the noise are read once, the next sample
+and the guided output written once. Products and sums are explicit fused multiply-adds, so that the result's
+bits do not depend on the tiling.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def scheduler_step(
     for name, tensor, like in (("out[0]", result, sample), ("out[1]", guided, cond)):
         if tensor.shape != like.shape or tensor.dtype != like.dtype:
             raise InputError(
-                f"{name}: found {tuple(tensor.shape)} of {tensor.dtype}, wanted {tuple(like.shape)} of {like.dtype}"
+                f"{name}: found {tuple(tensor.shape)} of {tensor.dtype}, wanted {tuple(like.shape)} of "
+                f"{like.dtype}"
             )
     check_dense(sample, **{"out[0]": result, "out[1]": guided})
     config = config or configs()[0]
@@ -119,7 +120,7 @@ def scheduler_step(
 
 
 def check_dense(sample: Tensor, **others: Tensor | None) -> None:
-    """Raise InputError unless ``sample`` lies densely in memory and the others in its order, behind any more axes.
+    """Raise InputError unless ``sample`` lies densely in memory and the others' last axes lie like it.
 
     So what has one distance from the first element is one element of the picture in all of them.
     """
@@ -128,8 +129,8 @@ def check_dense(sample: Tensor, **others: Tensor | None) -> None:
     for size, stride in sorted(axes, key=lambda axis: axis[1]):
         if stride != expected and sample.numel():
             raise InputError(
-                f"sample: found strides {sample.stride()} for shape {tuple(sample.shape)}, wanted none that leave "
-                "gaps; call .contiguous()"
+                f"sample: found strides {sample.stride()} for shape {tuple(sample.shape)}, wanted none that "
+                "leave gaps; call .contiguous()"
             )
         expected *= size
     for name, tensor in {"sample": sample, **others}.items():
@@ -137,13 +138,14 @@ def check_dense(sample: Tensor, **others: Tensor | None) -> None:
             continue
         if tensor.dtype not in DTYPES or tensor.device != sample.device:
             raise InputError(
-                f"{name}: found {tensor.dtype} on {tensor.device}, wanted a floating dtype of at most 32 bits on "
-                f"{sample.device}"
+                f"{name}: found {tensor.dtype} on {tensor.device}, wanted a floating dtype of at most 32 "
+                f"bits on {sample.device}"
             )
         inner = zip(tensor.shape[::-1], tensor.stride()[::-1], sample.stride()[::-1], strict=False)
         if any(size > 1 and stride != wanted for size, stride, wanted in inner) and tensor.numel():
             raise InputError(
-                f"{name}: found strides {tensor.stride()}, wanted those of sample, {sample.stride()}, at the end"
+                f"{name}: found strides {tensor.stride()}, wanted those of sample, {sample.stride()}, at the "
+                "end"
             )
 
 

@@ -23,8 +23,8 @@ def specialise(
 ) -> Build:
     """The specialisation of ``kernel`` for the tensors in ``pointers``, by name with Triton's type of each.
 
-    ``sizes`` are 32-bit integers, ``numbers`` float32; names that end in ``_stride`` are strides, multiples of
-    16 as the pointers are. An argument that is none of these is a tensor that is left out, None.
+    ``sizes`` are 32-bit integers, ``numbers`` float32; names that end in ``_stride`` are strides, multiples
+    of 16 as the pointers are. An argument that is none of these is a tensor that is left out, None.
     """
     signature: dict[str, str] = {}
     fixed = dict(constants)

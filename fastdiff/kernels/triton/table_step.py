@@ -1,8 +1,9 @@
-"""``reference.table_step`` in Triton: a step of a sampler whose coefficients and counter lie in device memory.
+"""``reference.table_step`` in Triton: a sampler's step with coefficients and counter in device memory.
 
-Bytes: the sample, the model's output and what the row's coefficients ask for of slots and noise are read once;
-the sample, the slots that the row saves into and the model's next input are written once. One launch, without
-the host. Products and sums are explicit fused multiply-adds: the result's bits do not depend on the tiling.
+Bytes: the sample, the model's output and what the row's coefficients ask for of slots and noise are read
+once; the sample, the slots that the row saves into and the model's next input are written once. One launch,
+without the host. Products and sums are explicit fused multiply-adds: the result's bits do not depend on the
+tiling.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ def _table_step_kernel(
     at = picture.to(tl.int64) * inner + element
     size = batch.to(tl.int64) * inner  # of the sample and of each slot
 
+    none = tl.zeros([BLOCK], tl.float32)  # adds an axis: the interpreter compares scalars wrongly
+
     x = tl.load(sample + at, mask, 0.0)
     m = tl.load(output + at, mask, 0.0).to(tl.float32)
     if GUIDED:
@@ -87,26 +90,28 @@ def _table_step_kernel(
     for slot in range(slot_count):
         coef = tl.load(row + _COLUMNS + slot)
         # What no coefficient asks for is not read.
-        kept = tl.load(slots + slot * size + at, mask & (coef != 0.0), 0.0)
+        kept = tl.load(slots + slot * size + at, mask & (none + coef != 0.0), 0.0)
         y = _scaled_sum(coef, kept, y)
     if noise is not None:
         coef = tl.load(row + _NOISE)
-        drawn = tl.load(noise + step * size + at, mask & (coef != 0.0), 0.0).to(tl.float32)
+        drawn = tl.load(noise + step * size + at, mask & (none + coef != 0.0), 0.0).to(tl.float32)
         y = _scaled_sum(coef, drawn, y)
     weight = tl.load(row + _CLIP_WEIGHT)
     x0 = _scaled_sum(tl.load(row + _CLIP_OUTPUT), m, tl.load(row + _CLIP_SAMPLE) * x)
     if threshold is not None:
         limit = tl.load(threshold + picture).to(tl.float32)
-        x0 = tl.div_rn(_clamp(x0, tl.zeros_like(x0) + limit), tl.zeros_like(x0) + limit)
+        x0 = tl.div_rn(_clamp(x0, none + limit), none + limit)
     else:
-        x0 = _clamp(x0, tl.zeros_like(x0) + tl.load(row + _CLIP_LIMIT))
-    y = tl.where(weight != 0.0, _scaled_sum(weight, x0, y), y)
+        x0 = _clamp(x0, none + tl.load(row + _CLIP_LIMIT))
+    y = tl.where(none + weight != 0.0, _scaled_sum(weight, x0, y), y)
 
     tl.store(sample + at, y, mask)
-    kept_sample = tl.load(saves + 2 * step)
-    kept_output = tl.load(saves + 2 * step + 1)
-    tl.store(slots + kept_sample.to(tl.int64) * size + at, x, mask & (kept_sample >= 0))
-    tl.store(slots + kept_output.to(tl.int64) * size + at, m, mask & (kept_output >= 0))
+    to = tl.load(saves + 2 * step)
+    if to >= 0:
+        tl.store(slots + to * size + at, x, mask)
+    to = tl.load(saves + 2 * step + 1)
+    if to >= 0:
+        tl.store(slots + to * size + at, m, mask)
     following = (tl.load(row + _NEXT_SCALE) * y).to(model_input.dtype.element_ty)
     tl.store(model_input + at, following, mask)
     if GUIDED:
@@ -130,9 +135,9 @@ def table_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`reference.table_step` in place: ``sample`` and ``slots`` are updated and returned.
 
-    ``output``: fp16, bf16 or fp32; ``noise`` and ``rescale``, ``threshold`` of any of these. Pictures lie densely
-    in one order, contiguous or channels-last. ``model_input``, like ``output``, is allocated when None.
-    A slot whose coefficient is 0 is not read and may hold anything. The host reads nothing back: a
+    ``output``: fp16, bf16 or fp32; ``noise`` and ``rescale``, ``threshold`` of any of these. Pictures lie
+    densely in one order, contiguous or channels-last. ``model_input``, like ``output``, is allocated when
+    None. A slot whose coefficient is 0 is not read and may hold anything. The host reads nothing back: a
     ``counter`` that is not a row of ``rows`` is not noticed.
     """
     reference.check_table_step(sample, output, slots, rows, saves, counter, guided, noise, rescale, threshold)
