@@ -90,8 +90,8 @@ class CudaGenerator:
         self._seed = _checked_seed(seed)
         if multiprocessors < 1 or threads_per_multiprocessor < 256:
             raise InputError(
-                f"GPU: found {multiprocessors} multiprocessors of {threads_per_multiprocessor} threads, wanted at "
-                "least one of at least 256"
+                f"GPU: found {multiprocessors} multiprocessors of {threads_per_multiprocessor} threads, "
+                "wanted at least one of at least 256"
             )
         self._gpu = (multiprocessors, threads_per_multiprocessor)
         self._offset = 0
@@ -115,9 +115,7 @@ class CudaGenerator:
         """
         out = _checked_out(shape, out)
         if out.size >= 2**31:
-            raise InputError(
-                f"noise of {out.size} numbers, wanted fewer than 2**31: PyTorch divides such draws"
-            )
+            raise InputError(f"noise of {out.size} numbers, wanted fewer than 2**31: PyTorch splits those")
         if out.size:
             threads = philox_threads(out.size, *self._gpu)
             _C.philox_normal(self._seed, self._offset, threads, out)

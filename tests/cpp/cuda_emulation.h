@@ -1,14 +1,16 @@
-// Runs a .cu of csrc/cuda/ on the CPU: every GPU thread is a thread, the blocks of a cluster run at once and
-// the clusters one after another. Barriers and shuffles wait as on the GPU, so that ThreadSanitizer sees a
-// missing one, and AddressSanitizer an index outside of an array. Takes the place of csrc/cuda/device.h.
+// Runs a .cu of csrc/cuda/ on the CPU: the blocks of a cluster run at once, the clusters one after another,
+// and barriers and shuffles wait as on the GPU. With ThreadSanitizer every GPU thread is a thread, so that a
+// missing barrier is a race; else it is a context that hands over at barriers (cuda_emulation_threads.h).
+// AddressSanitizer sees an index outside of an array. Takes the place of csrc/cuda/device.h.
 #pragma once
 
-#include <barrier>
 #include <cstddef>
 #include <cstring>
+#include <functional>
 #include <memory>
-#include <thread>
 #include <vector>
+
+#include "cuda_emulation_threads.h"
 
 #define __global__
 #define __device__
@@ -21,26 +23,43 @@ struct Dim3 {
     unsigned x = 1, y = 1, z = 1;
 };
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr std::size_t guard = 0;
+#else
+constexpr std::size_t guard = 256;
+#endif
+
 struct Warp {
-    std::barrier<> barrier;
+    Barrier barrier;
     std::vector<float> values = std::vector<float>(32);
     explicit Warp(std::ptrdiff_t threads) : barrier(threads) {}
 };
 
 struct Block {
-    std::barrier<> barrier;
-    // Of exactly the size that the launch asks for.
+    Barrier barrier;
+    // Of exactly the size that the launch asks for, for AddressSanitizer; else with a guard behind it.
     std::unique_ptr<unsigned char[]> memory;
+    std::size_t size;
     std::vector<std::unique_ptr<Warp>> warps;
-    Block(int threads, std::size_t shared) : barrier(threads), memory(new unsigned char[shared]) {
+    Block(int threads, std::size_t shared)
+        : barrier(threads), memory(new unsigned char[shared + guard]), size(shared) {
+        std::memset(memory.get() + size, 0x5a, guard);
         for (int first = 0; first < threads; first += 32) {
             warps.push_back(std::make_unique<Warp>(threads - first < 32 ? threads - first : 32));
+        }
+    }
+    ~Block() {
+        for (std::size_t i = 0; i < guard; ++i) {
+            if (memory[size + i] == 0x5a) continue;
+            std::fprintf(stderr, "cuda_emulation: a kernel wrote past its %zu bytes of shared memory\n",
+                         size);
+            std::abort();
         }
     }
 };
 
 struct Cluster {
-    std::barrier<> barrier;
+    Barrier barrier;
     std::vector<std::unique_ptr<Block>> blocks;
     Cluster(int size, int threads, std::size_t shared)
         : barrier(static_cast<std::ptrdiff_t>(size) * threads) {
@@ -48,11 +67,15 @@ struct Cluster {
     }
 };
 
-inline thread_local Dim3 thread_index, block_index, block_size, grid_size;
-inline thread_local Cluster* cluster = nullptr;
-inline thread_local int rank = 0;
+// What a GPU thread knows of itself.
+struct Identity {
+    Dim3 thread_index, block_index, block_size, grid_size;
+    Cluster* cluster = nullptr;
+    int rank = 0;
+};
 
-inline Block& block() { return *cluster->blocks[static_cast<std::size_t>(rank)]; }
+inline Identity& self() { return *static_cast<Identity*>(current_thread()); }
+inline Block& block() { return *self().cluster->blocks[static_cast<std::size_t>(self().rank)]; }
 
 struct SharedMemory {
     operator unsigned char*() const { return block().memory.get(); }
@@ -64,29 +87,27 @@ void launch(Dim3 grid, unsigned threads, unsigned cluster_size, std::size_t shar
             Args... args) {
     for (unsigned y = 0; y < grid.y; ++y) {
         for (unsigned first = 0; first < grid.x; first += cluster_size) {
-            Cluster state(static_cast<int>(cluster_size), static_cast<int>(threads), shared);
-            std::vector<std::jthread> running;
+            Cluster cluster(static_cast<int>(cluster_size), static_cast<int>(threads), shared);
+            std::vector<Identity> identities(cluster_size * threads);
+            std::vector<void*> pointers;
             for (unsigned number = 0; number < cluster_size * threads; ++number) {
-                running.emplace_back([&, number] {
-                    cluster = &state;
-                    rank = static_cast<int>(number / threads);
-                    thread_index = Dim3{number % threads, 0, 0};
-                    block_index = Dim3{first + number / threads, y, 0};
-                    block_size = Dim3{threads, 1, 1};
-                    grid_size = grid;
-                    kernel(args...);
-                });
+                const unsigned rank = number / threads;
+                identities[number] =
+                    Identity{{number % threads, 0, 0}, {first + rank, y, 0}, {threads, 1, 1}, grid, &cluster,
+                             static_cast<int>(rank)};
+                pointers.push_back(&identities[number]);
             }
+            run_threads(pointers, [&] { kernel(args...); });
         }
     }
 }
 
 }  // namespace fastdiff::emulation
 
-#define threadIdx (fastdiff::emulation::thread_index)
-#define blockIdx (fastdiff::emulation::block_index)
-#define blockDim (fastdiff::emulation::block_size)
-#define gridDim (fastdiff::emulation::grid_size)
+#define threadIdx (fastdiff::emulation::self().thread_index)
+#define blockIdx (fastdiff::emulation::self().block_index)
+#define blockDim (fastdiff::emulation::self().block_size)
+#define gridDim (fastdiff::emulation::self().grid_size)
 
 inline void __syncthreads() { fastdiff::emulation::block().barrier.arrive_and_wait(); }
 
@@ -102,15 +123,16 @@ inline float __shfl_xor_sync(unsigned, float value, int distance) {
 
 namespace fastdiff::cuda {
 
-inline int cluster_rank() { return emulation::rank; }
-inline int cluster_size() { return static_cast<int>(emulation::cluster->blocks.size()); }
-inline void cluster_barrier() { emulation::cluster->barrier.arrive_and_wait(); }
+inline int cluster_rank() { return emulation::self().rank; }
+inline int cluster_size() { return static_cast<int>(emulation::self().cluster->blocks.size()); }
+inline void cluster_barrier() { emulation::self().cluster->barrier.arrive_and_wait(); }
 
 inline float read_remote(const float* local, int other) {
     const auto* own = reinterpret_cast<const unsigned char*>(local);
     const std::ptrdiff_t offset = own - emulation::block().memory.get();
     float value;
-    std::memcpy(&value, emulation::cluster->blocks[static_cast<std::size_t>(other)]->memory.get() + offset,
+    std::memcpy(&value,
+                emulation::self().cluster->blocks[static_cast<std::size_t>(other)]->memory.get() + offset,
                 sizeof value);
     return value;
 }

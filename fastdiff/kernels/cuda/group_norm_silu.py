@@ -93,7 +93,7 @@ def configs(
     """
     clusters = list(_cluster_plans(images, pixels, channels, groups, itemsize, gpu)) if packed else []
     splits = list(_split_plans(images, pixels, channels, itemsize, packed, gpu))
-    return tuple(clusters + splits)
+    return tuple(dict.fromkeys(clusters + splits))
 
 
 def plan(images: int, pixels: int, channels: int, groups: int, itemsize: int, packed: bool, gpu: Gpu) -> Plan:
@@ -144,7 +144,7 @@ def _split_plans(
 
 
 def _threads(packs: int, rows: int) -> int:
-    """A multiple of 32 that is nearly one of ``packs``, no more than the rows need and at least four warps."""
+    """A multiple of 32, nearly one of ``packs``: what the rows need, and at least four warps."""
     most = min(_MAX_THREADS, max(128, packs * rows))
     most = max(most, packs)
     return min(_MAX_THREADS, -(-(most // packs * packs) // 32) * 32)
@@ -181,7 +181,7 @@ def group_norm_silu(
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     elif out.shape != x.shape or out.dtype != x.dtype or not out.is_contiguous():
         raise InputError(
-            f"out: found {out.dtype} of shape {tuple(out.shape)}, wanted {x.dtype} {tuple(x.shape)}, contiguous"
+            f"out: found {out.dtype} {tuple(out.shape)}, wanted contiguous {x.dtype} {tuple(x.shape)}"
         )
     in_float, parameters = _parameters(x, weight, bias)
     if x.numel() == 0:
