@@ -11,6 +11,8 @@ Everything that touches the device goes through :class:`Device`, so that the res
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -240,6 +242,10 @@ def open_session(path: Path, options: Any, provider: dict[str, str], create: Any
     if create is None:
         import onnxruntime
 
+        preload = getattr(onnxruntime, "preload_dlls", None)  # not in older versions
+        if preload is not None:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                preload()
         create = onnxruntime.InferenceSession
     session = create(str(path), options, providers=[(PROVIDER, provider)])
     session.disable_fallback()

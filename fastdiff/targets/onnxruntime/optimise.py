@@ -35,7 +35,17 @@ _TYPES = {"text_encoder": "clip", "unet": "unet", "vae_decoder": "vae", "vae_enc
 """The optimiser's names for the kinds of models."""
 
 
-_OTHERWISE = ("ArgMax", "Constant", "ConstantOfShape", "Equal", "LessOrEqual", "Not", "Range", "Shape", "Where")
+_OTHERWISE = (
+    "ArgMax",
+    "Constant",
+    "ConstantOfShape",
+    "Equal",
+    "LessOrEqual",
+    "Not",
+    "Range",
+    "Shape",
+    "Where",
+)
 """Operators whose result has another type than their first input, or none."""
 
 
