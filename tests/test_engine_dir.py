@@ -172,7 +172,7 @@ def test_other_architecture(engine: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "words"), [("abacus", "unknown target"), ("tensorrt", "not part of this version")]
+    ("target", "words"), [("abacus", "unknown target"), ("cuda", "not part of this version")]
 )
 def test_target_that_is_not_here(engine: Path, target: str, words: str) -> None:
     rewrite(engine, lambda doc: doc["modules"]["text_encoder"].update(target=target))

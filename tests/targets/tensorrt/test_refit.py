@@ -1,0 +1,147 @@
+"""New weights in an engine that exists: through the command line and the function, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdiff.build.build import Stage, build_engine
+from fastdiff.build.modules import module_spec, random_inputs
+from fastdiff.build.refit import refit_engine
+from fastdiff.cli import main
+from fastdiff.config import MODULES
+from fastdiff.engine_dir import open_engine
+from fastdiff.errors import CaptureError, EngineMismatchError, InputError, VerificationError
+from tests.checkpoints import copy_checkpoint, make_checkpoint
+from tests.compare import assert_close
+from tests.targets.tensorrt.conftest import Built, Machine
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the same architecture with other weights."""
+    return make_checkpoint(tmp_path_factory.mktemp("tuned") / "tuned", seed=7)
+
+
+@pytest.fixture
+def engine(built: Built, machine: Machine, tmp_path: Path) -> Path:
+    return copy_checkpoint(built.path, tmp_path / "tiny.fd")
+
+
+def test_weights_are_replaced_and_verified(
+    engine: Path, tuned: Path, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = open_engine(engine)
+    assert main(["build", str(tuned), "-o", str(engine), "--refit"]) == 0
+    assert "target tensorrt, fp16" in capsys.readouterr().out
+    new = open_engine(engine)
+    assert new.manifest.provenance["checkpoint"]["name"] == "tuned"
+    assert machine.api.requests == {}, "nothing was built"
+    for name in MODULES:
+        before, after = old.entry(name), new.entry(name)
+        assert before.files.keys() == after.files.keys()
+        assert before.files != after.files, "the contents have changed"
+        assert (before.tactics, before.requires, before.shapes) == (
+            after.tactics,
+            after.requires,
+            after.shapes,
+        )
+        assert 0 < after.error["relative_l2"] < 1e-2
+    model = new.manifest.model
+    sizes = {"batch": 2, "height": 6, "width": 10, "tokens": 40}
+    given = random_inputs(module_spec("vae_decoder", model), sizes, seed=1)
+    with new.open_module("vae_decoder") as session:
+        found = session(**given)["sample"]
+    assert_close(found, eager(tuned, given), rel_l2=2e-3)
+    assert [path.name for path in engine.parent.iterdir()] == [engine.name]
+
+
+def eager(checkpoint: Path, given: dict[str, Any]) -> Any:
+    import torch
+
+    from fastdiff.build.checkpoint import load_checkpoint
+
+    source = load_checkpoint(checkpoint)
+    module = module_spec("vae_decoder", source.spec).wrap(source.load("vae"))
+    with torch.no_grad():
+        return module(torch.from_numpy(given["latent_sample"]))
+
+
+def test_progress(engine: Path, tiny_checkpoint: Path) -> None:
+    stages: list[Stage] = []
+    with pytest.raises(StopError):
+        refit_engine(tiny_checkpoint, engine, progress=lambda stage: stop_after(stages, stage))
+    assert [(stage.module, stage.stage) for stage in stages] == [
+        ("text_encoder", "load"),
+        ("text_encoder", "capture"),
+        ("text_encoder", "compile"),
+    ]
+    assert stages[-1].total == 16
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_after(stages: list[Stage], stage: Stage) -> None:
+    stages.append(stage)
+    if stage.stage == "compile":
+        raise StopError
+
+
+def test_failure_leaves_the_old_engine(
+    engine: Path, tuned: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TensorRT 11.3 is known to: a refitted plan that computes something else."""
+    before = open_engine(engine).engine_hash
+
+    def keep_old_weights(plan: Path, network: Path, refitted: Path) -> None:
+        refitted.write_bytes(plan.read_bytes())
+
+    monkeypatch.setattr(machine.api, "refit", keep_old_weights)
+    with pytest.raises(VerificationError, match="text_encoder: relative L2 error"):
+        refit_engine(tuned, engine)
+    assert open_engine(engine).engine_hash == before
+    assert [path.name for path in engine.parent.iterdir()] == [engine.name]
+
+
+def test_checkpoint_of_another_size(engine: Path, tmp_path: Path) -> None:
+    wider = make_checkpoint(tmp_path / "wider", unet={"block_out_channels": (48, 64)})
+    before = open_engine(engine).engine_hash
+    with pytest.raises(CaptureError, match=r"cannot refit unet: \d+ weights are missing"):
+        refit_engine(wider, engine)
+    assert open_engine(engine).engine_hash == before
+
+
+def test_model_of_another_kind(engine: Path, tiny_checkpoint: Path) -> None:
+    import dataclasses
+
+    from fastdiff.build.checkpoint import load_checkpoint
+
+    source = load_checkpoint(tiny_checkpoint)
+    other = dataclasses.replace(source, spec=dataclasses.replace(source.spec, hidden_size=48))
+    with pytest.raises(EngineMismatchError, match=r"built for a hidden_size of 32, .* has 48"):
+        refit_engine(other, engine)
+
+
+def test_engine_that_was_not_built_for_it(tiny_engine: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"was not built to be refitted: build it again with --refit --force"
+    ):
+        refit_engine(tiny_checkpoint, tiny_engine)
+
+
+def test_target_that_cannot(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="target 'native' cannot replace weights: use --target tensorrt"):
+        build_engine(tiny_checkpoint, tmp_path / "tiny.fd", refit=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [("--height", "48"), ("--batch", "2")])
+def test_options_that_refitting_cannot_change(
+    engine: Path, tiny_checkpoint: Path, option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(tiny_checkpoint), "-o", str(engine), "--refit", *option]) == 2
+    assert f"--refit keeps all but its weights, so leave out {option[0]}" in capsys.readouterr().err
