@@ -72,6 +72,16 @@ class Session(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no loop of its own")
 
+    takes_tensors = False
+    """Whether ``run_tensors`` is there: PyTorch tensors on the session's GPU in and out."""
+
+    def run_tensors(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """What a call returns, as tensors on the GPU, from tensors there of the declared dtypes and shapes.
+
+        Nothing is copied to the host and nobody waits; the outputs are valid until the next call.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes arrays of the host")
+
     def close(self) -> None:  # noqa: B027 (closing is optional for a target)
         """Free what the session holds. It cannot be called afterwards."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from fastdiff.build.plain.blocks import AttentionBlock, Downsample2D, ResnetBlock2D, Upsample2D, optional
 from fastdiff.build.plain.model import PlainModel
@@ -84,7 +84,7 @@ class _Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        result: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        result: Tensor = self.conv_out(functional.silu(self.conv_norm_out(self.mid_block(x))))
         return result
 
 
@@ -107,7 +107,7 @@ class _Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        result: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
         return result
 
 

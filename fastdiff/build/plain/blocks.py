@@ -6,7 +6,7 @@ Pictures are [B, C, H, W], sequences [B, N, C].
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 __all__ = ["AttentionBlock", "Downsample2D", "ResnetBlock2D", "Transformer2DModel", "Upsample2D", "optional"]
 
@@ -25,10 +25,10 @@ class ResnetBlock2D(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """[B, channels, H, W] to [B, out, H, W]."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv1(functional.silu(self.norm1(x)))
         if self.time_emb_proj is not None and time is not None:
-            hidden = hidden + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
+            hidden = hidden + self.time_emb_proj(functional.silu(time))[:, :, None, None]
+        hidden = self.conv2(functional.silu(self.norm2(hidden)))
         shortcut: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
         result: Tensor = shortcut + hidden
         return result
@@ -53,7 +53,7 @@ class Attention(nn.Module):
             tensor.view(batch, -1, self.heads, size).transpose(1, 2)
             for tensor in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        hidden = F.scaled_dot_product_attention(query, key, value)
+        hidden = functional.scaled_dot_product_attention(query, key, value)
         hidden = hidden.transpose(1, 2).reshape(batch, -1, self.heads * size)
         result: Tensor = self.to_out[0](hidden)
         return result
@@ -84,7 +84,7 @@ class _Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden, gate = self.proj(x).chunk(2, dim=-1)
-        result: Tensor = hidden * F.gelu(gate)
+        result: Tensor = hidden * functional.gelu(gate)
         return result
 
 
@@ -163,7 +163,7 @@ class Downsample2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, H / 2, W / 2]."""
         if self.padding == 0:
-            x = F.pad(x, (0, 1, 0, 1), mode="constant", value=0)
+            x = functional.pad(x, (0, 1, 0, 1), mode="constant", value=0)
         result: Tensor = self.conv(x)
         return result
 
@@ -177,7 +177,7 @@ class Upsample2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, 2 H, 2 W]."""
-        result: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        result: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
         return result
 
 

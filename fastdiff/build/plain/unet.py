@@ -1,4 +1,4 @@
-"""``UNet2DConditionModel``: the U-Net of Stable Diffusion (Rombach et al. 2022) and SDXL (Podell et al. 2023)."""
+"""``UNet2DConditionModel``: the U-Net of Stable Diffusion (Rombach 2022) and SDXL (Podell 2023)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from fastdiff.build.plain.blocks import (
     Downsample2D,
@@ -29,7 +29,7 @@ class _TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(out, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        result: Tensor = self.linear_2(functional.silu(self.linear_1(x)))
         return result
 
 
@@ -212,7 +212,7 @@ class UNet2DConditionModel(PlainModel):
         x = self.mid_block(x, time, encoder_hidden_states)
         for block in self.up_blocks:
             x = block(x, skips, time, encoder_hidden_states)
-        return (self.conv_out(F.silu(self.conv_norm_out(x))),)
+        return (self.conv_out(functional.silu(self.conv_norm_out(x))),)
 
     def _sinusoids(self, values: Tensor, width: int) -> Tensor:
         """[N] as float32 [N, width]: sines and cosines of frequencies from 1 down to 1/10000 (DDPM's)."""
