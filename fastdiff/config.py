@@ -46,9 +46,9 @@ class Precision(StrEnum):
 TOLERANCES = {Precision.FP32: 1e-4}
 """Largest relative L2 error of a module against PyTorch in fp32."""
 
-YARDSTICKS = {Precision.FP16: 2.0}
-"""Precisions whose tolerance depends on the model: this often the error that PyTorch has in fp32 with the
-weights rounded to the precision's type."""
+YARDSTICKS = {Precision.FP16: 2.0, Precision.BF16: 2.0}
+"""Precisions whose tolerance depends on the model: this often the error that PyTorch has in the same type, or
+in fp32 with the weights rounded to it where a target only stores them so."""
 
 
 def parse_precision(text: str | Precision) -> Precision:

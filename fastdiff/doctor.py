@@ -162,7 +162,7 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
 
 def _targets() -> dict[str, dict[str, Any]]:
     """Every target, whether it works here, and if not why and what to do."""
-    from fastdiff.targets import PLANNED, TARGETS, get_target
+    from fastdiff.targets import TARGETS, get_target
 
     report: dict[str, dict[str, Any]] = {}
     for name in TARGETS:
@@ -170,12 +170,6 @@ def _targets() -> dict[str, dict[str, Any]]:
             report[name] = asdict(get_target(name).availability())
         except Exception as error:  # noqa: BLE001 (a target that cannot even be asked is a target that fails)
             report[name] = {"ok": False, "reason": " ".join(str(error).split()), "fix": "reinstall fastdiff"}
-    for name in PLANNED:
-        report[name] = {
-            "ok": False,
-            "reason": "not part of this version",
-            "fix": f"use one of {', '.join(TARGETS)}",
-        }
     return report
 
 

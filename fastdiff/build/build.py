@@ -23,7 +23,15 @@ from fastdiff.engine_dir import TOKENIZER_FOLDER
 from fastdiff.engine_writer import EngineWriter
 from fastdiff.errors import InputError
 from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry
-from fastdiff.targets import CompileOptions, computes_in, get_target, require_target, resolve_target
+from fastdiff.targets import (
+    CompileOptions,
+    computes_in,
+    default_precision,
+    get_target,
+    require_target,
+    resolve_target,
+    runs_on_gpu,
+)
 
 __all__ = [
     "BuildSummary",
@@ -92,7 +100,7 @@ def build_engine(
     output: str | os.PathLike[str],
     *,
     target: str = "auto",
-    precision: str | Precision = Precision.FP32,
+    precision: str | Precision | None = None,
     height: int | None = None,
     width: int | None = None,
     batch: int = 1,
@@ -105,6 +113,7 @@ def build_engine(
 ) -> BuildSummary:
     """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
 
+    ``precision`` None is the target's own: fp16 for ``cuda`` and ``tensorrt``, fp32 for the rest.
     ``height`` and ``width`` (picture pixels) and ``batch`` are the defaults that the engine records and is
     verified at; other sizes run as well. The native target is tuned for them, with weights that may take
     ``memory`` times their bytes in float32. ``device`` is for a target that compiles for several, such as
@@ -116,7 +125,7 @@ def build_engine(
     """
     started = time.perf_counter()
     target = resolve_target(target)
-    precision = parse_precision(precision)
+    precision = default_precision(target, device) if precision is None else parse_precision(precision)
     if refit and not hasattr(require_target(target, precision, device), "refit"):
         raise InputError(f"target {target!r} cannot replace weights: use --target tensorrt, or no --refit")
     require_target(target, precision, device)
@@ -125,9 +134,7 @@ def build_engine(
     with EngineWriter(output, force) as writer:
         source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         model = _with_defaults(source.spec, height, width, batch)
-        builder = _Builder(
-            source, model, target, precision, memory, device, writer, progress, modules, refit
-        )
+        builder = _Builder(source, model, target, precision, memory, device, writer, progress, modules, refit)
         entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -219,8 +226,9 @@ def verified(
     spec = dataclasses.replace(module.spec, shapes=entry.shapes)
     module = dataclasses.replace(module, spec=spec, program=None)
     computes = computes_in(entry.target, entry.precision)
+    device = "cuda" if runs_on_gpu(entry) else "cpu"
     with get_target(entry.target).open(folder, module.name, entry, None) as session:
-        error = measure(module, session, model, vocab_size, entry.precision, computes)
+        error = measure(module, session, model, vocab_size, entry.precision, computes, device)
     error.check(module.name, entry.precision)
     return dataclasses.replace(entry, error=_error_entry(error))
 

@@ -86,10 +86,11 @@ def run_eager(
 ) -> dict[str, NDArray[Any]]:
     """Run a torch module on arrays, or tensors; the outputs by name, as arrays, floating ones in float32."""
     with torch.inference_mode():
-        results = module(*(torch.as_tensor(arrays[tensor.name]) for tensor in inputs))
+        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+        results = module(*(torch.as_tensor(arrays[tensor.name], device=device) for tensor in inputs))
     tensors = (results,) if isinstance(results, Tensor) else tuple(results)
     return {
-        tensor.name: np.asarray((value.float() if value.is_floating_point() else value).numpy())
+        tensor.name: np.asarray((value.float() if value.is_floating_point() else value).cpu().numpy())
         for tensor, value in zip(outputs, tensors, strict=True)
     }
 

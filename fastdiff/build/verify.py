@@ -18,7 +18,7 @@ from fastdiff.build.modules import ModuleSpec, module_spec, random_inputs
 from fastdiff.config import TOLERANCES, YARDSTICKS, ModelSpec, Precision, SizeRange
 from fastdiff.engine_dir import Engine
 from fastdiff.errors import EngineMismatchError, VerificationError
-from fastdiff.targets import Session, computes_in
+from fastdiff.targets import Session, computes_in, runs_on_gpu
 
 __all__ = ["ModuleError", "measure", "verification_sizes", "verify_engine"]
 
@@ -81,19 +81,23 @@ def measure(
     vocab_size: int,
     precision: Precision,
     computes: bool = False,
+    device: str = "cpu",
 ) -> ModuleError:
     """Error of a session against the eager module, over all ``verification_sizes``.
 
     ``computes`` says that the session's target computes in ``precision``, so that the yardstick is PyTorch
     doing the same; otherwise it is PyTorch in float32 with rounded weights. For a precision with a yardstick
-    the eager module stays changed: a copy would double the memory that a large model takes.
+    the eager module stays changed: a copy would double the memory that a large model takes. ``device`` is
+    where the eager module runs, in float32 without TF32.
     """
     spec = module.spec
+    module.eager.to(device)
     inputs = [
         random_inputs(spec, sizes, seed, vocab_size)
         for seed, sizes in enumerate(verification_sizes(spec, model), start=1)
     ]
-    expected = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]
     found = _largest([session(**arrays) for arrays in inputs], expected)
     allowed = TOLERANCES[Precision.FP32]
     if precision in YARDSTICKS:
@@ -101,18 +105,18 @@ def measure(
             module.eager.to(_TYPES[precision])
             inputs = [_rounded_inputs(arrays, _TYPES[precision]) for arrays in inputs]
         else:
-            _round_weights(module.eager)
+            _round_weights(module.eager, _TYPES[precision])
         rounded = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]
         allowed = max(allowed, YARDSTICKS[precision] * _largest(rounded, expected)[0])
     return ModuleError(*found, allowed)
 
 
-def _round_weights(module: nn.Module) -> None:
-    """Round the matrices and kernels of a module to half precision, which is what a file holds as halves."""
+def _round_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Round the matrices and kernels of a module to 16 bits, which is what a file holds as halves."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.dim() > 1:
-                parameter.copy_(parameter.half())
+                parameter.copy_(parameter.to(dtype))
 
 
 _TYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
@@ -188,6 +192,7 @@ def _verify_module(engine: Engine, name: str, checkpoint: Checkpoint) -> ModuleE
     module = CapturedModule(spec, spec.wrap(part), part)
     with engine.open_module(name) as session:
         computes = computes_in(engine.entry(name).target, precision)
-        error = measure(module, session, model, checkpoint.vocab_size, precision, computes)
+        device = "cuda" if runs_on_gpu(engine.entry(name)) else "cpu"
+        error = measure(module, session, model, checkpoint.vocab_size, precision, computes, device)
     error.check(name, precision)
     return error

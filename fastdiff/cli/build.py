@@ -26,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="NAME",
         default="auto",
-        help="auto, native, onnxruntime, tensorrt or torch (default: auto)",
+        help="auto, native, cuda, onnxruntime, tensorrt or torch (default: auto, which is cuda where there is an "
+        "NVIDIA GPU, else native)",
     )
     parser.add_argument(
         "--precision",
         metavar="TYPE",
-        default="fp32",
-        help="fp32; native, or onnxruntime on cuda: fp16 (default: fp32)",
+        help="fp32, fp16 or bf16 (default: fp16 for cuda and tensorrt, else fp32)",
     )
     parser.add_argument("--height", metavar="H", type=whole, help="default pixels (default: the model's)")
     parser.add_argument("--width", metavar="W", type=whole, help="default pixels (default: the model's)")

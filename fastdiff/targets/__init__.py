@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from fastdiff.manifest import ModuleEntry
 
 __all__ = [
-    "PLANNED",
     "TARGETS",
     "Availability",
     "CompileOptions",
@@ -30,21 +29,21 @@ __all__ = [
     "Target",
     "available_on",
     "computes_in",
+    "default_precision",
     "get_target",
     "require_target",
     "resolve_target",
+    "runs_on_gpu",
 ]
 
 TARGETS: Mapping[str, str] = {
+    "cuda": "fastdiff.targets.cuda",
     "native": "fastdiff.targets.native",
     "onnxruntime": "fastdiff.targets.onnxruntime",
     "tensorrt": "fastdiff.targets.tensorrt",
     "torch": "fastdiff.targets.torch",
 }
 """Target names and the modules that implement them."""
-
-PLANNED = ("cuda",)
-"""Targets whose names are taken but that this version does not have."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,7 @@ class Target(Protocol):
     ``SELF_CHECKING`` the endings of files whose structure it checks itself whenever it opens them: large ones
     among them are hashed by ``fastdiff verify`` alone.
 
+    A target that runs on GPUs alone has ``ON_GPU = True``.
     A target that computes in a precision of 16 bits, and does not only store weights in it, names it in
     ``COMPUTES_IN``. One that compiles for several devices has ``DEVICES``: the precisions that it has on
     each, those of the first being PRECISIONS; its ``availability`` takes a device.
@@ -129,15 +129,12 @@ class Target(Protocol):
 
 
 def resolve_target(name: str) -> str:
-    """The target that ``name`` stands for: ``auto`` is ``native`` until there is a target for GPUs.
+    """The target that ``name`` stands for: ``auto`` is ``cuda`` where it can run, else ``native``.
 
-    Raises InputError for an unknown name and TargetError for a target that this version does not have.
+    Raises InputError for an unknown name.
     """
     if name == "auto":
-        return "native"
-    if name in PLANNED:
-        known = ", ".join(TARGETS)
-        raise TargetError(f"target {name!r} is not part of this version of fastdiff: use one of {known}")
+        return "cuda" if get_target("cuda").availability().ok else "native"
     if name not in TARGETS:
         known = ", ".join(("auto", *TARGETS))
         raise InputError(f"unknown target {name!r}: known are {known}")
@@ -183,6 +180,18 @@ def available_on(target: Target, device: str) -> Availability:
     """Whether a target with DEVICES can run on one of them here."""
     answer: Availability = cast(Any, target).availability(device)
     return answer
+
+
+def default_precision(name: str, device: str | None = None) -> Precision:
+    """What a target takes when no precision is asked for: the first of its PRECISIONS, on that device."""
+    target = get_target(name)
+    precisions = target.PRECISIONS if device is None else getattr(target, "DEVICES", {}).get(device)
+    return (precisions or target.PRECISIONS)[0]
+
+
+def runs_on_gpu(entry: ModuleEntry) -> bool:
+    """Whether a module was compiled for a GPU."""
+    return bool(getattr(get_target(entry.target), "ON_GPU", False)) or entry.requires.get("device") == "cuda"
 
 
 def computes_in(name: str, precision: Precision) -> bool:

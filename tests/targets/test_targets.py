@@ -12,10 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdiff.config import MODULES
+from fastdiff.config import MODULES, Precision
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import EngineDamagedError, EngineMismatchError, InputError, TargetError
-from fastdiff.targets import PLANNED, TARGETS, get_target, require_target, resolve_target
+from fastdiff.manifest import ModuleEntry
+from fastdiff.targets import (
+    TARGETS,
+    Availability,
+    cuda,
+    default_precision,
+    get_target,
+    require_target,
+    resolve_target,
+    runs_on_gpu,
+)
 from tests.checkpoints import copy_checkpoint
 from tests.compare import assert_close
 
@@ -37,8 +47,10 @@ def random_arrays(engine: Path, name: str) -> dict[str, np.ndarray[Any, Any]]:
     return random_inputs(module_spec(name, open_engine(engine).manifest.model), SIZES, seed=3, vocab_size=100)
 
 
-def test_auto_is_native() -> None:
-    assert resolve_target("auto") == "native"
+@pytest.mark.parametrize(("ok", "wanted"), [(True, "cuda"), (False, "native")])
+def test_auto_is_cuda_where_it_runs(monkeypatch: pytest.MonkeyPatch, ok: bool, wanted: str) -> None:
+    monkeypatch.setattr(cuda, "availability", lambda: Availability(ok, "a test"))
+    assert resolve_target("auto") == wanted
 
 
 @pytest.mark.parametrize("name", CPU_TARGETS)
@@ -46,13 +58,6 @@ def test_targets_work_here(name: str) -> None:
     available = require_target(name).availability()
     assert available.ok
     assert available.reason, "says which version is there"
-
-
-@pytest.mark.parametrize("name", PLANNED)
-def test_planned_targets_are_known(name: str) -> None:
-    words = f"target '{name}' is not part of this version.*use one of {', '.join(TARGETS)}"
-    with pytest.raises(TargetError, match=words):
-        get_target(name)
 
 
 def test_unknown_target() -> None:
@@ -161,3 +166,33 @@ def test_importing_a_target_imports_no_vendor_library(name: str) -> None:
 
 def test_targets_are_modules() -> None:
     assert all(isinstance(get_target(name), ModuleType) for name in TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "wanted"),
+    [
+        ("native", None, Precision.FP32),
+        ("torch", None, Precision.FP32),
+        ("onnxruntime", None, Precision.FP32),
+        ("onnxruntime", "cuda", Precision.FP16),
+        ("tensorrt", None, Precision.FP16),
+        ("cuda", None, Precision.FP16),
+    ],
+)
+def test_what_a_target_takes_unasked(name: str, device: str | None, wanted: Precision) -> None:
+    assert default_precision(name, device) == wanted
+
+
+@pytest.mark.parametrize(
+    ("target", "requires", "wanted"),
+    [
+        ("native", {}, False),
+        ("onnxruntime", {}, False),
+        ("onnxruntime", {"device": "cuda"}, True),
+        ("cuda", {}, True),
+        ("tensorrt", {}, True),
+    ],
+)
+def test_which_modules_run_on_a_gpu(target: str, requires: dict[str, str], wanted: bool) -> None:
+    entry = ModuleEntry(target, Precision.FP16, (), (), {}, {}, 0, {}, 0.0, requires=requires)
+    assert runs_on_gpu(entry) is wanted

@@ -20,10 +20,22 @@ from fastdiff.targets.session import Session
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
 
-__all__ = ["NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "mismatch", "open"]
+__all__ = [
+    "COMPUTES_IN",
+    "NEEDS_GRAPH",
+    "ON_GPU",
+    "PRECISIONS",
+    "SELF_CHECKING",
+    "availability",
+    "compile",
+    "mismatch",
+    "open",
+]
 
 NEEDS_GRAPH = True
 PRECISIONS = (Precision.FP16, Precision.BF16, Precision.FP32)
+COMPUTES_IN = (Precision.FP16, Precision.BF16)
+ON_GPU = True
 SELF_CHECKING: tuple[str, ...] = ()
 
 _PACKAGES = ("torch", "triton", "safetensors")

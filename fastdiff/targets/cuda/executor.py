@@ -88,8 +88,13 @@ class Executor:
 
         ``values`` holds tensors by value id: inputs and results of earlier stages before, and afterwards
         what the stages computed that another stage or the caller wants. What only they use themselves is
-        dropped as soon as it has been used.
+        dropped as soon as it has been used. cuDNN measures its algorithms when it first meets a convolution;
+        TF32 is off.
         """
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+            self._run_stages(values, sizes, stages)
+
+    def _run_stages(self, values: dict[int, Tensor], sizes: Mapping[str, int], stages: Sequence[str]) -> None:
         kept = set(self.graph.outputs) | self.crossing(stages) | set(values)
         for index, node in enumerate(self.graph.nodes):
             if node.stage not in stages:

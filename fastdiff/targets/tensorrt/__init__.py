@@ -31,6 +31,8 @@ __all__ = [
 
 NEEDS_GRAPH = True
 PRECISIONS = (Precision.FP16, Precision.FP32)
+COMPUTES_IN = (Precision.FP16,)
+ON_GPU = True
 SELF_CHECKING: tuple[str, ...] = ()
 
 _OLDEST, _NEWEST = (10, 1), 11
