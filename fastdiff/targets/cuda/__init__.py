@@ -109,9 +109,16 @@ def open(
 
     from fastdiff.targets.cuda.session import open_session
 
-    count = torch.cuda.device_count()
+    count = _gpus()
     if device is not None and not 0 <= device < count:
         raise TargetError(f"GPU {device}: there are {count}, numbered from 0")
     if not any(file == f"{name}.cuda.json" for file in entry.files):
         raise EngineDamagedError(f"{folder}: module {name} lists no .cuda.json; build the engine again")
     return open_session(folder, name, entry, torch.device("cuda", device or 0))
+
+
+def _gpus() -> int:
+    """How many GPUs this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
