@@ -104,13 +104,13 @@ def on_gpu(json: Path | None) -> None:
 
         inputs = gpu.rotation(make)
         tilings = configs(pixels, inner, outer, 9 * inner, architecture(inputs[0][0]), torch.float16)
-        x, weight, bias, residual = (value.double() for value in inputs[0])
+        double = [value.double() for value in inputs[0]]
         moved = sum(value.numel() for value in inputs[0]) + pixels * outer
         rows += gpu.compare(
             f"{batch}, {side}, {inner}, {outer}" + (" up" if up > 1 else ""),
             {**{f"Triton {i}": run(config) for i, config in enumerate(tilings[:3])}, "cuDNN": eager},
             inputs,
-            reference.conv2d(x, weight, bias, None, residual, 1, PADDING, up),
+            reference.conv2d(*double[:3], None, double[3], 1, PADDING, up),
             GPU_TOLERANCE,
             flop=2 * 9 * pixels * inner * outer,
             moved=2 * moved,

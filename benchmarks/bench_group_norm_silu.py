@@ -1,9 +1,9 @@
 """group_norm_silu beside PyTorch eager, at the shapes of Stable Diffusion's U-Net and VAE.
 
 ``python benchmarks/bench_group_norm_silu.py [--layout NHWC|NCHW] [--rounds N]``: one thread each
-``python benchmarks/bench_group_norm_silu.py --device cuda [--json FILE]``: the Triton kernels in fp16, each of
-their tilings, beside PyTorch on a channels-last tensor; then add_group_norm_silu, which adds bias, vector and
-residual and keeps the sum, beside the same in PyTorch
+``python benchmarks/bench_group_norm_silu.py --device cuda [--json FILE]``: the Triton kernels in fp16, each
+of their tilings, beside PyTorch on a channels-last tensor; then add_group_norm_silu, which adds bias, vector
+and residual and keeps the sum, beside the same in PyTorch
 
 Each row is verified against the reference in float64 first. GB/s counts x read once and y written once, the
 least that any implementation moves; "of copy" is its share of a plain copy of the same arrays, from the same

@@ -100,13 +100,13 @@ def on_gpu(json: Path | None) -> None:
         inputs = gpu.rotation(make)
         tilings = configs(count, inner, outer, activation, architecture(inputs[0][0]), torch.float16)
         double = [value.double() for value in inputs[0]]
-        residual = double[3] if activation == "none" else None
+        added = double[3] if activation == "none" else None
         moved = sum(value.numel() for value in inputs[0]) + count * outer
         rows += gpu.compare(
             f"{count}, {inner}, {outer} {activation}",
             {**{f"Triton {i}": run(config) for i, config in enumerate(tilings[:3])}, "PyTorch": eager},
             inputs,
-            reference.linear(*double[:3], residual, activation),
+            reference.linear(*double[:3], added, activation),
             GPU_TOLERANCE,
             flop=2 * count * inner * wide,
             moved=2 * moved,
