@@ -1,6 +1,8 @@
 """attention beside PyTorch's scaled_dot_product_attention at the shapes of Stable Diffusion and of a VAE.
 
 ``python benchmarks/bench_attention.py [--threads N] [--rounds N]``
+``python benchmarks/bench_attention.py --device cuda [--json FILE]``: the Triton kernel in fp16, each of its
+tilings, beside PyTorch's flash, cuDNN and memory-efficient kernels
 
 Each row is verified against the reference in float64 first. GFLOP/s counts the two matrix products alone,
 4·B·H·N·M·d; "of sgemm" is their share of PyTorch's large matrix product in the same turns, which is
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +36,24 @@ SHAPES = [
     (1, 1024, 1024, 1, 512),
     (2, 256, 256, 4, 32),
 ]
+# With guidance: SD 1.5 at 512² by level, SDXL at 1024², both with a prompt; CLIP; the VAE at 512² and 1024².
+GPU_SHAPES = [
+    (2, 4096, 4096, 8, 40),
+    (2, 1024, 1024, 8, 80),
+    (2, 256, 256, 8, 160),
+    (2, 64, 64, 8, 160),
+    (2, 4096, 77, 8, 40),
+    (2, 1024, 77, 8, 80),
+    (2, 256, 77, 8, 160),
+    (2, 4096, 4096, 10, 64),
+    (2, 1024, 1024, 20, 64),
+    (2, 4096, 77, 10, 64),
+    (2, 1024, 77, 20, 64),
+    (2, 77, 77, 12, 64),
+    (1, 4096, 4096, 1, 512),
+    (1, 16384, 16384, 1, 512),
+]
+GPU_TOLERANCE = 5e-4
 # Relative L2 against float64: the tests' bound, and one for the baseline.
 TOLERANCE = 1e-6
 BASELINE_TOLERANCE = 1e-5
@@ -44,10 +65,70 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", type=Path, help="with --device cuda: write the rows there")
     arguments = parser.parse_args()
-    threads = arguments.threads
-    torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
+    if arguments.device == "cuda":
+        on_gpu(arguments.json)
+    else:
+        on_cpu(arguments.threads, arguments.rounds)
+
+
+def on_gpu(json: Path | None) -> None:
+    import gpu
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from fastdiff.kernels.triton.attention import attention, configs
+    from fastdiff.kernels.triton.launch import architecture
+
+    backends = {
+        "cuDNN": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+    }
+    gpu.describe_gpu()  # exits where there is no GPU
+    torch.manual_seed(0)
+    gpu.header()
+    rows = []
+    for batch, n, m, heads, size in GPU_SHAPES:
+        width, scale = heads * size, size**-0.5
+
+        def make(batch=batch, n=n, m=m, width=width):
+            return tuple(torch.randn(batch, x, width, device="cuda").half() for x in (n, m, m))
+
+        def triton(config, heads=heads, scale=scale):
+            return lambda q, k, v: attention(q, k, v, heads, scale, config=config)
+
+        def peer(backend, heads=heads, scale=scale):
+            def run(*tensors):
+                split = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in tensors)
+                with sdpa_kernel(backend):
+                    y = torch.nn.functional.scaled_dot_product_attention(*split, scale=scale)
+                return y.transpose(1, 2).flatten(2)
+
+            return run
+
+        inputs = gpu.rotation(make)
+        tilings = configs(size, size, n, m, torch.float16, architecture(inputs[0][0]))
+        functions = {f"Triton {i}": triton(config) for i, config in enumerate(tilings)}
+        functions |= {name: peer(backend) for name, backend in backends.items()}
+        wanted = reference.attention(*(x.double() for x in inputs[0]), heads, scale)
+        rows += gpu.compare(
+            f"{batch}, {n}, {m}, {heads}, {size}",
+            functions,
+            inputs,
+            wanted,
+            GPU_TOLERANCE,
+            flop=4 * batch * n * m * width,
+            moved=4 * batch * (n + m) * width,
+            peers=tuple(backends),
+        )
+    gpu.save(json, rows)
+
+
+def on_cpu(threads: int, rounds: int) -> None:
+    torch.set_num_threads(threads)
     rng = np.random.default_rng(0)
     product, product_flop = sgemm()
 
@@ -81,7 +162,7 @@ def main() -> None:
         verify(eager().numpy(), wanted, BASELINE_TOLERANCE, "PyTorch")
         seconds = alternate(
             {**functions, "PyTorch": eager, "sgemm": product},
-            rounds=arguments.rounds,
+            rounds=rounds,
             clock=time.thread_time if threads == 1 else time.perf_counter,
         )
         peak = product_flop / seconds.pop("sgemm")

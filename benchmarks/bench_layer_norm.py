@@ -1,6 +1,8 @@
 """layer_norm beside PyTorch eager, at the shapes of Stable Diffusion's transformers and text encoder.
 
 ``python benchmarks/bench_layer_norm.py [--threads N] [--rounds N]``
+``python benchmarks/bench_layer_norm.py --device cuda [--json FILE]``: the Triton kernel in fp16, which adds
+the residual too, each of its tilings, beside PyTorch's addition and layer_norm
 
 Each row is verified in float64 first. GB/s counts x read once and y written once; "of copy" is the share of a
 plain copy by one thread of arrays of that size, from the same turns. With one thread, times are the thread's
@@ -11,17 +13,21 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from machine import alternate, copier, describe, verify
 
 from fastdiff import _C
-from fastdiff.kernels import layer_norm
+from fastdiff.kernels import layer_norm, reference
 
 # (rows, channels)
 SHAPES = [(8192, 320), (2048, 640), (512, 1280), (128, 1280), (154, 768)]
 TOLERANCE = 5e-7
+# SD 1.5 at 512² and SDXL at 1024² with guidance; CLIP
+GPU_SHAPES = [(8192, 320), (2048, 640), (512, 1280), (8192, 640), (2048, 1280), (154, 768)]
+GPU_TOLERANCE = 5e-4
 
 
 def main() -> None:
@@ -30,10 +36,56 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", type=Path, help="with --device cuda: write the rows there")
     arguments = parser.parse_args()
-    threads = arguments.threads
-    torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
+    if arguments.device == "cuda":
+        on_gpu(arguments.json)
+    else:
+        on_cpu(arguments.threads, arguments.rounds)
+
+
+def on_gpu(json: Path | None) -> None:
+    import gpu
+
+    from fastdiff.kernels.triton.launch import architecture
+    from fastdiff.kernels.triton.layer_norm import configs
+    from fastdiff.kernels.triton.layer_norm import layer_norm as fused
+
+    gpu.describe_gpu()  # exits where there is no GPU
+    torch.manual_seed(0)
+    gpu.header()
+    rows = []
+    for count, channels in GPU_SHAPES:
+
+        def make(count=count, channels=channels):
+            shapes = ((count, channels), (count, channels), (channels,), (channels,))
+            return tuple(torch.randn(shape, device="cuda").half() for shape in shapes)
+
+        def run(config):
+            return lambda *tensors: fused(*tensors, config=config)
+
+        def eager(x, residual, weight, bias):
+            total = x + residual
+            return total, torch.nn.functional.layer_norm(total, x.shape[-1:], weight, bias)
+
+        inputs = gpu.rotation(make)
+        tilings = configs(channels, architecture(inputs[0][0]))
+        rows += gpu.compare(
+            f"{count}, {channels}",
+            {**{f"Triton {i}": run(config) for i, config in enumerate(tilings)}, "PyTorch": eager},
+            inputs,
+            reference.layer_norm(*(x.double() for x in inputs[0])),
+            GPU_TOLERANCE,
+            moved=4 * count * channels * 2,
+            peers=["PyTorch"],
+        )
+    gpu.save(json, rows)
+
+
+def on_cpu(threads: int, rounds: int) -> None:
+    torch.set_num_threads(threads)
     rng = np.random.default_rng(0)
 
     print(describe(threads))
@@ -64,7 +116,7 @@ def main() -> None:
         moved = 2 * x.nbytes
         seconds = alternate(
             {**functions, "PyTorch": eager, "copy": copier(moved)},
-            rounds=arguments.rounds,
+            rounds=rounds,
             clock=time.thread_time if threads == 1 else time.perf_counter,
         )
         for name, value in seconds.items():

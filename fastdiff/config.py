@@ -8,13 +8,14 @@ pixels, ``height`` and ``width``. A picture-sized dimension is a multiple of a l
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fastdiff.errors import InputError
 
 __all__ = [
     "MODULES",
+    "OPTIONAL",
     "TOLERANCES",
     "YARDSTICKS",
     "ModelSpec",
@@ -114,6 +115,11 @@ class SizeRange:
         return f"{self.minimum} {upper}{multiple}"
 
 
+OPTIONAL = {"optional": True}
+"""Metadata of a field that came into the engine's schema later: a file leaves it out where it has its
+default, so engines that do not need it are the same as before."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What the pipeline needs to know of a latent diffusion model besides its modules.
@@ -123,6 +129,8 @@ class ModelSpec:
     ``size_multiple`` is what a picture's sides must be multiples of (the VAE's factor times the U-Net's).
     ``max_tokens`` is the text encoder's window including its start and end tokens, ``hidden_size`` the
     width of its output. The noise schedule is not here: it stays in the checkpoint's scheduler config.
+    A U-Net such as SDXL's takes, beside the prompt, an embedding of the whole prompt, ``pooled_size`` wide,
+    and ``time_ids`` numbers: original size, crop and target size of the picture. Others have 0 of both.
     """
 
     family: str
@@ -136,3 +144,5 @@ class ModelSpec:
     size_multiple: int
     max_tokens: int
     hidden_size: int
+    pooled_size: int = field(default=0, metadata=OPTIONAL)
+    time_ids: int = field(default=0, metadata=OPTIONAL)

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastdiff._version import __version__
 
-__all__ = ["Gpu", "Report", "examine"]
+__all__ = ["Gpu", "Report", "examine", "find_gpus"]
 
 _INSTRUCTION_SETS = (
     # x86-64, as /proc/cpuinfo names them, in the order in which they appeared
@@ -69,7 +69,7 @@ def examine() -> Report:
     cpu = _cpu()
     targets = _targets()
     temporary = _temporary_folder()
-    gpus, note = _gpus()
+    gpus, note = find_gpus()
     libraries = {purpose: {name: _version(name) for name in names} for purpose, names in _LIBRARIES.items()}
     problems = []
     if "error" in cpu:
@@ -134,7 +134,7 @@ def _memory() -> dict[str, int]:
     return memory
 
 
-def _gpus() -> tuple[tuple[Gpu, ...], str]:
+def find_gpus() -> tuple[tuple[Gpu, ...], str]:
     """NVIDIA GPUs from nvidia-smi, or from /proc where only the driver is there; and what is missing."""
     tool = shutil.which("nvidia-smi")
     if tool is not None:

@@ -160,7 +160,11 @@ def _brief(value: object) -> str:
 def _encode(value: Any) -> Any:
     """Dataclasses, enums and tuples as plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {
+            item.name: _encode(getattr(value, item.name))
+            for item in dataclasses.fields(value)
+            if not (item.metadata.get("optional") and getattr(value, item.name) == item.default)
+        }
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
@@ -186,11 +190,12 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _SchemaError(f"{where} is not an object")
         hints = _hints(kind)
-        if difference := hints.keys() ^ value.keys():
+        optional = {item.name for item in dataclasses.fields(kind) if item.metadata.get("optional")}
+        if difference := (hints.keys() ^ value.keys()) - (optional - value.keys()):
             raise _SchemaError(
                 f"{where} has missing or unknown keys: {_brief(', '.join(sorted(difference)))}"
             )
-        return kind(**{name: _decode(hints[name], value[name], f"{where}: {name}") for name in hints})
+        return kind(**{name: _decode(hints[name], item, f"{where}: {name}") for name, item in value.items()})
     if origin is dict and isinstance(value, dict):
         return {key: _decode(arguments[1], item, f"{where}: {_brief(key)}") for key, item in value.items()}
     if origin is tuple and isinstance(value, list):

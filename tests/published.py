@@ -34,20 +34,6 @@ TIMESTEP = TensorSpec("timestep", "float32", ("batch",))
 SPEC = ModelSpec("stable_diffusion", 4, 8, 0.2, 0.0, 64, 64, 1, 64, 16, 24)
 
 
-class _WithAddedConditions(nn.Module):
-    """SDXL's U-Net: pooled text embedding and picture sizes come in beside the prompt."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, sample: Tensor, timestep: Tensor, hidden: Tensor, text_embeds: Tensor, time_ids: Tensor
-    ) -> Any:
-        added = {"text_embeds": text_embeds, "time_ids": time_ids}
-        return self.model(sample, timestep, hidden, added_cond_kwargs=added, return_dict=False)[0]
-
-
 class _WithClass(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -109,7 +95,7 @@ def sdxl() -> CapturedModule:
     )
     text = TensorSpec("text_embeds", "float32", ("batch", 20))
     ids = TensorSpec("time_ids", "float32", ("batch", 6))
-    return _captured(_unet_spec(4, HIDDEN, text, ids), _WithAddedConditions(model), model)
+    return _captured(_unet_spec(4, HIDDEN, text, ids), module_wrapper("unet", model), model)
 
 
 def _autoencoder(name: str) -> CapturedModule:

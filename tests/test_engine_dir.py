@@ -72,6 +72,15 @@ def test_manifest_survives_a_round_trip() -> None:
     assert parse_manifest(dump_manifest(MANIFEST).encode()) == MANIFEST
 
 
+def test_fields_that_came_later_are_left_out_where_they_have_their_default() -> None:
+    """Engines of Stable Diffusion keep the text, and so the hash, that they had before SDXL."""
+    plain = dump_manifest(MANIFEST)
+    assert not {"pooled_size", "time_ids"} & json.loads(plain)["model"].keys()
+    large = replace(MANIFEST, model=replace(MANIFEST.model, pooled_size=1280, time_ids=6))
+    assert parse_manifest(dump_manifest(large).encode()) == large
+    assert json.loads(dump_manifest(large))["model"]["pooled_size"] == 1280
+
+
 def test_engine_hash_covers_every_file(tmp_path: Path) -> None:
     first, same = write_engine(tmp_path / "a.fd"), write_engine(tmp_path / "b.fd")
     other = write_engine(tmp_path / "c.fd", files={"text_encoder.onnx": "0" * 64})

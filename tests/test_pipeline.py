@@ -16,6 +16,7 @@ from fastdiff.errors import FastdiffWarning, InputError, NumericError, OutputErr
 from fastdiff.image import read_metadata
 from fastdiff.manifest import Manifest, ModuleEntry
 from fastdiff.pipeline import Pipeline
+from fastdiff.samplers import sample
 from fastdiff.targets.session import Session
 from tests.checkpoints import SCHEDULER, write_tokenizer
 
@@ -315,6 +316,51 @@ def test_nan_is_an_error_that_names_the_step(pipe: Pipeline) -> None:
     pipe.modules["vae_decoder"].break_at = 1
     with pytest.raises(NumericError, match="VAE gave NaN"):
         pipe("a", steps=1, sampler="ddim", seed=0)
+
+
+class FakeLoop(FakeSession):
+    """A U-Net whose target runs all steps in one call, and would have to wait to show one."""
+
+    has_loop = True
+    waits_per_step = False
+
+    def __init__(self) -> None:
+        super().__init__("unet")
+        self.watched: list[bool] = []
+
+    def sample(self, table, latents, inputs, guidance, noise, callback):
+        self.watched.append(callback is not None)
+        batch = 2 if guidance != 1 else 1
+
+        def denoise(x, timestep, guided):
+            output = self(sample=np.concatenate([x] * batch), timestep=np.float32(timestep), **inputs)[
+                "sample"
+            ]
+            return (output[len(x) :], output[: len(x)]) if guided else (output, None)
+
+        return sample(table, denoise, latents, guidance=guidance, noise=noise, callback=callback)
+
+
+def test_a_loop_that_would_wait_is_watched_only_when_asked(pipe: Pipeline) -> None:
+    wanted = pipe("a", steps=5, sampler="pndm", seed=0)
+    loop = pipe.modules._open["unet"] = FakeLoop()
+    found = pipe("a", steps=5, sampler="pndm", seed=0)
+    np.testing.assert_array_equal(found.latents, wanted.latents)
+    assert len(found.timings.steps) == len(wanted.timings.steps) == 6
+    assert len(set(found.timings.steps)) == 1
+    assert 0 < sum(found.timings.steps) < found.timings.total
+    seen: list[int] = []
+    pipe("a", steps=5, sampler="pndm", seed=0, callback=lambda step, total, latents: seen.append(step))
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert len(set(pipe("a", steps=5, seed=0, progress=True).timings.steps)) > 1
+    assert loop.watched == [False, True, True]
+
+
+def test_nan_in_a_loop_that_nobody_watches(pipe: Pipeline) -> None:
+    loop = pipe.modules._open["unet"] = FakeLoop()
+    loop.break_at = 3
+    with pytest.raises(NumericError, match=r"after step 5 of 5.*lower"):
+        pipe("a", steps=5, sampler="ddim", seed=0)
 
 
 BAD = [

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/arrays.h"
+#include "cuda/philox.h"
 #include "kernels/error.h"
 
 namespace fastdiff::bindings {
@@ -30,6 +31,19 @@ void bind_randn(py::module_& module) {
                 self.fill(data, static_cast<std::size_t>(out.size()));
             },
             py::arg("out"));
+    module.def(
+        "philox_normal",
+        [](std::uint64_t seed, std::uint64_t offset, std::uint32_t threads, py::array out) {
+            float* data = output(out, "out", shape_of(out));
+            const auto size = static_cast<std::uint64_t>(out.size());
+            if (threads == 0) throw InputError("threads: found 0, wanted at least 1");
+            const py::gil_scoped_release released;
+            for (std::uint64_t i = 0; i < size; ++i) {
+                data[i] = cuda::philox_normal(seed, offset, i, threads);
+            }
+        },
+        py::arg("seed"), py::arg("offset"), py::arg("threads"), py::arg("out"),
+        "One draw of PyTorch's CUDA generator; see fastdiff.samplers.random.");
 }
 
 }  // namespace fastdiff::bindings

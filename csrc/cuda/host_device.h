@@ -4,8 +4,10 @@
 
 #ifdef __CUDACC__
 #define FASTDIFF_HD __host__ __device__ __forceinline__
+#define FASTDIFF_UNROLL _Pragma("unroll")
 #else
 #define FASTDIFF_HD inline
+#define FASTDIFF_UNROLL
 #endif
 
 #ifdef __CUDACC_RTC__

@@ -13,6 +13,7 @@ __all__ = ["KINDS", "Case", "Job", "Picture"]
 
 KINDS = {
     "run": "one call of a module",
+    "step": "one guided step: U-Net, guidance and the sampler's update",
     "open": "opening a module whose files are in the page cache",
     "picture": "one picture of a process that is warm",
     "cold": "start of a process to the PNG on disk",
@@ -34,7 +35,8 @@ class Picture:
 class Case:
     """One line of the results. ``module`` is empty for pictures; height and width are picture pixels.
 
-    ``batch`` counts rows of the module's input, so guidance makes two of one picture.
+    ``batch`` counts rows of the module's input, so guidance makes two of one picture. ``device`` is ``cpu``
+    or ``cuda``, ``precision`` that of the contestants; all are compared with PyTorch in fp32 on that device.
     """
 
     model: str
@@ -43,6 +45,8 @@ class Case:
     batch: int
     height: int
     width: int
+    device: str = "cpu"
+    precision: str = "fp32"
 
     @property
     def label(self) -> str:
@@ -52,7 +56,8 @@ class Case:
             parts.append(self.module)
         if self.kind != "run":
             parts.append(self.kind)
-        return f"{' '.join(parts)} {self.height}x{self.width} batch {self.batch}"
+        label = f"{' '.join(parts)} {self.height}x{self.width} batch {self.batch}"
+        return label if self.device == "cpu" else f"{label} {self.device} {self.precision}"
 
     def sizes(self, model: ModelSpec) -> dict[str, int]:
         """The symbolic sizes of a module's inputs, height and width in latent pixels."""
@@ -70,7 +75,7 @@ class Job:
     """All that a worker is told about its case: everything here is plain, and goes to it as JSON.
 
     ``checkpoint`` holds the parts (``unet/``, ``vae/`` …), ``inputs`` and ``expected`` are .npz files,
-    ``onnx`` and ``engine`` are empty for contestants that need none.
+    ``onnx`` and ``engine`` are empty for contestants that need none. ``limit`` is Agreement's.
     """
 
     contestant: str
@@ -83,6 +88,7 @@ class Job:
     onnx: str = ""
     engine: str = ""
     vocab_size: int = 1
+    limit: float | None = None
     picture: Picture = field(default_factory=Picture)
 
     def to_json(self) -> dict[str, Any]:

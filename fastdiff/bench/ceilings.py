@@ -9,6 +9,8 @@ from dataclasses import dataclass
 __all__ = ["Ceilings", "measure_ceilings"]
 
 _GEMM = 2048
+_GPU_GEMM = 8192
+_GPU_COPY_BYTES = 1 << 30
 _COPY_BYTES = 1 << 28
 """256 MB read and as many written: more than any cache holds."""
 
@@ -16,8 +18,8 @@ _COPY_BYTES = 1 << 28
 @dataclass(frozen=True)
 class Ceilings:
     """``gemm`` in FLOP/s of the float32 product of two matrices of 2048 × 2048, PyTorch's or that of our own
-    kernel, whichever is faster (PyTorch's library uses half of some processors); ``copy`` in bytes/s, reads
-    and writes counted.
+    kernel, whichever is faster (PyTorch's library uses half of some processors); on a GPU of the fp16 product
+    of 8192 × 8192. ``copy`` in bytes/s, reads and writes counted; on a GPU within its memory.
     """
 
     gemm: float
@@ -28,12 +30,15 @@ class Ceilings:
         return Ceilings(max(self.gemm, other.gemm), max(self.copy, other.copy))
 
 
-def measure_ceilings(threads: int, rounds: int = 7) -> Ceilings:
+def measure_ceilings(threads: int, rounds: int = 7, device: str = "cpu") -> Ceilings:
     """The fastest of ``rounds`` on ``threads`` threads: a ceiling is what was reached once.
 
     Sets PyTorch's thread count for the process.
     """
     import torch
+
+    if device == "cuda":
+        return _on_gpu(4 * rounds)
 
     from fastdiff import _C
 
@@ -46,6 +51,26 @@ def measure_ceilings(threads: int, rounds: int = 7) -> Ceilings:
     product = min(product, ours)
     copy = _fastest(lambda: target.copy_(source), rounds)
     return Ceilings(2 * _GEMM**3 / product, 2 * _COPY_BYTES / copy)
+
+
+def _on_gpu(rounds: int) -> Ceilings:
+    import torch
+
+    a, b = (torch.randn(_GPU_GEMM, _GPU_GEMM, dtype=torch.float16, device="cuda") for _ in range(2))
+    c = torch.empty_like(a)
+    source = torch.ones(_GPU_COPY_BYTES // 4, device="cuda")
+    target = torch.empty_like(source)
+
+    def waited(function: Callable[[], object]) -> Callable[[], object]:
+        def call() -> None:
+            function()
+            torch.cuda.synchronize()
+
+        return call
+
+    product = _fastest(waited(lambda: torch.mm(a, b, out=c)), rounds)
+    copy = _fastest(waited(lambda: target.copy_(source)), rounds)
+    return Ceilings(2 * _GPU_GEMM**3 / product, 2 * _GPU_COPY_BYTES / copy)
 
 
 def _fastest(function: Callable[[], object], rounds: int) -> float:

@@ -83,12 +83,53 @@ _SD15_VAE = {
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
 
+_SDXL_SOURCE = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0"
+
+_SDXL = ModelSpec(
+    family="stable_diffusion_xl",
+    latent_channels=4,
+    vae_scale_factor=8,
+    scaling_factor=0.13025,
+    shift_factor=0.0,
+    default_height=1024,
+    default_width=1024,
+    default_batch=1,
+    size_multiple=32,
+    max_tokens=77,
+    hidden_size=2048,
+    pooled_size=1280,
+    time_ids=6,
+)
+
+_SDXL_UNET = {
+    **_SD15_UNET,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+}
+
+_SDXL_VAE = {**_SD15_VAE, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
+
 PUBLISHED: Mapping[str, Published] = {
     "sd15-unet": Published(
         "unet", "unet", _SD15_UNET, 859_520_964, _SD15, f"{_SD15_SOURCE}/blob/main/unet/config.json"
     ),
     "sd15-vae-decoder": Published(
         "vae", "vae_decoder", _SD15_VAE, 83_653_863, _SD15, f"{_SD15_SOURCE}/blob/main/vae/config.json"
+    ),
+    "sdxl-unet": Published(
+        "unet", "unet", _SDXL_UNET, 2_567_463_684, _SDXL, f"{_SDXL_SOURCE}/blob/main/unet/config.json"
+    ),
+    "sdxl-vae-decoder": Published(
+        "vae", "vae_decoder", _SDXL_VAE, 83_653_863, _SDXL, f"{_SDXL_SOURCE}/blob/main/vae/config.json"
     ),
 }
 """Names that ``fastdiff bench`` takes in place of a checkpoint."""

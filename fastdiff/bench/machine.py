@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from fastdiff.doctor import find_gpus
 
 __all__ = ["describe"]
 
 
-def describe(threads: int) -> dict[str, Any]:
+def describe(threads: int, device: str = "cpu") -> dict[str, Any]:
     """``date``, ``fastdiff`` (version, commit), ``libraries`` (versions) and ``machine`` (CPU, cores,
-    threads, instruction set, memory), as plain values. No host name, no user, no path.
+    threads, instruction set, memory; for ``cuda`` the first GPU too), as plain values. No host name, no user,
+    no path.
     """
     from fastdiff.build.provenance import provenance
 
@@ -24,11 +28,17 @@ def describe(threads: int) -> dict[str, Any]:
     software = dict(found["fastdiff"])
     if software["commit"] and _changed():
         software["commit"] += "+"
+    machine = {**found["machine"], "threads": threads, "memory": _memory()}
+    if device == "cuda":
+        machine["gpu"] = asdict(gpus[0]) if (gpus := find_gpus()[0]) else {"name": "unknown GPU"}
+        for package in ("triton", "cuda-core", "onnxruntime-gpu", "tensorrt"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                libraries[package] = importlib.metadata.version(package)
     return {
         "date": found["created"],
         "fastdiff": software,
         "libraries": libraries,
-        "machine": {**found["machine"], "threads": threads, "memory": _memory()},
+        "machine": machine,
     }
 
 

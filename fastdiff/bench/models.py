@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from fastdiff.bench.suite import Request
     from fastdiff.build.checkpoint import Checkpoint
 
-__all__ = ["Model", "find_models"]
+__all__ = ["GPU_TARGETS", "Model", "find_models", "missing_target"]
 
 Task = Callable[..., Any]
 """Runs a function of ``fastdiff.bench.prepare`` by name in a process of its own."""
+
+GPU_TARGETS = ("cuda", "onnxruntime", "tensorrt")
+"""Fastdiff's targets that run on a GPU."""
 
 _DEFAULT_MODULES = ("unet", "vae_decoder", "text_encoder")
 _GUIDED = ("text_encoder", "unet")
@@ -56,12 +60,16 @@ class Model:
         spec = self.checkpoint.spec
         kinds = request.kinds or (("run",) if self.published else ("run", "picture", "cold"))
         modules = request.modules or ((PUBLISHED[self.name].module,) if self.published else _DEFAULT_MODULES)
+        device = request.devices[0]
+        precision = "fp32" if device == "cpu" else "fp16"
         for kind in kinds:
             if kind not in KINDS:
                 raise InputError(f"unknown measurement {kind!r}: known are {', '.join(KINDS)}")
         for module in modules:
             if module not in MODULES:
                 raise InputError(f"unknown module {module!r}: known are {', '.join(MODULES)}")
+        if "step" in kinds and (device == "cpu" or "unet" not in modules):
+            raise InputError(f"steps of {self.name}: they are measured of its unet, on cuda")
         if self.published:
             only = PUBLISHED[self.name].module
             if set(modules) != {only}:
@@ -79,26 +87,31 @@ class Model:
                     )
             for kind in kinds:
                 if kind in ("picture", "cold"):
-                    cases.append(Case(self.label, kind, "", 1, height, width))
+                    cases.append(Case(self.label, kind, "", 1, height, width, device, precision))
                     continue
-                for module in modules:
+                for module in ("unet",) if kind == "step" else modules:
                     batch = request.batch or (2 if module in _GUIDED else 1)
-                    cases.append(Case(self.label, kind, module, batch, height, width))
+                    cases.append(Case(self.label, kind, module, batch, height, width, device, precision))
         return cases
 
     def targets(self, request: Request) -> tuple[str, ...]:
-        """Fastdiff's targets to build for: those asked for, else ``auto`` when no engine was given."""
+        """Fastdiff's targets to build for: those asked for, else, when no engine was given, ``auto`` or on a
+        GPU all that run there.
+        """
         from fastdiff.targets import resolve_target
 
+        if request.targets == ("none",):
+            return ()
+        if not request.targets and not self.engines and request.devices[0] == "cuda":
+            return tuple(name for name in GPU_TARGETS if not missing_target(name))
         if request.targets:
             return tuple(dict.fromkeys(resolve_target(target) for target in request.targets))
         return () if self.engines else (resolve_target("auto"),)
 
     def write(self, task: Task) -> None:
         """Make the weights of a published configuration, once."""
-        if self.published and ("weights",) not in self._files:
+        if self.published and not any(self.folder.glob("*/*.safetensors")):
             task("write_weights", name=self.name, folder=str(self.folder.parent))
-            self._files["weights",] = self.folder
 
     def onnx(self, module: str, task: Task) -> Path:
         """The module's ONNX file, exported once for all peers and sizes."""
@@ -117,8 +130,11 @@ class Model:
         if key not in self._files:
             self.folder.mkdir(parents=True, exist_ok=True)
             output = self.folder / f"{'-'.join(part for part in key if part)}.fd"
+            if (output / MANIFEST_NAME).is_file():  # of an earlier run that kept its files
+                self._files[key] = output
+                return output
             arguments = {"modules": modules, "target": target, "output": str(output)}
-            sizes = {"height": case.height, "width": case.width}
+            sizes = {"height": case.height, "width": case.width, "precision": case.precision}
             self._files[key] = Path(task("build", **self._source(), **arguments, **sizes))
         return self._files[key]
 
@@ -129,6 +145,26 @@ class Model:
 
     def _source(self) -> dict[str, str]:
         return {"name": self.name, "folder": str(self.folder.parent)}
+
+
+def missing_target(name: str) -> str:
+    """Why one of GPU_TARGETS cannot be measured on a GPU here; empty when it can."""
+    from fastdiff.targets import TARGETS, get_target
+
+    if name not in TARGETS:
+        return "not part of this version of fastdiff"
+    if name == "onnxruntime" and not _distributed("onnxruntime-gpu"):
+        return "onnxruntime-gpu is not installed"
+    available = get_target(name).availability()
+    return "" if available.ok else f"{available.reason}; {available.fix}"
+
+
+def _distributed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def find_models(request: Request, folder: Path) -> list[Model]:

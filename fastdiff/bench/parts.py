@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ def meta_part(folder: Path, part: str) -> Any:
     """The part's library module on the meta device: shapes, no memory."""
     import torch
 
-    from fastdiff.build.modules import PART_CLASSES
+    from fastdiff.build.modules import part_class
     from fastdiff.build.weights import quiet
 
-    library, name = PART_CLASSES[part]
     config = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
     with quiet(), torch.device("meta"):
-        kind: Any = getattr(importlib.import_module(library), name)
-        if library == "diffusers":
+        kind: Any = part_class(part)
+        if hasattr(kind, "from_config"):
             return kind.from_config(config)
         return kind(kind.config_class.from_dict(config))
 

@@ -21,7 +21,7 @@ from fastdiff.bench.case import Job
 from fastdiff.bench.parts import mapped_part
 from fastdiff.errors import InputError, TargetError
 
-__all__ = ["PEERS", "Contestant", "Peer", "is_peer", "missing", "open_contestant", "version"]
+__all__ = ["PEERS", "Contestant", "Engine", "Peer", "is_peer", "missing", "open_contestant", "version"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -31,7 +31,8 @@ class Peer:
     """A stack to compare with: the packages it needs, how it is set up, and how much memory it takes.
 
     ``weights`` is an upper estimate of its resident memory as a multiple of the fp32 weights while it loads.
-    ``pictures`` names the kinds of cases with whole pictures that it has a pipeline for, diffusers'.
+    ``pictures`` names the kinds of cases with whole pictures that it has a pipeline for, diffusers';
+    ``devices`` where it is measured: ONNX Runtime and TensorRT on a GPU are targets of fastdiff.
     """
 
     packages: tuple[str, ...]
@@ -39,17 +40,25 @@ class Peer:
     weights: float
     pictures: tuple[str, ...] = ()
     onnx: bool = False
+    devices: tuple[str, ...] = ("cpu",)
 
 
-_TORCH = ("torch", "diffusers", "transformers")
+_TORCH = ("torch", "transformers")
+_BOTH = ("cpu", "cuda")
 
 PEERS: Mapping[str, Peer] = {
-    "torch": Peer(_TORCH, "PyTorch eager, NCHW", 1.2, pictures=("picture", "cold")),
+    "torch": Peer(_TORCH, "PyTorch eager, NCHW", 1.2, pictures=("picture", "cold"), devices=_BOTH),
     "torch-channels-last": Peer(
-        _TORCH, "PyTorch eager, NHWC weights and inputs", 2.2, pictures=("picture", "cold")
+        _TORCH, "PyTorch eager, NHWC weights and inputs", 2.2, pictures=("picture", "cold"), devices=_BOTH
     ),
     # no cold pictures: every process would compile for minutes, which the modules' cold starts show
-    "inductor": Peer(_TORCH, "torch.compile with freezing, fixed sizes", 3.5, pictures=("picture",)),
+    "inductor": Peer(
+        _TORCH,
+        "torch.compile, fixed sizes: with freezing; on a GPU max-autotune, NHWC, its own CUDA graphs",
+        3.5,
+        pictures=("picture",),
+        devices=_BOTH,
+    ),
     "onnxruntime": Peer(("onnxruntime",), "ONNX Runtime, all optimisations, fixed sizes", 2.5, onnx=True),
     "openvino": Peer(("openvino",), "OpenVINO, latency mode, float32, fixed sizes", 2.5, onnx=True),
 }
@@ -64,9 +73,12 @@ def is_peer(name: str) -> bool:
     return name in PEERS
 
 
-def missing(name: str) -> str:
+def missing(name: str, device: str = "cpu", pictures: bool = False) -> str:
     """Why a peer cannot be measured here and how to change that; empty when it can."""
-    absent = [package for package in PEERS[name].packages if importlib.util.find_spec(package) is None]
+    if device not in PEERS[name].devices:
+        return f"not measured on {device}"
+    packages = (*PEERS[name].packages, *(("diffusers",) if pictures else ()))
+    absent = [package for package in packages if importlib.util.find_spec(package) is None]
     if absent:
         return f"{', '.join(absent)} not installed: pip install 'fastdiff[bench]'"
     if name == "inductor" and not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
@@ -83,15 +95,34 @@ def version(name: str) -> str:
 
 
 class Contestant(ABC):
-    """One way to compute a case. ``load`` gets it ready, ``run`` computes; both are timed from outside."""
+    """One way to compute a case. ``load`` gets it ready, ``run`` computes; both are timed from outside.
+
+    Before the first ``run`` its inputs are placed where it computes, after the last one its outputs fetched;
+    neither is timed, ``wait`` for what is still being computed is.
+    """
+
+    steps = 1
+    """How many of what the case times one ``run`` makes."""
 
     @abstractmethod
     def load(self) -> None:
         """Open it on the job's files, dropping what an earlier ``load`` opened."""
 
     @abstractmethod
-    def run(self, inputs: Arrays) -> Arrays:
-        """Outputs by name."""
+    def run(self, inputs: Any) -> Any:
+        """Outputs by name, from placed inputs."""
+
+    def place(self, inputs: Arrays) -> Any:
+        """The inputs as ``run`` takes them."""
+        return inputs
+
+    def fetch(self, outputs: Any) -> Arrays:
+        """What ``run`` gave, as arrays."""
+        arrays: Arrays = outputs
+        return arrays
+
+    def wait(self) -> None:  # noqa: B027 (nothing to wait for where run computes)
+        """Return once everything is computed."""
 
 
 def open_contestant(job: Job) -> Contestant:
@@ -103,8 +134,14 @@ def open_contestant(job: Job) -> Contestant:
         from fastdiff.bench.pictures import open_picture_contestant
 
         return open_picture_contestant(job)
+    if job.case.device == "cuda":
+        from fastdiff.bench.gpu import open_gpu_contestant
+
+        return open_gpu_contestant(job)
+    if job.case.kind == "step":
+        raise InputError(f"{job.case.label}: steps are measured on cuda alone, on the CPU measure picture")
     if job.engine:
-        return _Engine(job)
+        return Engine(job)
     if job.contestant not in PEERS:
         raise InputError(f"unknown contestant {job.contestant!r}: known are {', '.join(PEERS)}")
     if reason := missing(job.contestant):
@@ -117,7 +154,7 @@ def open_contestant(job: Job) -> Contestant:
     return _Torch(job)
 
 
-class _Engine(Contestant):
+class Engine(Contestant):
     """A module of an engine folder, whose target imports what it needs when it is opened."""
 
     def __init__(self, job: Job) -> None:
@@ -125,6 +162,7 @@ class _Engine(Contestant):
         self.session: Any = None
 
     def load(self) -> None:
+        """Open it, closing what was open."""
         from fastdiff.engine_dir import open_engine
 
         if self.session is not None:
@@ -135,6 +173,7 @@ class _Engine(Contestant):
         self.session = engine.open_module(self.job.case.module, self.job.threads)
 
     def run(self, inputs: Arrays) -> Arrays:
+        """One call."""
         results: Arrays = self.session(**inputs)
         return results
 
@@ -143,11 +182,10 @@ class _Torch(Contestant):
     """The library's module under PyTorch: eager in either memory format, or compiled and frozen."""
 
     def __init__(self, job: Job) -> None:
-        import diffusers
         import torch
         import transformers
 
-        del diffusers, transformers
+        del transformers
         from fastdiff.build.modules import module_spec
 
         torch.set_num_threads(job.threads)
@@ -179,10 +217,13 @@ class _Torch(Contestant):
         }
 
 
-def prepare_torch(module: Any, contestant: str) -> Any:
+def prepare_torch(module: Any, contestant: str, device: str = "cpu") -> Any:
     """A torch module as ``torch``, ``torch-channels-last`` or ``inductor`` runs it."""
     import torch
 
+    if contestant == "inductor" and device == "cuda":
+        module = module.to(memory_format=torch.channels_last)
+        return torch.compile(module, mode="max-autotune", dynamic=False)
     if contestant == "torch-channels-last":
         return module.to(memory_format=torch.channels_last)
     if contestant == "inductor":

@@ -13,7 +13,7 @@ from fastdiff.bench.case import Job
 from fastdiff.bench.peers import PEERS, Arrays, Contestant, prepare_torch
 from fastdiff.errors import InputError, TargetError
 
-__all__ = ["open_picture_contestant"]
+__all__ = ["PictureEngine", "open_picture_contestant"]
 
 
 def open_picture_contestant(job: Job) -> Contestant:
@@ -23,10 +23,10 @@ def open_picture_contestant(job: Job) -> Contestant:
         raise InputError(f"{job.contestant} makes no pictures here: measure its modules")
     if job.case.kind == "cold":
         return _Command(job)
-    return _Engine(job) if job.engine else _Diffusers(job)
+    return PictureEngine(job) if job.engine else _Diffusers(job)
 
 
-class _Engine(Contestant):
+class PictureEngine(Contestant):
     """An engine folder through fastdiff.Pipeline."""
 
     def __init__(self, job: Job) -> None:
@@ -34,6 +34,7 @@ class _Engine(Contestant):
         self.pipe: Any = None
 
     def load(self) -> None:
+        """Open it, closing what was open."""
         import fastdiff
 
         if self.pipe is not None:
@@ -41,6 +42,7 @@ class _Engine(Contestant):
         self.pipe = fastdiff.load(self.job.engine, self.job.threads)
 
     def run(self, inputs: Arrays) -> Arrays:
+        """One picture per row."""
         case, picture = self.job.case, self.job.picture
         result = self.pipe(
             picture.prompt,
@@ -63,6 +65,7 @@ class _Diffusers(Contestant):
 
         torch.set_num_threads(job.threads)
         self.job, self.torch = job, torch
+        self.dtype = torch.float16 if job.case.precision == "fp16" else torch.float32
         self.kind: Any = diffusers.StableDiffusionPipeline
         self.pipe: Any = None
 
@@ -72,11 +75,13 @@ class _Diffusers(Contestant):
         self.pipe = None
         with quiet():
             pipe = self.kind.from_pretrained(
-                self.job.folder, torch_dtype=self.torch.float32, safety_checker=None, local_files_only=True
+                self.job.folder, torch_dtype=self.dtype, safety_checker=None, local_files_only=True
             )
+        pipe.to(self.job.case.device)
         pipe.set_progress_bar_config(disable=True)
-        pipe.unet = prepare_torch(pipe.unet, self.job.contestant)
-        pipe.vae.decoder = prepare_torch(pipe.vae.decoder, self.job.contestant)
+        device = self.job.case.device
+        pipe.unet = prepare_torch(pipe.unet, self.job.contestant, device)
+        pipe.vae.decoder = prepare_torch(pipe.vae.decoder, self.job.contestant, device)
         self.pipe = pipe
 
     def run(self, inputs: Arrays) -> Arrays:

@@ -69,7 +69,9 @@ class Run:
         """``AMD EPYC, 2 threads, avx512, 062698b``."""
         machine = self.machine
         threads = machine.get("threads", 0)
+        gpu = machine.get("gpu", {})
         parts = [
+            *((gpu.get("name"), gpu.get("driver") and f"driver {gpu['driver']}") if gpu else ()),
             machine.get("cpu") or "unknown CPU",
             f"{threads} thread{'' if threads == 1 else 's'}",
             machine.get("isa"),
@@ -100,7 +102,7 @@ class Rate:
 
 def rate(run: Run, result: Result, median_ms: float) -> Rate | None:
     """The rate of one call; None for cases that have no count of operations, and for opening."""
-    if not result.flops or result.case.kind != "run":
+    if not result.flops or result.case.kind not in ("run", "step"):
         return None
     moved, seconds = result.weights + result.arrays, median_ms / 1e3
     if result.flops / run.ceilings.gemm >= moved / run.ceilings.copy:

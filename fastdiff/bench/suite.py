@@ -14,16 +14,21 @@ from fastdiff.bench.case import Case, Job, Picture
 from fastdiff.bench.ceilings import Ceilings
 from fastdiff.bench.machine import describe
 from fastdiff.bench.measure import Measurement, Pace, Say, measure_all
-from fastdiff.bench.models import Model, find_models
+from fastdiff.bench.models import GPU_TARGETS, Model, find_models, missing_target
 from fastdiff.bench.peers import ENGINE_WEIGHTS, PEERS, missing, version
 from fastdiff.bench.process import WorkerProcess, available_memory, run_task
 from fastdiff.bench.report import Report, Result, Run
+from fastdiff.config import Precision
+from fastdiff.doctor import find_gpus
 from fastdiff.errors import FastdiffError, InputError, NumericError, TargetError
 
 __all__ = ["Request", "check_request", "run_suite"]
 
 _RUNTIME_BYTES = 600_000_000
 """What a process takes besides weights and activations: Python and the libraries' code."""
+
+_MAPPED_WEIGHTS = 1.2
+"""Host memory of a contestant on a GPU, as a multiple of its weights in fp32."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Request:
 
     ``models``: shipped names, diffusers folders, published configurations, engine folders. ``targets``:
     fastdiff's own that are built and measured, the first one being what ratios refer to; empty means ``auto``
-    for a model without an engine. ``against``: peers, None meaning all that are installed. ``modules`` None
+    for a model without an engine, on a GPU all that run there; ``none`` none. ``against``: peers, None meaning all that are installed. ``modules`` None
     means what the model is for; ``sizes`` are picture pixels (height, width), empty meaning the model's own;
     ``batch`` None means 2 where guidance doubles it, else 1. ``kinds`` None means ``run``, and for models
     that make pictures ``picture`` and ``cold`` too.
@@ -54,28 +59,36 @@ class Request:
 def check_request(request: Request) -> None:
     """Raises InputError or TargetError for what cannot be measured, before anything is prepared."""
     for device in request.devices:
-        if device != "cpu":
-            raise TargetError(f"device {device!r} cannot be measured by this version of fastdiff: give cpu")
-    if not request.devices:
-        raise InputError("no device: give --devices cpu")
+        if device not in ("cpu", "cuda"):
+            raise InputError(f"unknown device {device!r}: give cpu or cuda")
+    if len(request.devices) != 1:
+        raise InputError("a run has one device: give cpu or cuda, and put two results side by side")
+    (device,) = request.devices
+    if device == "cuda" and not find_gpus()[0]:
+        raise TargetError("device 'cuda': this machine has no NVIDIA GPU; give cpu")
     for name in request.against or ():
         if name not in PEERS:
             raise InputError(f"unknown peer {name!r}: known are {', '.join(PEERS)}, or none")
-        if reason := missing(name):
+        if reason := missing(name, device):
             raise TargetError(f"peer {name!r} cannot run here: {reason}")
     for what, value in (("threads", request.threads), ("batch", request.batch)):
         if value is not None and value < 1:
             raise InputError(f"{what} is {value}: give 1 or more")
-    from fastdiff.targets import require_target, resolve_target
+    from fastdiff.targets import get_target, require_target, resolve_target
 
-    for target in request.targets:
-        require_target(resolve_target(target))
+    for target in () if request.targets == ("none",) else request.targets:
+        resolved = resolve_target(target)
+        half = device == "cuda" and Precision.FP16 in get_target(resolved).PRECISIONS
+        require_target(resolved, Precision.FP16 if half else Precision.FP32)
     if reason := missing("torch"):
         raise TargetError(f"results are compared with PyTorch's: {reason}")
 
 
-def run_suite(requests: Sequence[Request], say: Say = lambda what, done, total: None) -> Report:
-    """Measure everything that the requests mean, one after another; a report of one run.
+def run_suite(
+    requests: Sequence[Request], say: Say = lambda what, done, total: None, keep: Path | None = None
+) -> Report:
+    """Measure everything that the requests mean, one after another; a report of one run. In the folder
+    ``keep`` weights and engines stay for the next run with it.
 
     A contestant that cannot be built or run, or whose results disagree, is in the report with the reason;
     all are where PyTorch itself gives no finite result to compare with. Raises InputError, TargetError,
@@ -87,17 +100,20 @@ def run_suite(requests: Sequence[Request], say: Say = lambda what, done, total: 
         check_request(request)
     if len({request.threads for request in requests}) > 1:
         raise InputError("the requests of one run have different threads: give all the same")
+    if len({request.devices for request in requests}) > 1:
+        raise InputError("the requests of one run have different devices: give all the same")
+    (device,) = requests[0].devices
     threads = requests[0].threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="fastdiff-bench-") as name:
         folder = Path(name)
         cases = [
             (request, model, case)
             for index, request in enumerate(requests)
-            for model in find_models(request, folder / f"request-{index}")
+            for model in find_models(request, keep or folder / f"request-{index}")
             for case in model.cases(request)
         ]
         say("ceilings", 0, len(cases))
-        ceilings = _ceilings(threads, folder)
+        ceilings = _ceilings(threads, folder, device)
         results = []
         for index, (request, model, case) in enumerate(cases):
 
@@ -105,16 +121,18 @@ def run_suite(requests: Sequence[Request], say: Say = lambda what, done, total: 
                 say(f"{case.label}: {what}", index, len(cases))
 
             results.append(_Bench(request, model, case, threads, folder, tell).measure())
-            if index + 1 == len(cases) or cases[index + 1][1] is not model:
+            if keep is None and (index + 1 == len(cases) or cases[index + 1][1] is not model):
                 model.clean()
-        ceilings = ceilings.best(_ceilings(threads, folder))
+        ceilings = ceilings.best(_ceilings(threads, folder, device))
     pace = requests[0].pace
     settings = {"rounds": pace.rounds, "seconds": pace.seconds, "devices": list(requests[0].devices)}
-    return Report((Run(**describe(threads), settings=settings, ceilings=ceilings, results=tuple(results)),))
+    return Report(
+        (Run(**describe(threads, device), settings=settings, ceilings=ceilings, results=tuple(results)),)
+    )
 
 
-def _ceilings(threads: int, folder: Path) -> Ceilings:
-    return Ceilings(**run_task("measure_ceilings", threads, folder, {"threads": threads}))
+def _ceilings(threads: int, folder: Path, device: str) -> Ceilings:
+    return Ceilings(**run_task("measure_ceilings", threads, folder, {"threads": threads, "device": device}))
 
 
 class _Bench:
@@ -154,6 +172,7 @@ class _Bench:
         # a cold start ends with the same picture as a warm one
         case = replace(self.case, kind={"open": "run", "cold": "picture"}.get(self.case.kind, self.case.kind))
         figures = self.task("reference", job=replace(self.job, case=case).to_json())
+        self.job = replace(self.job, limit=figures.pop("limit"))
         runners: list[_Process] = []
         failed: dict[str, Measurement] = {}
         order: list[str] = []
@@ -164,6 +183,8 @@ class _Bench:
             except FastdiffError as error:
                 failed[name] = Measurement(name, "failed", str(error))
                 continue
+            if self.case.device == "cuda":  # where the weights go, page by page
+                weights = min(weights, _MAPPED_WEIGHTS)
             memory = int(_RUNTIME_BYTES + weights * figures["weights"] + 4 * figures["arrays"])
             runners.append(_Process(name, job, memory, self.folder))
         for name, reason in self._absent().items():
@@ -208,17 +229,21 @@ class _Bench:
         return [name for name in self._wanted() if name not in absent]
 
     def _absent(self) -> dict[str, str]:
-        """The other peers, and why: the report names whoever is not in it."""
+        """The other peers and targets, and why: the report names whoever is not in it."""
         reasons = {}
+        if self.case.device == "cuda" and not self.request.targets and not self.model.engines:
+            targets = ((f"fastdiff:{name}", missing_target(name)) for name in GPU_TARGETS)
+            reasons.update({name: reason for name, reason in targets if reason})
         for name in self._wanted():
-            if reason := missing(name):
+            if reason := missing(name, self.case.device, not self.case.module):
                 reasons[name] = reason
             elif not self.case.module and self.case.kind not in PEERS[name].pictures:
                 reasons[name] = "not measured with whole pictures: see its modules"
         return reasons
 
     def _wanted(self) -> tuple[str, ...]:
-        return tuple(PEERS) if self.request.against is None else self.request.against
+        on_device = tuple(name for name, peer in PEERS.items() if self.case.device in peer.devices)
+        return on_device if self.request.against is None else self.request.against
 
     def task(self, name: str, /, **arguments: Any) -> Any:
         """Run a preparation in a process of its own."""

@@ -41,8 +41,8 @@ class Worker:
     def __init__(self) -> None:
         self._job: Job | None = None
         self._contestant: Any = None
-        self._inputs: dict[str, Any] = {}
-        self._outputs: dict[str, Any] = {}
+        self._inputs: Any = {}
+        self._outputs: Any = {}
 
     def answer(self, request: dict[str, Any]) -> Any:
         """Run the request's ``op``; what JSON can hold."""
@@ -63,13 +63,14 @@ class Worker:
 
         self._job = Job.from_json(job)
         with np.load(self._job.inputs) as stored:
-            self._inputs = {name: stored[name] for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files}
         start = time.perf_counter()
         self._contestant = open_contestant(self._job)
         imported = time.perf_counter()
         self._contestant.load()
+        self._inputs = self._contestant.place(arrays)
         loaded = time.perf_counter()
-        self._outputs = self._contestant.run(self._inputs)
+        self._run()
         first = time.perf_counter()
         return {"import_s": imported - start, "load_s": loaded - imported, "first_s": first - loaded}
 
@@ -81,12 +82,12 @@ class Worker:
 
         assert self._job is not None
         with np.load(self._job.expected) as stored:
-            agreement = compare(self._outputs, {name: stored[name] for name in stored.files})
-        return {"measure": agreement.measure, "value": agreement.value}
+            expected = {name: stored[name] for name in stored.files}
+        return vars(compare(self._contestant.fetch(self._outputs), expected, self._job.limit))
 
     def _op_turn(self, calls: int) -> list[float]:
-        """Seconds of each of ``calls`` calls in a row. Several have an untimed one before them, as caches
-        and threads are cold after the others' turns.
+        """Seconds of each of ``calls`` calls in a row, or of one of the steps that a call makes. Several have
+        an untimed one before them, as caches and threads are cold after the others' turns.
         """
         assert self._job is not None
         timed = self._contestant.load if self._job.case.kind == "open" else self._run
@@ -96,19 +97,24 @@ class Worker:
         for _ in range(calls):
             start = time.perf_counter()
             timed()
-            seconds.append(time.perf_counter() - start)
+            seconds.append((time.perf_counter() - start) / self._contestant.steps)
         return seconds
 
     def _run(self) -> None:
         self._outputs = self._contestant.run(self._inputs)
+        self._contestant.wait()
 
     def _op_rerun(self) -> None:
         """One untimed call, so that ``check`` sees outputs of what is open now."""
         self._run()
 
     def _op_memory(self) -> int:
-        """Peak resident bytes of this process and, for processes that it starts, of the largest of those."""
+        """Peak resident bytes of this process and, for processes that it starts, of the largest of those; on
+        a GPU the most that PyTorch held there.
+        """
         assert self._job is not None
+        if self._job.case.device == "cuda" and self._job.case.kind != "cold" and "torch" in sys.modules:
+            return int(sys.modules["torch"].cuda.max_memory_reserved())
         if self._job.case.kind == "cold":
             return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return peak_rss()

@@ -23,7 +23,7 @@ from fastdiff.engine_dir import TOKENIZER_FOLDER
 from fastdiff.engine_writer import EngineWriter
 from fastdiff.errors import InputError
 from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry
-from fastdiff.targets import CompileOptions, require_target, resolve_target
+from fastdiff.targets import CompileOptions, computes_in, get_target, require_target, resolve_target
 
 __all__ = [
     "BuildSummary",
@@ -97,6 +97,7 @@ def build_engine(
     width: int | None = None,
     batch: int = 1,
     memory: float = 2.0,
+    device: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
     modules: tuple[str, ...] = MODULES,
@@ -106,24 +107,27 @@ def build_engine(
 
     ``height`` and ``width`` (picture pixels) and ``batch`` are the defaults that the engine records and is
     verified at; other sizes run as well. The native target is tuned for them, with weights that may take
-    ``memory`` times their bytes in float32. With some of the ``modules`` only, the engine runs these but
-    makes no pictures. With ``refit`` fastdiff.build.refit can replace its weights later, on a target that can
-    do so. Errors: InputError, CheckpointError, CaptureError, TargetError,
+    ``memory`` times their bytes in float32. ``device`` is for a target that compiles for several, such as
+    ``"cuda"`` of ``onnxruntime``; None is its own. With some of the ``modules`` only, the engine runs these
+    but makes no pictures. With ``refit`` fastdiff.build.refit can replace its weights later, on a target that
+    can do so. Errors: InputError, CheckpointError, CaptureError, TargetError,
     OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
     of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)
     precision = parse_precision(precision)
-    if refit and not hasattr(require_target(target, precision), "refit"):
+    if refit and not hasattr(require_target(target, precision, device), "refit"):
         raise InputError(f"target {target!r} cannot replace weights: use --target tensorrt, or no --refit")
-    require_target(target, precision)
+    require_target(target, precision, device)
     if not 1 <= memory < math.inf:
         raise InputError(f"memory is {memory}: give 1 or more, a multiple of the weights in float32")
     with EngineWriter(output, force) as writer:
         source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         model = _with_defaults(source.spec, height, width, batch)
-        builder = _Builder(source, model, target, precision, memory, writer, progress, modules, refit)
+        builder = _Builder(
+            source, model, target, precision, memory, device, writer, progress, modules, refit
+        )
         entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -151,6 +155,7 @@ class _Builder:
     target: str
     precision: Precision
     memory: float
+    device: str | None
     writer: EngineWriter
     progress: Progress | None
     modules: tuple[str, ...]
@@ -159,7 +164,7 @@ class _Builder:
     def build(self, name: str) -> ModuleEntry:
         """Take one module through all stages; what it occupied in memory is free afterwards."""
         started = time.perf_counter()
-        target, spec = require_target(self.target), module_spec(name, self.model)
+        target, spec = get_target(self.target), module_spec(name, self.model)
         module = captured_module(
             self.checkpoint, spec, target.NEEDS_GRAPH, lambda stage: self._announce(name, stage)
         )
@@ -169,6 +174,7 @@ class _Builder:
             self.precision,
             sizes,
             self.memory,
+            device=self.device or "cpu",
             refit=self.refit,
             progress=lambda fraction: self._announce(name, "compile", fraction),
         )
@@ -212,8 +218,9 @@ def verified(
     """The entry with the error of its compiled module in ``folder``. Raises VerificationError."""
     spec = dataclasses.replace(module.spec, shapes=entry.shapes)
     module = dataclasses.replace(module, spec=spec, program=None)
-    with require_target(entry.target).open(folder, module.name, entry, None) as session:
-        error = measure(module, session, model, vocab_size, entry.precision)
+    computes = computes_in(entry.target, entry.precision)
+    with get_target(entry.target).open(folder, module.name, entry, None) as session:
+        error = measure(module, session, model, vocab_size, entry.precision, computes)
     error.check(module.name, entry.precision)
     return dataclasses.replace(entry, error=_error_entry(error))
 

@@ -7,6 +7,7 @@ targets lower it.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,13 +82,16 @@ def run_eager(
     module: nn.Module,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
-    arrays: dict[str, NDArray[Any]],
+    arrays: Mapping[str, NDArray[Any] | Tensor],
 ) -> dict[str, NDArray[Any]]:
-    """Run a torch module on NumPy arrays; the outputs by name, as arrays."""
+    """Run a torch module on arrays, or tensors; the outputs by name, as arrays, floating ones in float32."""
     with torch.inference_mode():
-        results = module(*(torch.from_numpy(arrays[tensor.name]) for tensor in inputs))
+        results = module(*(torch.as_tensor(arrays[tensor.name]) for tensor in inputs))
     tensors = (results,) if isinstance(results, Tensor) else tuple(results)
-    return {tensor.name: np.asarray(value.numpy()) for tensor, value in zip(outputs, tensors, strict=True)}
+    return {
+        tensor.name: np.asarray((value.float() if value.is_floating_point() else value).numpy())
+        for tensor, value in zip(outputs, tensors, strict=True)
+    }
 
 
 def _dim(spec: ModuleSpec, symbol: str) -> Any:

@@ -6,6 +6,8 @@ symbolic sizes; its ``wrap`` turns the part into a ``torch.nn.Module`` with that
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
 
-__all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "random_inputs"]
+__all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
 
 PART_CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -27,8 +29,20 @@ PART_CLASSES = {
 """Parts of a checkpoint that hold weights, with the library and class that each must have."""
 
 
+def part_class(part: str) -> Any:
+    """The class of a part: its library's, or where diffusers is not installed the one of ``build/plain``."""
+    library, name = PART_CLASSES[part]
+    if library == "diffusers" and importlib.util.find_spec(library) is None:
+        library = "fastdiff.build.plain"
+    return getattr(importlib.import_module(library), name)
+
+
 _FEWEST = 2
 """Least height and width on a module's coarsest level: the exporter tells 1 from all other sizes."""
+
+
+_TIME_IDS = (1024, 1024, 0, 0, 1024, 1024)
+"""What SDXL is told of a picture of its own size that was not cropped."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,27 @@ class _UNet(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Any:
         return self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+
+
+class _UNetWithAddedConditions(nn.Module):
+    """SDXL's: an embedding of the whole prompt and the picture's sizes come in beside the tokens."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+    ) -> Any:
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        return self.model(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False
+        )[0]
 
 
 class _VaeDecoder(nn.Module):
@@ -98,7 +133,10 @@ _WRAPPERS: dict[str, Callable[[Any], nn.Module]] = {
 
 def module_wrapper(name: str, part: Any) -> nn.Module:
     """The torch module called ``name`` around a part that the library loaded, in evaluation mode."""
-    return _WRAPPERS[name](part).eval()
+    wrapper = _WRAPPERS[name]
+    if name == "unet" and getattr(part.config, "addition_embed_type", None) == "text_time":
+        wrapper = _UNetWithAddedConditions
+    return wrapper(part).eval()
 
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:
@@ -120,6 +158,7 @@ def module_spec(name: str, model: ModelSpec) -> ModuleSpec:
                 {"batch": SizeRange(), "tokens": SizeRange(1, model.max_tokens)},
             )
         case "unet":
+            added = (("text_embeds", model.pooled_size), ("time_ids", model.time_ids))
             return ModuleSpec(
                 name,
                 "unet",
@@ -127,6 +166,7 @@ def module_spec(name: str, model: ModelSpec) -> ModuleSpec:
                     TensorSpec("sample", "float32", latent),
                     TensorSpec("timestep", "float32", ("batch",)),
                     TensorSpec("encoder_hidden_states", "float32", hidden),
+                    *(TensorSpec(label, "float32", ("batch", size)) for label, size in added if size),
                 ),
                 (TensorSpec("sample", "float32", latent),),
                 {"batch": SizeRange(), "height": multiple, "width": multiple, "tokens": SizeRange()},
@@ -153,7 +193,8 @@ def module_spec(name: str, model: ModelSpec) -> ModuleSpec:
 def random_inputs(
     spec: ModuleSpec, sizes: dict[str, int], seed: int, vocab_size: int = 1
 ) -> dict[str, NDArray[Any]]:
-    """Inputs as they occur in sampling: token ids, timesteps of 0 to 999, and normal deviates elsewhere.
+    """Inputs as they occur in sampling: token ids, timesteps of 0 to 999, picture sizes (original height and
+    width, crop, target height and width), and normal deviates elsewhere.
 
     ``sizes`` gives the symbolic sizes, ``height`` and ``width`` in latent pixels.
     """
@@ -167,6 +208,8 @@ def random_inputs(
             arrays[tensor.name] = rng.integers(0, vocab_size, shape)
         elif tensor.name == "timestep":
             arrays[tensor.name] = rng.integers(0, 1000, shape).astype(np.float32)
+        elif tensor.name == "time_ids":
+            arrays[tensor.name] = np.broadcast_to(np.array(_TIME_IDS, np.float32), shape).copy()
         else:
             arrays[tensor.name] = rng.standard_normal(shape, np.float32)
     return arrays

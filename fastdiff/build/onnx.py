@@ -9,6 +9,7 @@ called ``out_sample`` in the file; sessions go by position.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from fastdiff.build.weights import quiet
 from fastdiff.config import Precision
 from fastdiff.errors import CaptureError
 
-__all__ = ["EXTERNAL_DATA_LIMIT", "OPSET", "export_onnx", "needs_external_data", "onnx_output_names"]
+__all__ = [
+    "EXTERNAL_DATA_LIMIT",
+    "OPSET",
+    "export_onnx",
+    "needs_external_data",
+    "onnx_output_names",
+    "write_onnx",
+]
 
 OPSET = 20
 """Newest operator set that torch.onnx exports to without a version conversion and both consumers know."""
@@ -58,20 +66,31 @@ def export_onnx(
     bf16, ``Conv`` of this operator set), when a weight is out of the precision's range or when the result
     does not pass onnx's checker.
     """
-    import onnx
-
-    if module.program is None:
-        raise CaptureError(f"{module.name} has not been captured")
-    captured = module.program
     if precision not in (Precision.FP32, Precision.FP16):
         raise CaptureError(f"{module.name} cannot be written as ONNX in {precision.value}: use fp32 or fp16")
+    if module.program is None:
+        raise CaptureError(f"{module.name} has not been captured")
     if precision is Precision.FP16:
-        captured = halves(plain_attention(captured))
-    external = needs_external_data(weight_bytes(captured))
+        module = module.with_program(halves(plain_attention(module.program)))
+    return write_onnx(module, path)
+
+
+def write_onnx(
+    module: CapturedModule, path: Path, translations: Mapping[Any, Any] | None = None, domain: str = ""
+) -> tuple[Path, ...]:
+    """Write the graph of ``module`` as it is; otherwise as ``export_onnx``.
+
+    ``translations`` are functions of onnxscript by the operators that they translate; the operators of
+    ``domain`` that these give are allowed beside the standard ones.
+    """
+    import onnx
+
+    assert module.program is not None
+    external = needs_external_data(weight_bytes(module.program))
     try:
         with quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
-                captured,
+                module.program,
                 dynamo=True,
                 input_names=[tensor.name for tensor in module.spec.inputs],
                 output_names=onnx_output_names(module),
@@ -79,6 +98,7 @@ def export_onnx(
                 optimize=True,
                 external_data=external,
                 verbose=False,
+                custom_translation_table=dict(translations or {}),
             )
     except Exception as error:  # the exporter raises many types of its own
         reason = " ".join(str(error).split())[:300]
@@ -94,7 +114,8 @@ def export_onnx(
             f"{module.name} is not valid ONNX: {' '.join(str(error).split())[:300]}"
         ) from error
     model = onnx.load(str(path), load_external_data=False)
-    if foreign := sorted({node.domain for node in model.graph.node if node.domain not in ("", "ai.onnx")}):
+    allowed = ("", "ai.onnx", domain)
+    if foreign := sorted({node.domain for node in model.graph.node if node.domain not in allowed}):
         raise CaptureError(
             f"{module.name} needs ONNX operators of {', '.join(foreign)}: only standard ones are used"
         )

@@ -18,7 +18,7 @@ from fastdiff.build.modules import ModuleSpec, module_spec, random_inputs
 from fastdiff.config import TOLERANCES, YARDSTICKS, ModelSpec, Precision, SizeRange
 from fastdiff.engine_dir import Engine
 from fastdiff.errors import EngineMismatchError, VerificationError
-from fastdiff.targets import Session
+from fastdiff.targets import Session, computes_in
 
 __all__ = ["ModuleError", "measure", "verification_sizes", "verify_engine"]
 
@@ -75,12 +75,18 @@ def _within(size: int, allowed: SizeRange) -> int:
 
 
 def measure(
-    module: CapturedModule, session: Session, model: ModelSpec, vocab_size: int, precision: Precision
+    module: CapturedModule,
+    session: Session,
+    model: ModelSpec,
+    vocab_size: int,
+    precision: Precision,
+    computes: bool = False,
 ) -> ModuleError:
     """Error of a session against the eager module, over all ``verification_sizes``.
 
-    For a precision with a yardstick the eager module keeps weights rounded to it: a copy would double the
-    memory that a large model takes.
+    ``computes`` says that the session's target computes in ``precision``, so that the yardstick is PyTorch
+    doing the same; otherwise it is PyTorch in float32 with rounded weights. For a precision with a yardstick
+    the eager module stays changed: a copy would double the memory that a large model takes.
     """
     spec = module.spec
     inputs = [
@@ -91,7 +97,11 @@ def measure(
     found = _largest([session(**arrays) for arrays in inputs], expected)
     allowed = TOLERANCES[Precision.FP32]
     if precision in YARDSTICKS:
-        _round_weights(module.eager)
+        if computes:
+            module.eager.to(_TYPES[precision])
+            inputs = [_rounded_inputs(arrays, _TYPES[precision]) for arrays in inputs]
+        else:
+            _round_weights(module.eager)
         rounded = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]
         allowed = max(allowed, YARDSTICKS[precision] * _largest(rounded, expected)[0])
     return ModuleError(*found, allowed)
@@ -103,6 +113,17 @@ def _round_weights(module: nn.Module) -> None:
         for parameter in module.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(parameter.half())
+
+
+_TYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
+
+def _rounded_inputs(arrays: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The arrays as a pipeline in half precision passes them: all in it but token ids and timesteps."""
+    return {
+        name: torch.from_numpy(array).to(dtype) if array.ndim > 1 and array.dtype == np.float32 else array
+        for name, array in arrays.items()
+    }
 
 
 Outputs = list[dict[str, NDArray[Any]]]
@@ -166,6 +187,7 @@ def _verify_module(engine: Engine, name: str, checkpoint: Checkpoint) -> ModuleE
     spec = replace(spec, shapes=engine.entry(name).shapes)
     module = CapturedModule(spec, spec.wrap(part), part)
     with engine.open_module(name) as session:
-        error = measure(module, session, model, checkpoint.vocab_size, precision)
+        computes = computes_in(engine.entry(name).target, precision)
+        error = measure(module, session, model, checkpoint.vocab_size, precision, computes)
     error.check(name, precision)
     return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import logging
 import re
@@ -72,15 +73,14 @@ def load_part(folder: Path, part: str) -> Any:
     """
     import torch
 
-    from fastdiff.build.modules import PART_CLASSES
+    from fastdiff.build.modules import part_class
 
     files, variant = _find_weights(folder, part)
     for file in files:
         if file.suffix == ".safetensors":
             _check_readable(file)
-    library, name = PART_CLASSES[part]
     with quiet():
-        kind = getattr(importlib.import_module(library), name)
+        kind = part_class(part)
         try:
             model, info = kind.from_pretrained(
                 folder,
@@ -91,7 +91,7 @@ def load_part(folder: Path, part: str) -> Any:
                 output_loading_info=True,
             )
         except Exception as error:  # whatever the library raises about a file, the file is at fault
-            raise CheckpointError(f"{folder}: {name} refuses it: {_brief(error)}") from error
+            raise CheckpointError(f"{folder}: {kind.__name__} refuses it: {_brief(error)}") from error
     for key, problem in (
         ("missing_keys", "lack"),
         ("unexpected_keys", "have the unknown"),
@@ -130,10 +130,11 @@ def quiet() -> Iterator[None]:
     """Keep warnings, log lines and progress bars of the libraries off the terminal."""
     import warnings
 
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    libraries: list[Any] = [
+        importlib.import_module(f"{name}.utils.logging")
+        for name in ("diffusers", "transformers")
+        if importlib.util.find_spec(name) is not None
+    ]
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]
     torch_logger = logging.getLogger("torch")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         nargs="*",
         help="an engine folder, a folder in the diffusers layout, a shipped model (scenes), or a published "
-        "configuration with random weights: sd15-unet or sd15-vae-decoder",
+        "configuration with random weights: sd15-unet, sd15-vae-decoder, sdxl-unet or sdxl-vae-decoder",
     )
     parser.add_argument(
         "--targets",
@@ -41,7 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="peers: torch, torch-channels-last, inductor, onnxruntime, openvino, or none (default: all that "
         "are installed)",
     )
-    parser.add_argument("--devices", metavar="LIST", type=_names, default=("cpu",), help="cpu (default: cpu)")
+    parser.add_argument(
+        "--devices",
+        metavar="NAME",
+        type=_names,
+        default=("cpu",),
+        help="cpu, or cuda for the first NVIDIA GPU, in fp16 (default: cpu)",
+    )
     parser.add_argument(
         "--modules",
         metavar="LIST",
@@ -52,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measure",
         metavar="LIST",
         type=_names,
-        help="run: a module; open: opening its files; picture: a whole picture; cold: process start to PNG "
+        help="run: a module; step: a guided step, on cuda; open: opening its files; picture: a whole "
+        "picture; cold: process start to PNG "
         "(default: run, picture and cold, or run alone for a published configuration)",
     )
     parser.add_argument(

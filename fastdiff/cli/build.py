@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto, native, onnxruntime, tensorrt or torch (default: auto)",
     )
     parser.add_argument(
-        "--precision", metavar="TYPE", default="fp32", help="fp32, or native: fp16 (default: fp32)"
+        "--precision",
+        metavar="TYPE",
+        default="fp32",
+        help="fp32; native, or onnxruntime on cuda: fp16 (default: fp32)",
     )
     parser.add_argument("--height", metavar="H", type=whole, help="default pixels (default: the model's)")
     parser.add_argument("--width", metavar="W", type=whole, help="default pixels (default: the model's)")
@@ -40,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=2.0,
         help="native: what weights may take, as a multiple of their size in fp32 (default: 2)",
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help="onnxruntime: cpu or cuda, which computes in fp16 (default: cpu)"
     )
     parser.add_argument(
         "--refit",
@@ -76,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
                 width=arguments.width,
                 batch=arguments.batch,
                 memory=arguments.memory,
+                device=arguments.device,
                 force=arguments.force,
                 progress=progress,
                 refit=arguments.refit,

@@ -21,6 +21,7 @@ __all__ = [
     "conv2d",
     "geglu",
     "group_norm_silu",
+    "layer_norm",
     "linear",
     "quick_gelu",
     "scheduler_step",
@@ -41,6 +42,7 @@ avg_pool2d = _register("avg_pool2d")
 conv2d = _register("conv2d")
 geglu = _register("geglu")
 group_norm_silu = _register("group_norm_silu")
+layer_norm = _register("layer_norm")
 linear = _register("linear")
 quick_gelu = _register("quick_gelu")
 scheduler_step = _register("scheduler_step")
@@ -84,6 +86,14 @@ def _(
 @geglu.register_fake  # type: ignore[untyped-decorator]
 def _(x: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+
+
+@layer_norm.register_fake  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, *rest: object
+) -> tuple[Tensor, Tensor]:
+    reference.check_layer_norm(x, residual, weight, bias)
+    return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 @linear.register_fake  # type: ignore[untyped-decorator]

@@ -20,18 +20,26 @@ from fastdiff.errors import InputError
 __all__ = [
     "ACTIVATIONS",
     "TABLE_COLUMNS",
+    "add_group_norm_silu",
     "attention",
     "avg_pool2d",
+    "check_add_group_norm_silu",
     "check_attention",
     "check_conv2d",
+    "check_epilogue",
     "check_geglu",
     "check_group_norm_silu",
+    "check_layer_norm",
     "check_linear",
     "check_picture",
+    "check_scheduler_step",
+    "check_table_step",
     "check_timestep_embedding",
     "conv2d",
+    "epilogue",
     "geglu",
     "group_norm_silu",
+    "layer_norm",
     "linear",
     "quick_gelu",
     "scheduler_step",
@@ -42,6 +50,51 @@ __all__ = [
 
 ACTIVATIONS = ("none", "silu", "gelu", "quick_gelu", "geglu")
 """What :func:`linear` may apply to a sum; :func:`conv2d` all but the last."""
+
+
+def add_group_norm_silu(
+    x: Tensor,
+    bias: Tensor | None,
+    vector: Tensor | None,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    num_groups: int,
+    eps: float = 1e-5,
+    silu: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return (sum, normed): what follows a convolution that adds nothing, and the norm after it.
+
+    ``sum = x + bias + vector + residual``, ``normed``: :func:`group_norm_silu` of the sum. ``x``,
+    ``residual`` and results: (N, …, C), ``bias``: (C,), ``vector``: (N, C), one for all pixels of a sample.
+    """
+    check_add_group_norm_silu(x, bias, vector, residual, norm_weight, norm_bias, num_groups)
+    total = x.clone()
+    if bias is not None:
+        total = total + bias
+    if vector is not None:
+        total = total + vector.reshape(x.shape[0], *(1,) * (x.dim() - 2), x.shape[-1])
+    if residual is not None:
+        total = total + residual
+    return total, group_norm_silu(total, norm_weight, norm_bias, num_groups, eps, silu)
+
+
+def check_add_group_norm_silu(
+    x: Tensor,
+    bias: Tensor | None,
+    vector: Tensor | None,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    num_groups: int,
+) -> None:
+    """Raise InputError for arguments that :func:`add_group_norm_silu` does not take."""
+    if x.dim() < 2:
+        raise InputError(f"x: found shape {tuple(x.shape)}, wanted two axes or more, (N, …, C)")
+    check_group_norm_silu(x, norm_weight, norm_bias, num_groups, "NHWC")
+    _check_shape("bias", bias, (x.shape[-1],))
+    _check_shape("vector", vector, (x.shape[0], x.shape[-1]))
+    _check_shape("residual", residual, tuple(x.shape))
 
 
 def attention(
@@ -167,6 +220,77 @@ def check_conv2d(
     _check_shape("bias", bias, (out,))
     _check_shape("vector", vector, (batch, out))
     _check_shape("residual", residual, (batch, height, width, out))
+
+
+def epilogue(
+    x: Tensor,
+    bias: Tensor | None = None,
+    vector: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    scale: float = 1.0,
+) -> Tensor:
+    """``scale · (activation(x + bias + vector) + residual)``, what follows a library's GEMM or convolution.
+
+    ``x``: (N, …, C), ``bias``: (C,), ``vector``: (N, C), one for all pixels of a sample, ``residual`` and
+    result: (N, …, C), or (N, …, C / 2) with ``activation`` "geglu", one of ACTIVATIONS.
+    """
+    check_epilogue(x, bias, vector, residual, activation)
+    y = x.clone()
+    if bias is not None:
+        y = y + bias
+    if vector is not None:
+        y = y + vector.reshape(x.shape[0], *(1,) * (x.dim() - 2), x.shape[-1])
+    return _finished(y, residual, activation, scale)
+
+
+def check_epilogue(
+    x: Tensor, bias: Tensor | None, vector: Tensor | None, residual: Tensor | None, activation: str = "none"
+) -> None:
+    """Raise InputError for arguments that :func:`epilogue` does not take."""
+    if x.dim() < 2:
+        raise InputError(f"x: found shape {tuple(x.shape)}, wanted two axes or more, (N, …, C)")
+    if activation not in ACTIVATIONS:
+        raise InputError(f"activation: found {activation!r}, wanted one of {', '.join(ACTIVATIONS)}")
+    channels = x.shape[-1]
+    if activation == "geglu" and channels % 2:
+        raise InputError(f"x: found {channels} channels, wanted an even number for geglu")
+    _check_shape("bias", bias, (channels,))
+    _check_shape("vector", vector, (x.shape[0], channels))
+    out = channels // 2 if activation == "geglu" else channels
+    _check_shape("residual", residual, (*x.shape[:-1], out))
+
+
+def layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(``x + residual``, its layer normalisation (Ba et al. 2016, eq. 3) over the last axis).
+
+    ``x``, ``residual`` and both results: (…, C), ``weight``, ``bias``: (C,) or None for ones and zeros.
+    Without a residual the first result equals ``x``. The variance is biased and taken around the mean.
+    """
+    check_layer_norm(x, residual, weight, bias)
+    total = (x.clone() if residual is None else x + residual).contiguous()
+    centred = total - total.mean(dim=-1, keepdim=True)
+    y = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return total, y
+
+
+def check_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raise InputError for arguments that :func:`layer_norm` does not take."""
+    if x.dim() < 1 or not x.shape[-1]:
+        raise InputError(f"x: found shape {tuple(x.shape)}, wanted one channel or more on the last axis")
+    _check_shape("residual", residual, tuple(x.shape))
+    _check_shape("weight", weight, (x.shape[-1],))
+    _check_shape("bias", bias, (x.shape[-1],))
 
 
 def linear(
@@ -309,6 +433,7 @@ def scheduler_step(
 
     All tensors have one shape. ``guided`` is the model output after guidance, which multistep solvers keep.
     """
+    check_scheduler_step(sample, cond, uncond, history, history_coefs, noise)
     guided = cond.clone() if uncond is None else uncond + guidance * (cond - uncond)
     out = sample_coef * sample + output_coef * guided
     for coef, array in zip(history_coefs, history, strict=True):
@@ -316,6 +441,22 @@ def scheduler_step(
     if noise is not None:
         out = out + noise_coef * noise
     return out, guided
+
+
+def check_scheduler_step(
+    sample: Tensor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    history: Sequence[Tensor],
+    history_coefs: Sequence[float],
+    noise: Tensor | None,
+) -> None:
+    """Raise InputError for arguments that :func:`scheduler_step` does not take."""
+    if len(history) != len(history_coefs):
+        raise InputError(f"history_coefs: found {len(history_coefs)}, wanted {len(history)}, one per history")
+    named = [("cond", cond), ("uncond", uncond), ("noise", noise), *(("history", h) for h in history)]
+    for name, tensor in named:
+        _check_shape(name, tensor, tuple(sample.shape))
 
 
 TABLE_COLUMNS = (
@@ -364,6 +505,7 @@ def table_step(
     ``clip_weight`` is not 0. Returns x', the slots afterwards, and what the model sees next:
     ``next_scale · x'`` in the dtype of ``output`` and as often as its batch asks for.
     """
+    check_table_step(sample, output, slots, rows, saves, counter, guided, noise, rescale, threshold)
     step = int(counter[0])
     c = dict(zip(TABLE_COLUMNS, rows[step], strict=False))
     m = output.to(sample.dtype)
@@ -391,6 +533,37 @@ def table_step(
             slots[slot] = kept
     model_input = (c["next_scale"] * out).to(output.dtype)
     return out, slots, torch.cat([model_input, model_input]) if guided else model_input
+
+
+def check_table_step(
+    sample: Tensor,
+    output: Tensor,
+    slots: Tensor,
+    rows: Tensor,
+    saves: Tensor,
+    counter: Tensor,
+    guided: bool,
+    noise: Tensor | None = None,
+    rescale: Tensor | None = None,
+    threshold: Tensor | None = None,
+) -> None:
+    """Raise InputError for arguments that :func:`table_step` does not take."""
+    if sample.dim() != 4:
+        raise InputError(f"sample: found shape {tuple(sample.shape)}, wanted four axes (B, C, H, W)")
+    batch, *inner = sample.shape
+    if slots.dim() != 5 or rows.dim() != 2:
+        raise InputError(
+            f"slots, rows: found shapes {tuple(slots.shape)}, {tuple(rows.shape)}, wanted five and two axes"
+        )
+    count, steps = slots.shape[0], rows.shape[0]
+    _check_shape("output", output, (2 * batch if guided else batch, *inner))
+    _check_shape("slots", slots, (count, *sample.shape))
+    _check_shape("rows", rows, (steps, len(TABLE_COLUMNS) + count))
+    _check_shape("saves", saves, (steps, 2))
+    _check_shape("counter", counter, (1,))
+    _check_shape("noise", noise, (steps, *sample.shape))
+    _check_shape("rescale", rescale, (batch,))
+    _check_shape("threshold", threshold, (batch,))
 
 
 def timestep_embedding(timesteps: Tensor, frequencies: Tensor, sine_first: bool) -> Tensor:

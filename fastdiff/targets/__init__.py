@@ -28,6 +28,8 @@ __all__ = [
     "Compiled",
     "Session",
     "Target",
+    "available_on",
+    "computes_in",
     "get_target",
     "require_target",
     "resolve_target",
@@ -75,6 +77,7 @@ class CompileOptions:
     sizes      symbolic sizes that the engine will mostly run at, which tactics are measured for; empty: none
     memory     bytes that weights may take, as a multiple of their bytes in float32
     threads    threads to measure tactics with; None means every core
+    device     "cpu" or "cuda", for a target that runs on either
     refit      whether the weights can be replaced later, for a target that has ``refit``
     progress   called with the share of the work that is done, by a target that knows it
     """
@@ -83,6 +86,7 @@ class CompileOptions:
     sizes: Mapping[str, int] = field(default_factory=dict)
     memory: float = 2.0
     threads: int | None = None
+    device: str = "cpu"
     refit: bool = False
     progress: Callable[[float], None] | None = None
 
@@ -94,6 +98,10 @@ class Target(Protocol):
     takes when none is asked for first,
     ``SELF_CHECKING`` the endings of files whose structure it checks itself whenever it opens them: large ones
     among them are hashed by ``fastdiff verify`` alone.
+
+    A target that computes in a precision of 16 bits, and does not only store weights in it, names it in
+    ``COMPUTES_IN``. One that compiles for several devices has ``DEVICES``: the precisions that it has on
+    each, those of the first being PRECISIONS; its ``availability`` takes a device.
 
     A target whose files fit one kind of machine also has ``mismatch(entry) -> str | None``: what an entry was
     built for and what is here instead, None where it fits. It is asked once ``availability`` is ok.
@@ -141,19 +149,42 @@ def get_target(name: str) -> Target:
     return cast(Target, importlib.import_module(TARGETS[resolve_target(name)]))
 
 
-def require_target(name: str, precision: Precision = Precision.FP32) -> Target:
-    """The target called ``name``, which can run here and store ``precision``.
+def require_target(name: str, precision: Precision = Precision.FP32, device: str | None = None) -> Target:
+    """The target called ``name``, which has ``precision`` and can run here on ``device``, None: its own.
 
-    Raises TargetError saying what is missing and InputError for a precision that the target does not have.
+    Raises TargetError saying what is missing and InputError for a precision or a device that the target does
+    not have.
     """
     target = get_target(name)
-    if precision not in target.PRECISIONS:
-        having = [other for other in TARGETS if precision in get_target(other).PRECISIONS]
+    devices: Mapping[str, tuple[Precision, ...]] = getattr(target, "DEVICES", {})
+    if device is not None and devices and device not in devices:
+        raise InputError(f"target {name!r} has no device {device!r}: use {' or '.join(devices)}")
+    if device is not None and not devices:
+        having = [other for other in TARGETS if device in getattr(get_target(other), "DEVICES", ())]
         raise InputError(
-            f"target {name!r} has no precision {precision.value}: use {', '.join(target.PRECISIONS)}"
+            f"target {name!r} compiles for one kind of device: leave --device out"
+            + (f", or use --target {having[0]}" if having else "")
+        )
+    precisions = target.PRECISIONS if device is None else devices[device]
+    if precision not in precisions:
+        having = [other for other in TARGETS if precision in get_target(other).PRECISIONS]
+        on = "" if device is None else f" on {device}"
+        raise InputError(
+            f"target {name!r} has no precision {precision.value}{on}: use {', '.join(precisions)}"
             + (f", or --target {having[0]}" if having else "")
         )
-    availability = target.availability()
+    availability = target.availability() if device is None else available_on(target, device)
     if not availability.ok:
         raise TargetError(f"target {name!r} cannot run here: {availability.reason}; {availability.fix}")
     return target
+
+
+def available_on(target: Target, device: str) -> Availability:
+    """Whether a target with DEVICES can run on one of them here."""
+    answer: Availability = cast(Any, target).availability(device)
+    return answer
+
+
+def computes_in(name: str, precision: Precision) -> bool:
+    """Whether a target computes in ``precision``, where others only store weights in it."""
+    return precision in getattr(get_target(name), "COMPUTES_IN", ())

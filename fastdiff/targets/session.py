@@ -52,6 +52,10 @@ class Session(ABC):
     has_loop = False
     """Whether ``sample`` is there: the target runs all steps of a picture in one call."""
 
+    waits_per_step = True
+    """Whether ``sample`` has the latents of a step at hand before the next begins. Where it would have to
+    wait for them, on a GPU, it is given no callback unless somebody wants to see the steps."""
+
     def sample(
         self,
         table: StepTable,
@@ -59,14 +63,24 @@ class Session(ABC):
         inputs: dict[str, Array],
         guidance: float,
         noise: Generator,
-        callback: Callback,
+        callback: Callback | None,
     ) -> Array:
-        """What ``fastdiff.samplers.sample`` returns, bit for bit, with this session as the U-Net.
+        """What ``fastdiff.samplers.sample`` returns with this session as the U-Net, in its precision.
 
         ``inputs`` are those besides ``sample`` and ``timestep``, checked; with a guidance other than 1 their
         batch is twice that of ``latents``, first without the prompt, then with it.
         """
         raise NotImplementedError(f"{type(self).__name__} has no loop of its own")
+
+    takes_tensors = False
+    """Whether ``run_tensors`` is there: PyTorch tensors on the session's GPU in and out."""
+
+    def run_tensors(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """What a call returns, as tensors on the GPU, from tensors there of the declared dtypes and shapes.
+
+        Nothing is copied to the host and nobody waits; the outputs are valid until the next call.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes arrays of the host")
 
     def close(self) -> None:  # noqa: B027 (closing is optional for a target)
         """Free what the session holds. It cannot be called afterwards."""

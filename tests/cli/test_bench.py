@@ -88,7 +88,9 @@ def test_whole_pictures(
 REFUSED: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((), ("nothing to measure", "sd15-unet")),
     (("scenes", "--against", "tensorflow"), ("unknown peer 'tensorflow'", "openvino")),
-    (("scenes", "--devices", "cuda:0"), ("'cuda:0'", "give cpu")),
+    (("scenes", "--devices", "cuda:0"), ("'cuda:0'", "give cpu or cuda")),
+    (("scenes", "--devices", "cpu,cuda"), ("one device",)),
+    (("scenes", "--measure", "step"), ("steps of scenes", "on cuda")),
     (("scenes", "--targets", "fast"), ("unknown target 'fast'",)),
     (("scenes", "--sizes", "256"), ("--sizes", "'256' is not a size such as 256x256")),
     (("scenes", "--sizes", "65x64"), ("height 65", "multiple of 16")),

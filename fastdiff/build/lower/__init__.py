@@ -15,9 +15,13 @@ from fastdiff.build.passes import FUSIONS, run_passes, stages
 
 __all__ = ["Layer", "Lowered", "lower", "lower_module"]
 
-_PROMPT = ("encoder_hidden_states",)
+_PROMPT = ("encoder_hidden_states", "text_embeds", "time_ids")
 _SCHEDULE = ("timestep",)
-"""Inputs that stay the same over a picture's steps, and those that are known before its first."""
+"""Inputs that stay the same over a picture's steps, and those that are known before its first.
+
+SDXL's time embedding is the sum of what both kinds make, so its projections run in every step; the keys and
+values of the prompt and the embedding of ``text_embeds`` and ``time_ids`` do not.
+"""
 
 
 def lower_module(captured: CapturedModule) -> Lowered:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import fx
 from torch.export import ExportedProgram
 
 from fastdiff.build.passes.rewrite import Rewrite
@@ -15,10 +18,17 @@ _DEFAULTS = (None, None, None, None, 1e-5)
 """Of ``group_norm``'s arguments; the first two are always given."""
 
 
-def fuse_group_norm_silu(program: ExportedProgram) -> ExportedProgram:
-    """The program with every ``group_norm`` as ``fastdiff::group_norm_silu`` in layout NCHW."""
+def fuse_group_norm_silu(
+    program: ExportedProgram, suits: Callable[[fx.Node], bool] | None = None
+) -> ExportedProgram:
+    """The program with every ``group_norm`` as ``fastdiff::group_norm_silu`` in layout NCHW.
+
+    ``suits`` says of a ``group_norm`` whether the target's kernel takes it; None: it takes all.
+    """
     rewrite = Rewrite(program)
     for norm in rewrite.find(aten.group_norm.default):
+        if suits is not None and not suits(norm):
+            continue
         x, num_groups, weight, bias, eps = (*norm.args, *_DEFAULTS[len(norm.args) :])[:5]
         users = list(norm.users)
         silu = len(users) == 1 and users[0].target is aten.silu.default

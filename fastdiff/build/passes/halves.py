@@ -6,10 +6,16 @@ exponential, logarithm, powers) take and give float32 and keep their weights in 
 half if their input was. Everything else follows its inputs: half as soon as one of them is. So what is
 computed from a timestep stays float32 until the first product, as in diffusers.
 
-Inputs and outputs of the graph keep their types. No operator meets two floating types: the casts are nodes.
+``fastdiff::`` ops stand for a runtime's kernels, which sum in float32 whatever they take: a norm among them
+takes halves beside weights in float32.
+
+Inputs and outputs of the graph keep their types. But for those norms no
+operator meets two floating types: the casts are nodes.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +24,7 @@ from torch.export.graph_signature import TensorArgument
 
 from fastdiff.build.passes.rewrite import Rewrite
 from fastdiff.errors import CaptureError
+from fastdiff.kernels import library
 
 __all__ = ["FULL", "PRODUCTS", "halves"]
 
@@ -35,6 +42,7 @@ PRODUCTS = frozenset(
         aten.matmul.default,
         aten.mm.default,
         aten.scaled_dot_product_attention.default,
+        library.attention._opoverload,
     }
 )
 """Operators that take halves, whatever their inputs are."""
@@ -60,17 +68,27 @@ FULL = frozenset(
 """Operators that compute in float32."""
 
 
-def halves(program: ExportedProgram, dtype: torch.dtype = torch.float16) -> ExportedProgram:
+_KERNEL_NORMS = frozenset({library.group_norm_silu._opoverload})
+"""Norms that take halves beside weights in float32."""
+
+
+def halves(
+    program: ExportedProgram, dtype: torch.dtype = torch.float16, full: frozenset[Any] = FULL
+) -> ExportedProgram:
     """The program computing in ``dtype`` (float16 or bfloat16). The given program stays as it is.
+
+    ``full`` are the operators that compute in float32: fewer than FULL for a runtime whose own kernel for
+    one of them takes halves and sums in float32.
 
     Raises CaptureError for a weight that has finite values out of the range of ``dtype``.
     """
-    return _Halves(program, dtype).run()
+    return _Halves(program, dtype, full).run()
 
 
 class _Halves:
-    def __init__(self, program: ExportedProgram, dtype: torch.dtype) -> None:
+    def __init__(self, program: ExportedProgram, dtype: torch.dtype, full: frozenset[Any]) -> None:
         self.rewrite = Rewrite(program)
+        self.full = full
         self.half = dtype
         self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
@@ -90,7 +108,11 @@ class _Halves:
         found = {_type(source) for source in inputs}
         if not inputs or not found <= {torch.float32, self.half}:
             return
-        if node.target in FULL:
+        if node.target in _KERNEL_NORMS:
+            self._cast_inputs(node, inputs[:1], self.half)
+            _retype(node, self.half)
+            return
+        if node.target in self.full:
             self._cast_inputs(node, inputs, torch.float32)
             if self.half in found:
                 self._round_result(node)

@@ -21,10 +21,11 @@ from fastdiff.targets.cuda import file
 from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.choices import Choices
 from fastdiff.targets.cuda.executor import Executor, Watch
+from fastdiff.targets.cuda.finite import check_finite
+from fastdiff.targets.cuda.fusion import fuse, pairs, worthwhile
 from fastdiff.targets.cuda.ranges import (
     Scales,
     calibration_inputs,
-    check_finite,
     measure_ranges,
     plan_scales,
     scaled,
@@ -72,12 +73,10 @@ def compile_module(
         dtypes[value] = torch.float32
     weights = load_weights(graph, weight_dtypes(graph, dtypes), machine.device)
     choices = Choices()
-    executor = Executor(graph, weights, dtypes, choices)
-    _check(executor, captured, sizes)
+    _check(Executor(graph, weights, dtypes, choices), captured, sizes)
     if options.sizes:
-        tuner = Tuner(executor, choices, machine.arch, machine.timer, lambda what: None)
-        with executor.watched(tuner):
-            run(executor, captured.spec, random_inputs(captured.spec, dict(sizes), seed=0))
+        graph, dtypes = _tuned(graph, weights, dtypes, choices, captured.spec, sizes, machine)
+    executor = Executor(graph, weights, dtypes, choices)
     counts: dict[str, int] = {}
     with binaries.recording() as kernels, executor.watched(_counter(counts, choices)):
         run(executor, captured.spec, random_inputs(captured.spec, dict(sizes), seed=0))
@@ -102,6 +101,53 @@ def compile_module(
         },
     }
     return Compiled(names, tactics, requirements(machine))
+
+
+def _tuned(
+    graph: Graph,
+    weights: Sequence[Tensor],
+    dtypes: list[torch.dtype],
+    choices: Choices,
+    spec: ModuleSpec,
+    sizes: Mapping[str, int],
+    machine: Machine,
+) -> tuple[Graph, list[torch.dtype]]:
+    """Measure every call, also those of fused sums; the graph with the fusions that pay, and its dtypes."""
+    arrays = random_inputs(spec, dict(sizes), seed=0)
+
+    def seconds(tried: Graph, tried_dtypes: Sequence[torch.dtype]) -> dict[int, float]:
+        executor = Executor(tried, weights, tried_dtypes, choices)
+        tuner = Tuner(executor, choices, machine.arch, machine.timer, lambda what: None)
+        found: dict[int, float] = {}
+
+        def watch(index: int, call: Call, result: Tensor) -> None:
+            tuner(index, call, result)
+            found[index] = tuner.seconds(call)
+
+        with executor.watched(watch):
+            run(executor, spec, arrays)
+        return found
+
+    apart = seconds(graph, dtypes)
+    candidates = [
+        pair
+        for pair in pairs(graph)
+        if len({dtypes[graph.nodes[index].output] for index in pair}) == 1  # not across an island's shore
+    ]
+    everything = fuse(graph, candidates)
+    together = seconds(everything, _fused_dtypes(everything, dtypes))
+    chosen = fuse(graph, worthwhile(candidates, apart, together))
+    return chosen, _fused_dtypes(chosen, dtypes)
+
+
+def _fused_dtypes(graph: Graph, dtypes: Sequence[torch.dtype]) -> list[torch.dtype]:
+    """The dtypes of a fused graph: what a layer gives before the sum has that of the sum."""
+    raw = {
+        node.inputs[0]: int(node.attributes["sum"])  # type: ignore[arg-type]
+        for node in graph.nodes
+        if "sum" in node.attributes
+    }
+    return [dtypes[raw.get(value, value)] for value in range(len(graph.values))]
 
 
 def smallest_sizes(spec: ModuleSpec) -> dict[str, int]:
@@ -193,13 +239,6 @@ def weight_dtypes(graph: Graph, dtypes: Sequence[torch.dtype]) -> list[torch.dty
 def load_weights(graph: Graph, dtypes: Sequence[torch.dtype], device: torch.device) -> list[Tensor]:
     """The weights on the device, one at a time in float32; kernels of convolutions channels last."""
     return [
-        placed(torch.from_numpy(weight.load()).to(device).to(dtype))
+        file.placed(torch.from_numpy(weight.load()).to(device).to(dtype))
         for weight, dtype in zip(graph.weights, dtypes, strict=True)
     ]
-
-
-def placed(weight: Tensor) -> Tensor:
-    """A weight in the layout that kernels want: (O, I, kh, kw) channels last in memory."""
-    if weight.dim() == 4:
-        return weight.contiguous(memory_format=torch.channels_last)
-    return weight.contiguous()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.implementations import Option, implementation
 from fastdiff.targets.graph import Graph, Node, evaluate
 
-__all__ = ["Choose", "Executor", "Watch"]
+__all__ = ["Choose", "Executor", "Watch", "results_of"]
 
 Choose = Callable[[Call], Option]
 """Which implementation runs a call."""
@@ -51,9 +52,11 @@ class Executor:
         return self.weights[0].device
 
     def sizes_of(self, values: Mapping[int, Tensor]) -> dict[str, int]:
-        """The symbolic sizes that the graph's inputs have."""
+        """The symbolic sizes that the graph's inputs have, as far as they are given."""
         sizes: dict[str, int] = {}
         for value in self.graph.inputs:
+            if value not in values:
+                continue
             for dim, size in zip(self.graph.values[value].shape, values[value].shape, strict=True):
                 if isinstance(dim, str):
                     sizes.setdefault(dim, size)
@@ -62,14 +65,18 @@ class Executor:
                     sizes.setdefault(str(symbol), size // int(factor))
         return sizes
 
+    def watch(self, watch: Watch | None) -> None:
+        """Let ``watch`` see every result from now on; None ends it."""
+        self._watch = watch
+
     @contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
         """Within the block ``watch`` sees every result."""
-        self._watch = watch
+        self.watch(watch)
         try:
             yield
         finally:
-            self._watch = None
+            self.watch(None)
 
     def run(
         self,
@@ -87,14 +94,14 @@ class Executor:
         for index, node in enumerate(self.graph.nodes):
             if node.stage not in stages:
                 continue
-            values[node.output] = self._run(index, node, values, sizes)
+            self._run(index, node, values, sizes)
             for used in node.inputs:
                 if used is not None and self._last_use[used] <= index and used not in kept:
                     del values[used]
 
     def crossing(self, stages: Sequence[str]) -> set[int]:
         """Values that nodes of these stages compute and nodes of others use."""
-        made = {node.output for node in self.graph.nodes if node.stage in stages}
+        made = {value for node in self.graph.nodes if node.stage in stages for value in results_of(node)}
         return {
             value
             for node in self.graph.nodes
@@ -111,8 +118,8 @@ class Executor:
         shape = tuple(evaluate(dim, sizes) for dim in self.graph.values[node.output].shape)
         return Call(node, inputs, weights, shape)
 
-    def perform(self, call: Call, option: Option) -> Tensor:
-        """Run one call by an option."""
+    def perform(self, call: Call, option: Option) -> Any:
+        """Run one call by an option; what Implementation.run says."""
         chosen = implementation(call.node.op, option.implementation)
         if chosen.prepare is not None:
             index = call.node.weights["layer"]
@@ -123,16 +130,19 @@ class Executor:
             call = Call(call.node, call.inputs, {**call.weights, "layer": self._prepared[key]}, call.shape)
         return chosen.run(call, option.config)
 
-    def _run(self, index: int, node: Node, values: Mapping[int, Tensor], sizes: Mapping[str, int]) -> Tensor:
+    def _run(self, index: int, node: Node, values: dict[int, Tensor], sizes: Mapping[str, int]) -> None:
         call = self.call(node, values, sizes)
-        result = _cast(self.perform(call, self._choose(call)), self.dtypes[node.output])
+        result = self.perform(call, self._choose(call))
+        if isinstance(result, tuple):
+            values[int(node.attributes["sum"])], result = result  # type: ignore[arg-type]
+        result = _cast(result, self.dtypes[node.output])
         if tuple(result.shape) != call.shape:
             raise NumericError(
                 f"{node.op} in {node.path} gave shape {tuple(result.shape)}, wanted {call.shape}: report this"
             )
         if self._watch is not None:
             self._watch(index, call, result)
-        return result
+        values[node.output] = result
 
     def _weight(self, index: int, dtype: torch.dtype) -> Tensor:
         """A weight in the dtype that a node computes in; another than the stored one is made once."""
@@ -148,6 +158,12 @@ class Executor:
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in ``dtype`` where both are floating."""
     return x.to(dtype) if x.is_floating_point() and dtype.is_floating_point and x.dtype != dtype else x
+
+
+def results_of(node: Node) -> tuple[int, ...]:
+    """The values that a node computes: its output, and the sum of a norm that forms one."""
+    total = node.attributes.get("sum")
+    return (node.output,) if total is None else (node.output, int(total))  # type: ignore[arg-type]
 
 
 def _last_uses(graph: Graph) -> dict[int, int]:

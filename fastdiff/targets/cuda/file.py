@@ -19,7 +19,7 @@ from fastdiff.config import SizeRange
 from fastdiff.errors import EngineDamagedError, OutputError
 from fastdiff.targets.graph import Dim, Graph, Node, Value, Weight
 
-__all__ = ["FORMAT_VERSION", "Module", "read", "write"]
+__all__ = ["FORMAT_VERSION", "Module", "placed", "read", "write"]
 
 FORMAT_VERSION = 1
 _DTYPES = {
@@ -86,7 +86,7 @@ def read(folder: Path, name: str, device: torch.device) -> Module:
         graph = _graph_from(document["graph"])
         dtypes = [_DTYPES[dtype] for dtype in document["dtypes"]]
         with safe_open(str(folder / f"{name}.cuda.safetensors"), "pt", device=str(device)) as file:
-            weights = [file.get_tensor(f"w{index}") for index in range(len(graph.weights))]
+            weights = [placed(file.get_tensor(f"w{index}")) for index in range(len(graph.weights))]
         with safe_open(str(folder / f"{name}.cuda.safetensors"), "pt", device="cpu") as file:
             code = {
                 key.removeprefix("kernel."): file.get_tensor(key)
@@ -102,6 +102,13 @@ def read(folder: Path, name: str, device: torch.device) -> Module:
             f"{path}: found {len(dtypes)} dtypes, wanted {len(graph.values)}; build the engine again"
         )
     return Module(graph, dtypes, weights, document["choices"], document["kernels"], code)
+
+
+def placed(weight: Tensor) -> Tensor:
+    """A weight in the layout that kernels want: (O, I, kh, kw) channels last in memory."""
+    if weight.dim() == 4:
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight.contiguous()
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -166,6 +173,8 @@ def _check(graph: Graph) -> None:
         if missing or not all(0 <= weight < len(graph.weights) for weight in node.weights.values()):
             raise ValueError(f"node {position} ({node.op}) names what is not there")
         known.add(node.output)
+        if "sum" in node.attributes:
+            known.add(int(node.attributes["sum"]))  # type: ignore[arg-type]
     if not (set(graph.outputs) <= known and all(0 <= value < len(graph.values) for value in known)):
         raise ValueError("an output or a value is not there")
 

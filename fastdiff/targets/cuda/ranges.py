@@ -23,10 +23,10 @@ from torch import Tensor
 from fastdiff.build.modules import ModuleSpec, random_inputs
 from fastdiff.errors import NumericError
 from fastdiff.targets.cuda.calls import Call
-from fastdiff.targets.cuda.executor import Executor, Watch
+from fastdiff.targets.cuda.executor import Executor
 from fastdiff.targets.graph import Graph, Node, Weight
 
-__all__ = ["LIMIT", "Scales", "calibration_inputs", "check_finite", "measure_ranges", "plan_scales", "scaled"]
+__all__ = ["LIMIT", "Scales", "calibration_inputs", "measure_ranges", "plan_scales", "scaled"]
 
 LIMIT = 2.0**12
 """Largest measured magnitude that is stored as it is: a sixteenth of what a half holds, as a picture may be
@@ -144,14 +144,14 @@ def plan_scales(graph: Graph, ranges: Sequence[float], limit: float = LIMIT) -> 
         root = groups.root(value)
         over = largest[root] / limit
         exponents.append(0 if root in pinned or over <= 1 else math.ceil(math.log2(over)))
-    islands = {
+    too_large = {
         value
-        for value in range(len(graph.values))
-        if exponents[value] == 0 and ranges[value] > limit and value not in graph.inputs
+        for value, magnitude in enumerate(ranges)
+        if magnitude * 2.0 ** -exponents[value] > limit and value not in graph.inputs
     }
-    for node in graph.nodes:  # what reads an island would overflow on reading it in halves
-        if any(value in islands and ranges[value] > limit for value in node.inputs if value is not None):
-            islands.add(node.output)
+    # a node computes in the dtype of its result, so what reads such a value is in float32 as well
+    readers = {node.output for node in graph.nodes if too_large.intersection(node.inputs)}
+    islands = too_large | readers
     return Scales(tuple(exponents), frozenset(islands))
 
 
@@ -206,25 +206,6 @@ def _without_unused(graph: Graph) -> Graph:
         for node in graph.nodes
     )
     return dataclasses.replace(graph, nodes=nodes, weights=tuple(graph.weights[old] for old in used))
-
-
-def check_finite(name: str) -> Watch:
-    """A watch that raises NumericError at the first result with NaN or infinity, and names the layer."""
-
-    def watch(index: int, call: Call, result: Tensor) -> None:
-        if not result.is_floating_point() or bool(torch.isfinite(result).all()):
-            return
-        bad = int((~torch.isfinite(result)).sum())
-        largest = max(
-            (float(x.abs().amax()) for x in call.inputs if x is not None and x.numel()), default=0.0
-        )
-        raise NumericError(
-            f"{name}: {call.node.op} in {call.node.path or 'the graph'} (node {index}) gave {bad} of"
-            f" {result.numel()} values as NaN or infinity in {str(result.dtype).removeprefix('torch.')},"
-            f" from inputs of up to {largest:.3g}: build with --precision bf16, or fp32"
-        )
-
-    return watch
 
 
 class _Groups:

@@ -55,6 +55,10 @@ class Tuner:
         self._report(f"{call.node.op} {list(call.shape)}")
         self.choices.add(call, self.measure(call))
 
+    def seconds(self, call: Call) -> float:
+        """Of the fastest option of a call, 0 for one that takes no time."""
+        return 0.0 if call.node.op in _VIEWS else self.choices.best(call)
+
     def measure(self, call: Call) -> Measured:
         """All candidates of a call, the fastest first. Raises CaptureError when none works."""
         timed: list[tuple[Option, float]] = []
@@ -62,7 +66,7 @@ class Tuner:
         wanted: Tensor | None = None
         for option in candidates(call, self._arch):
             try:
-                found = self._executor.perform(call, option)
+                found = _one(self._executor.perform(call, option))
                 if wanted is None:
                     wanted = found.float()
                 error = _distance(found, wanted)
@@ -79,6 +83,11 @@ class Tuner:
             reasons = "; ".join(reason for _, reason in refused)
             raise CaptureError(f"{call.node.op} in {call.node.path} cannot be run on this GPU: {reasons}")
         return Measured(call.extent, tuple(sorted(timed, key=lambda pair: pair[1])), tuple(refused))
+
+
+def _one(result: Any) -> Tensor:
+    """A sum and its norm as one tensor, a single result as it is."""
+    return torch.cat([part.flatten() for part in result]) if isinstance(result, tuple) else result
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:

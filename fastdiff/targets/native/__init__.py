@@ -79,7 +79,7 @@ class _NativeSession(Session):
         inputs: dict[str, Array],
         guidance: float,
         noise: Generator,
-        callback: Callback,
+        callback: Callback | None,
     ) -> Array:
         """One call into ``csrc/runtime/loop.cpp``; the prompt and the schedule are computed once."""
         state = noise.state if table.stochastic else None

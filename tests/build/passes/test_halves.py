@@ -18,8 +18,12 @@ from fastdiff.errors import CaptureError
 from tests.compare import assert_close, relative_l2
 from tests.published import MODELS, VOCABULARY, model, sizes_of
 
-CHECKED = [name for name in MODELS if name not in ("clip_gelu", "pixels", "pixels_scale_shift")]
-"""Those left out differ from others here by activations and by what time embeddings do."""
+CHECKED = [
+    name
+    for name in MODELS
+    if name not in ("sd15", "clip_gelu", "pixels", "pixels_scale_shift", "scenes_unet", "scenes_vae_encoder")
+]
+"""Those left out differ from others here by widths and by what activations and time embeddings do."""
 
 
 @pytest.mark.parametrize("name", CHECKED)
@@ -67,7 +71,7 @@ def check_types(program: ExportedProgram, half: torch.dtype) -> None:
 
 def test_recorded_types_are_those_computed() -> None:
     """What the pass notes for every node is what running it gives."""
-    module = model("scenes_unet")
+    module = model("vae_encoder")
     assert module.program is not None
     program = halves(normalise(module.program))
     arrays = random_inputs(module.spec, sizes_of(module, 0), seed=1)

@@ -101,7 +101,7 @@ projections, unless something is added to it."""
 
 STAGE_INPUTS = {
     "sd15": (("encoder_hidden_states",), ("timestep",)),
-    "sdxl": (("hidden", "text_embeds", "time_ids"), ("timestep",)),
+    "sdxl": (("encoder_hidden_states", "text_embeds", "time_ids"), ("timestep",)),
 }
 """Names of the prompt's inputs and of the schedule's."""
 

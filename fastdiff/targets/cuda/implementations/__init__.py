@@ -22,7 +22,7 @@ __all__ = ["IMPLEMENTATIONS", "Implementation", "Option", "candidates", "impleme
 class Implementation:
     """One way to compute an op.
 
-    run      the result of a call, by a configuration
+    run      the result of a call, by a configuration: a tensor, or a sum and its norm for ``add_…``
     applies  whether it takes a call
     configs  configurations worth measuring for a call on a GPU of compute capability ``arch`` (90 for 9.0),
              the likeliest first, each plain JSON values; ``(None,)`` where there is nothing to configure
@@ -30,7 +30,7 @@ class Implementation:
     """
 
     name: str
-    run: Callable[[Call, Any], Tensor]
+    run: Callable[[Call, Any], Any]
     applies: Callable[[Call], bool] = lambda call: True
     configs: Callable[[Call, int], tuple[Any, ...]] = lambda call, arch: (None,)
     prepare: Callable[[Tensor], Tensor] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fastdiff.kernels import reference
 from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.implementations import Implementation
 from fastdiff.targets.cuda.implementations.finish import finish
+from fastdiff.targets.cuda.implementations.triton import config_of, evenly_spaced, json_configs
 
 __all__ = ["IMPLEMENTATIONS", "convolve"]
 
@@ -60,6 +62,26 @@ def _phases(call: Call, config: Any) -> Tensor:
     return finish(result, call.weight("bias"), vector, residual, call["activation"], call["scale"])
 
 
+def _triton(call: Call, config: Any) -> Tensor:
+    """An implicit GEMM: neither the upsampled nor the padded picture is written, and nothing follows it."""
+    from fastdiff.kernels.triton.conv2d import conv2d
+
+    _, vector, residual = call.inputs
+    pads = [call[f"pad_{side}"] for side in ("top", "bottom", "left", "right")]
+    added = (call.weight("bias"), vector, residual)
+    finish = {"activation": call["activation"], "scale": call["scale"]}
+    spatial = (call["stride"], pads, call["upsample"])
+    return conv2d(call.x, call.weights["layer"], *added, *spatial, **finish, config=config_of(config))
+
+
+def _triton_configs(call: Call, arch: int) -> tuple[Any, ...]:
+    from fastdiff.kernels.triton.conv2d import configs
+
+    rows = math.prod(call.shape[:-1])
+    terms = call["kernel_h"] * call["kernel_w"] * call["in"]
+    return json_configs(lambda: configs(rows, call["in"], call["out"], terms, arch, call.x.dtype))
+
+
 def phase_weights(weight: Tensor) -> Tensor:
     """The 2×2 kernels of the four phases, (4·O, I, 2, 2), of a 3×3 kernel (O, I, 3, 3), summed in float32.
 
@@ -83,6 +105,7 @@ def _upsamples(call: Call) -> bool:
 IMPLEMENTATIONS = {
     "conv2d": (
         Implementation("torch", _torch),
+        Implementation("triton", _triton, applies=evenly_spaced, configs=_triton_configs),
         Implementation("phases", _phases, applies=_upsamples, prepare=phase_weights),
     )
 }

@@ -25,6 +25,11 @@ def finish(
     plain = bias is None and vector is None and residual is None and activation == "none" and scale == 1
     if plain:
         return y
+    if y.is_cuda:
+        from fastdiff.kernels.triton.epilogue import epilogue
+
+        result: Tensor = epilogue(y, bias, vector, residual, activation, scale)
+        return result
     return _in_torch(y, bias, vector, residual, activation, scale)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional
 from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.implementations import Implementation
 from fastdiff.targets.cuda.implementations.finish import finish
+from fastdiff.targets.cuda.implementations.triton import config_of, evenly_spaced, json_configs
 
 __all__ = ["IMPLEMENTATIONS"]
 
@@ -21,4 +23,25 @@ def _torch(call: Call, config: Any) -> Tensor:
     return finish(y, None, None, residual, call["activation"], call["scale"])
 
 
-IMPLEMENTATIONS = {"linear": (Implementation("torch", _torch),)}
+def _triton(call: Call, config: Any) -> Tensor:
+    from fastdiff.kernels.triton.linear import linear
+
+    _, residual = call.inputs
+    layer = (call.x, call.weights["layer"], call.weight("bias"), residual)
+    return linear(*layer, call["activation"], call["scale"], config=config_of(config))
+
+
+def _configs(call: Call, arch: int) -> tuple[Any, ...]:
+    from fastdiff.kernels.triton.linear import configs
+
+    rows = math.prod(call.shape[:-1])
+    sizes = (rows, call.x.shape[-1], call.shape[-1], call["activation"])
+    return json_configs(lambda: configs(*sizes, arch, call.x.dtype))
+
+
+IMPLEMENTATIONS = {
+    "linear": (
+        Implementation("torch", _torch),
+        Implementation("triton", _triton, applies=evenly_spaced, configs=_configs),
+    )
+}

@@ -1,23 +1,112 @@
-"""group_norm_silu, layer_norm and geglu: one pass over memory each."""
+"""group_norm_silu, layer_norm and geglu, and both norms with the sums before them: one pass over memory each.
+
+``add_group_norm_silu`` and ``add_layer_norm`` are what fusion.py makes of a library's convolution or GEMM
+and the norm that follows it. They give the sum and the norm.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.implementations import Implementation
+from fastdiff.targets.cuda.implementations.triton import (
+    config_of,
+    evenly_spaced,
+    json_configs,
+    on_gpu,
+)
 
 __all__ = ["IMPLEMENTATIONS"]
 
 
-def _group_norm_silu(call: Call, config: Any) -> Tensor:
-    x = call.x.movedim(-1, 1)  # channels last in memory, which PyTorch's kernel knows
-    y = functional.group_norm(x, call["groups"], call.weight("weight"), call.weight("bias"), call["eps"])
+def _group_norm(x: Tensor, call: Call, weight: str = "weight", bias: str = "bias") -> Tensor:
+    """PyTorch's kernel on a picture with channels last in memory, which it knows."""
+    groups, eps = call["groups"], call["eps"]
+    y = functional.group_norm(x.movedim(-1, 1), groups, call.weight(weight), call.weight(bias), eps)
     y = y.movedim(1, -1)
     return functional.silu(y) if call["silu"] else y
+
+
+def _group_norm_silu(call: Call, config: Any) -> Tensor:
+    return _group_norm(call.x, call)
+
+
+def _group_norm_silu_triton(call: Call, config: Any) -> Tensor:
+    from fastdiff.kernels.triton.group_norm_silu import group_norm_silu
+
+    affine = (call.weight("weight"), call.weight("bias"))
+    options = (call["groups"], call["eps"], bool(call["silu"]))
+    return group_norm_silu(call.x, *affine, *options, config=config_of(config))
+
+
+def _group_norm_silu_configs(call: Call, arch: int) -> tuple[Any, ...]:
+    from fastdiff.kernels.triton.group_norm_silu import configs
+
+    pixels = math.prod(call.x.shape[1:-1])
+    return json_configs(lambda: configs(pixels, call.x.shape[-1], call["groups"]))
+
+
+def _group_norm_silu_cuda(call: Call, config: Any) -> Tensor:
+    from fastdiff.kernels.cuda.group_norm_silu import Plan, group_norm_silu
+
+    affine = (call.weight("weight"), call.weight("bias"))
+    plan = None if config is None else Plan(**config)
+    return group_norm_silu(call.x, *affine, call["groups"], call["eps"], bool(call["silu"]), config=plan)
+
+
+def _group_norm_silu_cuda_configs(call: Call, arch: int) -> tuple[Any, ...]:
+    from fastdiff.kernels.cuda.group_norm_silu import configs, gpu_of
+
+    x = call.x
+    pixels = math.prod(x.shape[1:-1])
+    packed = x.data_ptr() % 16 == 0 and (x.shape[-1] * x.element_size()) % 16 == 0 and x.is_contiguous()
+    plans = configs(
+        len(x), pixels, x.shape[-1], call["groups"], x.element_size(), packed, gpu_of(x.device.index)
+    )
+    return tuple(dataclasses.asdict(plan) for plan in plans[:8])
+
+
+def _sum_before_norm(call: Call) -> Tensor:
+    x, vector, residual = call.inputs
+    assert x is not None
+    if (bias := call.weight("sum_bias")) is not None:
+        x = x + bias
+    if vector is not None:
+        x = x + vector.view(len(vector), *(1,) * (x.dim() - 2), -1)
+    return x if residual is None else x + residual
+
+
+def _add_group_norm_silu(call: Call, config: Any) -> tuple[Tensor, Tensor]:
+    total = _sum_before_norm(call)
+    return total, _group_norm(total, call)
+
+
+def _add_group_norm_silu_triton(call: Call, config: Any) -> tuple[Tensor, Tensor]:
+    from fastdiff.kernels.triton.group_norm_silu import add_group_norm_silu
+
+    x, vector, residual = call.inputs
+    assert x is not None
+    total, normed = add_group_norm_silu(
+        x,
+        call.weight("sum_bias"),
+        vector,
+        residual,
+        call.weight("weight"),
+        call.weight("bias"),
+        call["groups"],
+        call["eps"],
+        bool(call["silu"]),
+        config=config_of(config),
+    )
+    assert total is not None
+    return total, normed
 
 
 def _layer_norm(call: Call, config: Any) -> Tensor:
@@ -25,13 +114,86 @@ def _layer_norm(call: Call, config: Any) -> Tensor:
     return functional.layer_norm(x, x.shape[-1:], call.weight("weight"), call.weight("bias"), call["eps"])
 
 
+def _layer_norm_triton(call: Call, config: Any) -> Tensor:
+    from fastdiff.kernels.triton.layer_norm import layer_norm
+
+    affine = (call.weight("weight"), call.weight("bias"))
+    return layer_norm(call.x, None, *affine, call["eps"], config=config_of(config))[1]
+
+
+def _layer_norm_configs(call: Call, arch: int) -> tuple[Any, ...]:
+    from fastdiff.kernels.triton.layer_norm import configs
+
+    return json_configs(lambda: configs(call.x.shape[-1], arch))
+
+
+def _add_layer_norm(call: Call, config: Any) -> tuple[Tensor, Tensor]:
+    total = _sum_before_norm(call)
+    weight, bias = call.weight("weight"), call.weight("bias")
+    return total, functional.layer_norm(total, total.shape[-1:], weight, bias, call["eps"])
+
+
+def _add_layer_norm_triton(call: Call, config: Any) -> tuple[Tensor, Tensor]:
+    from fastdiff.kernels.triton.layer_norm import layer_norm
+
+    x, _, residual = call.inputs
+    assert x is not None
+    affine = (call.weight("weight"), call.weight("bias"))
+    return layer_norm(x, residual, *affine, call["eps"], config=config_of(config))
+
+
+def _adds_a_residual_alone(call: Call) -> bool:
+    _, vector, residual = call.inputs
+    return evenly_spaced(call) and vector is None and residual is not None and "sum_bias" not in call.weights
+
+
 def _geglu(call: Call, config: Any) -> Tensor:
     a, b = call.x.chunk(2, -1)
     return a * functional.gelu(b)
 
 
+def _geglu_triton(call: Call, config: Any) -> Tensor:
+    from fastdiff.kernels.triton.geglu import geglu
+
+    return geglu(call.x, config=config_of(config))
+
+
+def _geglu_configs(call: Call, arch: int) -> tuple[Any, ...]:
+    from fastdiff.kernels.triton.geglu import configs
+
+    return json_configs(lambda: configs(call.shape[-1], arch))
+
+
+def _dense(call: Call) -> bool:
+    return on_gpu(call) and call.x.is_contiguous() and call.x.dtype != torch.float64
+
+
 IMPLEMENTATIONS = {
-    "geglu": (Implementation("torch", _geglu),),
-    "group_norm_silu": (Implementation("torch", _group_norm_silu),),
-    "layer_norm": (Implementation("torch", _layer_norm),),
+    "add_group_norm_silu": (
+        Implementation("torch", _add_group_norm_silu),
+        Implementation(
+            "triton", _add_group_norm_silu_triton, applies=evenly_spaced, configs=_group_norm_silu_configs
+        ),
+    ),
+    "add_layer_norm": (
+        Implementation("torch", _add_layer_norm),
+        Implementation(
+            "triton", _add_layer_norm_triton, applies=_adds_a_residual_alone, configs=_layer_norm_configs
+        ),
+    ),
+    "geglu": (
+        Implementation("torch", _geglu),
+        Implementation("triton", _geglu_triton, applies=evenly_spaced, configs=_geglu_configs),
+    ),
+    "group_norm_silu": (
+        Implementation("torch", _group_norm_silu),
+        Implementation(
+            "triton", _group_norm_silu_triton, applies=evenly_spaced, configs=_group_norm_silu_configs
+        ),
+        Implementation("cuda", _group_norm_silu_cuda, applies=_dense, configs=_group_norm_silu_cuda_configs),
+    ),
+    "layer_norm": (
+        Implementation("torch", _layer_norm),
+        Implementation("triton", _layer_norm_triton, applies=evenly_spaced, configs=_layer_norm_configs),
+    ),
 }

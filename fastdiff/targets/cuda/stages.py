@@ -1,0 +1,97 @@
+"""A module's graph as the loop and single calls want it: functions of tensors that can be captured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fastdiff.targets.cuda.executor import Executor
+
+__all__ = ["Stages"]
+
+_SAMPLE, _TIMESTEP = "sample", "timestep"
+
+
+class Stages:
+    """The three stages of a U-Net (docs/native.md), and any module as a whole."""
+
+    def __init__(self, executor: Executor) -> None:
+        graph = executor.graph
+        self._executor = executor
+        self._inputs = {graph.values[value].name: value for value in graph.inputs}
+        self._sizes: dict[str, int] = {}
+        """Of the prompt that was seen last: the step's graph is captured after the prompt's."""
+        if _SAMPLE in self._inputs:
+            self.dtype = executor.dtypes[self._inputs[_SAMPLE]]
+        in_step = {value for node in graph.nodes if node.stage == "step" for value in node.inputs}
+        given = [
+            value
+            for name, value in self._inputs.items()
+            if name not in (_SAMPLE, _TIMESTEP) and value in in_step
+        ]
+        self._prompt = [*given, *sorted(executor.crossing(("prompt",)))]
+        self._schedule = sorted(executor.crossing(("schedule",)))
+        if _TIMESTEP in self._inputs and self._inputs[_TIMESTEP] in in_step:
+            self._schedule.insert(0, self._inputs[_TIMESTEP])
+
+    def prompt(self, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        """What depends on the prompt alone, and what of ``inputs`` the steps read themselves."""
+        values = {self._inputs[name]: tensor for name, tensor in inputs.items()}
+        self._sizes = self._executor.sizes_of(values)
+        self._executor.run(values, self._sizes, ("prompt",))
+        return [values[value] for value in self._prompt]
+
+    def schedule(self, timesteps: Tensor) -> Sequence[Tensor]:
+        """What depends on the timestep alone, for all of them as one batch: (S, …) each."""
+        values = {self._inputs[_TIMESTEP]: timesteps}
+        self._executor.run(values, {"batch": len(timesteps)}, ("schedule",))
+        return [values[value] for value in self._schedule]
+
+    def step(self, model_input: Tensor, prompt: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+        """The output (B, C, H, W), contiguous. ``rows`` are one step's, (1, …), for the whole batch."""
+        batch = len(model_input)
+        values = {self._inputs[_SAMPLE]: model_input}
+        values.update(zip(self._prompt, prompt, strict=True))
+        for value, row in zip(self._schedule, rows, strict=True):
+            values[value] = row.expand(batch, *row.shape[1:])
+        sizes = {**self._sizes, **self._executor.sizes_of(values)}
+        self._executor.run(values, sizes, ("step",))
+        (output,) = self._executor.graph.outputs
+        return values[output].contiguous()
+
+    def whole(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All stages: outputs by name from inputs by name."""
+        graph = self._executor.graph
+        values = {self._inputs[name]: tensor for name, tensor in inputs.items()}
+        self._executor.run(values, self._executor.sizes_of(values))
+        return {graph.values[value].name: values[value] for value in graph.outputs}
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the loop can run it: it takes a sample and a timestep."""
+        return _SAMPLE in self._inputs and _TIMESTEP in self._inputs
+
+
+def reference_table_step(
+    sample: Tensor,
+    output: Tensor,
+    slots: Tensor,
+    rows: Tensor,
+    saves: Tensor,
+    counter: Tensor,
+    guided: bool,
+    noise: Tensor | None = None,
+    rescale: Tensor | None = None,
+    threshold: Tensor | None = None,
+    *,
+    model_input: Tensor,
+) -> None:
+    """:func:`fastdiff.kernels.reference.table_step` in place, for engines that run on the CPU in tests."""
+    from fastdiff.kernels.reference import table_step
+
+    with torch.no_grad():
+        results = table_step(sample, output, slots, rows, saves, counter, guided, noise, rescale, threshold)
+        for target, result in zip((sample, slots, model_input), results, strict=True):
+            target.copy_(result)
