@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
 
 __all__ = [
+    "COMPUTES_IN",
     "NEEDS_GRAPH",
     "PRECISIONS",
     "SELF_CHECKING",
@@ -31,6 +32,7 @@ __all__ = [
 
 NEEDS_GRAPH = True
 PRECISIONS = (Precision.FP16, Precision.FP32)
+COMPUTES_IN = (Precision.FP16,)
 SELF_CHECKING: tuple[str, ...] = ()
 
 _OLDEST, _NEWEST = (10, 1), 11
