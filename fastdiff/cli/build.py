@@ -71,7 +71,13 @@ def run(arguments: argparse.Namespace) -> None:
     progress = _Progress() if on_terminal() else None
     try:
         if replace:
-            summary = refit_engine(arguments.checkpoint, arguments.output, progress=progress)
+            summary = refit_engine(
+                arguments.checkpoint,
+                arguments.output,
+                target=None if arguments.target == "auto" else arguments.target,
+                precision=None if arguments.precision == "fp32" else arguments.precision,
+                progress=progress,
+            )
         else:
             summary = build_engine(
                 arguments.checkpoint,
@@ -104,9 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _settled(arguments: argparse.Namespace) -> str:
     """The first option given of those that an existing engine has settled already."""
-    settled = ("height", "width", "batch", "memory")
-    defaults = {"height": None, "width": None, "batch": 1, "memory": 2.0}
-    return next((f"--{name}" for name in settled if getattr(arguments, name) != defaults[name]), "")
+    defaults = {"height": None, "width": None, "batch": 1, "memory": 2.0, "device": None}
+    return next((f"--{name}" for name, value in defaults.items() if getattr(arguments, name) != value), "")
 
 
 class _Progress:

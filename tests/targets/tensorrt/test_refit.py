@@ -139,6 +139,16 @@ def test_target_that_cannot(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("target", "precision"), [("onnxruntime", None), (None, "bf16")])
+def test_target_and_precision_are_the_engines(
+    engine: Path, tiny_checkpoint: Path, target: str | None, precision: str | None
+) -> None:
+    found = "tensorrt" if target else "fp16"
+    words = f"of text_encoder is {found}, not {target or precision}: leave --(target|precision) out"
+    with pytest.raises(InputError, match=words):
+        refit_engine(tiny_checkpoint, engine, target=target, precision=precision)
+
+
 @pytest.mark.parametrize("option", [("--height", "48"), ("--batch", "2")])
 def test_options_that_refitting_cannot_change(
     engine: Path, tiny_checkpoint: Path, option: tuple[str, str], capsys: pytest.CaptureFixture[str]
