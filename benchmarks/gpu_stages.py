@@ -148,9 +148,9 @@ def compile_(keep: Path, quick: bool) -> None:
     """torch.compile beside the engines of the stages before, in the same turns: last, as it takes minutes."""
     requests = []
     for name in ("scenes", "sd15-unet", "sdxl-vae-decoder", "sdxl-unet"):
-        targets = (
-            () if any(keep.glob(f"*/engine-*{name.split('-', 1)[-1].replace('-', '_')}*.fd")) else ("none",)
-        )
+        folder, module = (keep / "model-0", "unet") if name == "scenes" else (keep / name, "")
+        built = any(folder.glob(f"engine-*-{module}*.fd/engine.json"))
+        targets = () if built else ("none",)  # what could not be built is not tried again
         modules = ("unet",) if name == "scenes" else None
         requests.append(_request(name, ("run",), modules=modules, against=("inductor",), targets=targets))
     _measure(keep, *requests)

@@ -115,8 +115,8 @@ def table(status: Mapping[str, Mapping[str, Any]], files: list[str]) -> str:
     lines = [
         "# What has run on a GPU",
         "",
-        "Written by `python benchmarks/gpu_status.py`; each line is the last time that all tests of a feature",
-        "passed in `benchmarks/gpu_suite.py`.",
+        "Written by `python benchmarks/gpu_status.py`; each line is the last time that all tests of a",
+        "feature passed in `benchmarks/gpu_suite.py`.",
         "",
         "| feature | commit | GPU | date | tests |",
         "|---|---|---|---|---|",
@@ -128,7 +128,7 @@ def table(status: Mapping[str, Mapping[str, Any]], files: list[str]) -> str:
             cells = (str(found["commit"])[:12], found["gpu"], found["date"], found["tests"])
         else:
             cells = ("never run", "", "", "")
-        lines.append(f"| {name} | {' | '.join(map(str, cells))} |".replace("|  |", "| |"))
+        lines.append(" ".join(f"| {cell}".rstrip() for cell in (name, *cells)) + " |")
     return "\n".join(lines) + "\n"
 
 

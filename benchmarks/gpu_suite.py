@@ -116,7 +116,7 @@ def run_stage(stage: Stage, seconds: float, log: Path, say: Callable[[str], None
 
 
 def _copy(stream: Any, log: Path, name: str, say: Callable[[str], None]) -> None:
-    with log.open("wb") as file:
+    with stream, log.open("wb") as file:
         for line in iter(stream.readline, b""):
             file.write(line)
             file.flush()

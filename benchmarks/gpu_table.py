@@ -110,7 +110,7 @@ def _label(case: dict[str, Any]) -> str:
 def failures(found: dict[str, Any]) -> str:
     """Tracebacks of failed tests, then the ends of the logs of stages that did not end well."""
     parts = []
-    for name, outcome in found.items():
+    for outcome in found.values():
         for test, result in ((outcome.get("result") or {}).get("tests") or {}).items():
             if result["outcome"] not in ("passed", "skipped"):
                 parts.append(f"=== {test}: {result['outcome']}\n{result.get('text', '')}\n")
