@@ -36,11 +36,12 @@ class Request:
     """What to measure.
 
     ``models``: shipped names, diffusers folders, published configurations, engine folders. ``targets``:
-    fastdiff's own that are built and measured, the first one being what ratios refer to; empty means ``auto``
-    for a model without an engine, on a GPU all that run there; ``none`` none. ``against``: peers, None meaning all that are installed. ``modules`` None
-    means what the model is for; ``sizes`` are picture pixels (height, width), empty meaning the model's own;
-    ``batch`` None means 2 where guidance doubles it, else 1. ``kinds`` None means ``run``, and for models
-    that make pictures ``picture`` and ``cold`` too.
+    fastdiff's own that are built and measured, the first one being what ratios refer to; empty means, for a
+    model without an engine, ``auto``, on a GPU all that run there; ``none`` is none. ``against``: peers, None
+    meaning all that are installed. ``devices`` is one: cpu or cuda. ``modules`` None means what the model is
+    for; ``sizes`` are picture pixels (height, width), empty meaning the model's own; ``batch`` None means 2
+    where guidance doubles it, else 1. ``kinds`` None means ``run``, and for models that make pictures
+    ``picture`` and ``cold`` too.
     """
 
     models: tuple[str, ...]
