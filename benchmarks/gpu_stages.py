@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -50,8 +51,16 @@ def build(keep: Path, quick: bool) -> None:
 
 def gpu_test_files() -> list[Path]:
     """Test files that have tests marked ``gpu``."""
-    found = sorted((ROOT / "tests").rglob("test_*.py"))
-    return [path for path in found if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
+    return [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if _has_gpu_tests(path)]
+
+
+def _has_gpu_tests(path: Path) -> bool:
+    """Whether a file has the mark, or uses the fixture ``device`` of a folder whose conftest has it."""
+    text, conftest = path.read_text(encoding="utf-8"), path.with_name("conftest.py")
+    if "mark.gpu" in text:
+        return True
+    shared = conftest.is_file() and "mark.gpu" in conftest.read_text(encoding="utf-8")
+    return shared and re.search(r"\bdevice: str\b", text) is not None
 
 
 def tests(keep: Path, quick: bool) -> None:

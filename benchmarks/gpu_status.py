@@ -47,11 +47,9 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     ),
     "target `cuda`": (
         "tests/targets/cuda/test_target*.py",
-        "tests/targets/cuda/test_compiler*.py",
-        "tests/targets/cuda/test_executor*.py",
-        "tests/targets/cuda/test_session*.py",
-        "tests/targets/cuda/test_implementations*.py",
-        "tests/targets/cuda/test_file*.py",
+        "tests/targets/cuda/test_engine*.py",
+        "tests/targets/cuda/test_choices*.py",
+        "tests/kernels/triton/test_binaries*.py",
     ),
     "CUDA graphs and the loop": (
         "tests/targets/cuda/test_graphs*.py",

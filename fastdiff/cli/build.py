@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="NAME",
         default="auto",
-        help="auto, native, cuda, onnxruntime, tensorrt or torch (default: auto, which is cuda where there is an "
-        "NVIDIA GPU, else native)",
+        help="auto, native, cuda, onnxruntime, tensorrt or torch (default: auto: cuda where there is "
+        "an NVIDIA GPU, else native)",
     )
     parser.add_argument(
         "--precision",
