@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
     finally:
         if progress is not None:
             progress.close()
-    chosen = f"auto chose {summary.target}" if arguments.target == "auto" else summary.target
+    chosen = f"auto chose {summary.target}" if arguments.target == "auto" and not replace else summary.target
     print(f"{summary.path}: target {chosen}, {summary.precision.value}, hash {summary.engine_hash[:16]}")
     print(f"{'module':<14} {'target':<12} {'size':>9} {'error':>9} {'seconds':>8}")
     for module in summary.modules:
