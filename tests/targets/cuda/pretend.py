@@ -15,6 +15,7 @@ from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, cuda
 from fastdiff.targets.cuda import compiler, session
 from fastdiff.targets.cuda.compiler import Machine
+from fastdiff.targets.gpu import Gpu
 
 __all__ = ["pretended_gpu"]
 
@@ -37,8 +38,7 @@ def pretended_gpu() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "availability", lambda: Availability(True, "a pretended GPU"))
-        patch.setattr(cuda, "mismatch", lambda entry: None)
-        patch.setattr(cuda, "_gpus", lambda: 1)
+        patch.setattr(cuda, "find_gpus", lambda: ((Gpu(0, "a pretended GPU", "9.0"),), ""))
         patch.setattr(compiler.Machine, "here", staticmethod(lambda: Machine(cpu, 0, _once)))
         patch.setattr(session, "open_session", on_cpu)
         for module in (build, verify):
