@@ -187,7 +187,12 @@ def _measure(keep: Path, *requests: Any) -> None:
             print(f"{name} is not installed: what needs it is skipped")
     for request in requests:
         try:
-            report = run_suite([request], lambda what, done, total: print(what), keep=keep)
+            report = run_suite(
+                [request],
+                lambda what, done, total: print(what),
+                keep=keep,
+                each=lambda part: save({"reports": [*reports, asdict(part)], "problems": problems}),
+            )
             reports.append(asdict(report))
         except Exception:  # noqa: BLE001 (whatever it is, the next request is measured)
             traceback.print_exc()
