@@ -66,7 +66,7 @@ def test_nvrtc_compiles(op: str) -> None:
     """
     pytest.importorskip("cuda.core")
     names = compiler.architectures(op)
-    for name in names if resources.nvcc() is None else (names[0], names[3]):
+    for name in names if resources.nvcc() is None else names[3:4]:
         program = compiler.compile_source((FOLDER / f"{op}.cu").read_text(), f"sm_{name}", name=f"{op}.cu")
         assert program.startswith(b"\x7fELF")
 
