@@ -32,7 +32,7 @@ _granted: dict[tuple[Any, int], int] = {}
 
 def architecture(device: int | None = None) -> str:
     """The architecture of a GPU, the current one by default, as the compilers call it: "sm_90"."""
-    if not torch.cuda.is_initialized() and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise TargetError(
             "CUDA kernels: PyTorch finds no NVIDIA GPU; run where torch.cuda.is_available() is true"
         )
