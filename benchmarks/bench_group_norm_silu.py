@@ -64,6 +64,7 @@ def main() -> None:
 def on_gpu(json: Path | None) -> None:
     import gpu
 
+    from fastdiff.kernels.cuda import group_norm_silu as cuda
     from fastdiff.kernels.triton.group_norm_silu import add_group_norm_silu, configs
     from fastdiff.kernels.triton.group_norm_silu import group_norm_silu as fused
 
@@ -92,6 +93,9 @@ def on_gpu(json: Path | None) -> None:
         def run(config):
             return lambda *tensors: fused(*tensors, 32, config=config)
 
+        def own(plan):
+            return lambda *tensors: cuda.group_norm_silu(*tensors, 32, config=plan)
+
         def run_sum(config):
             return lambda *tensors: add_group_norm_silu(*tensors, 32, config=config)
 
@@ -108,9 +112,13 @@ def on_gpu(json: Path | None) -> None:
             ),
         ):
             sets = gpu.rotation(inputs)
+            functions = {f"Triton {i}": wrap(config) for i, config in enumerate(tilings)}
+            if not name:
+                plans = cuda.configs(n, h * w, c, 32, 2, True, cuda.gpu_of(torch.cuda.current_device()))
+                functions |= {f"CUDA C++ {i} {plan.kind}": own(plan) for i, plan in enumerate(plans)}
             rows += gpu.compare(
                 f"{n}, {h}, {w}, {c}{name}",
-                {**{f"Triton {i}": wrap(config) for i, config in enumerate(tilings)}, "PyTorch": peer},
+                {**functions, "PyTorch": peer},
                 sets,
                 wanted(*(x.double() for x in sets[0]), 32),
                 GPU_TOLERANCE,

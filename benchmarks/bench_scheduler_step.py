@@ -75,6 +75,7 @@ def main() -> None:
 def on_gpu(json: Path | None) -> None:
     import gpu
 
+    from fastdiff.kernels.cuda import scheduler_step as cuda
     from fastdiff.kernels.triton.scheduler_step import configs
     from fastdiff.kernels.triton.scheduler_step import scheduler_step as fused
     from fastdiff.kernels.triton.table_step import configs as table_configs
@@ -105,6 +106,7 @@ def on_gpu(json: Path | None) -> None:
                 f"{'x'.join(map(str, shape))} {label}",
                 {
                     **{f"Triton {i}": run(config) for i, config in enumerate(configs())},
+                    "CUDA C++": cuda.scheduler_step,
                     "PyTorch": reference.scheduler_step,
                 },
                 inputs,
@@ -134,7 +136,10 @@ def on_gpu(json: Path | None) -> None:
         element = sets[0][0].numel()
         rows += gpu.compare(
             f"{'x'.join(map(str, shape))} table, with copies",
-            {f"Triton {i}": run_table(config) for i, config in enumerate(table_configs())},
+            {
+                **{f"Triton {i}": run_table(config) for i, config in enumerate(table_configs())},
+                "CUDA C++": cuda.table_step,  # which writes new tensors when it is not told where
+            },
             sets,
             wanted,
             5e-4,  # the model's next input is rounded to fp16
