@@ -202,7 +202,7 @@ def test_without_a_gpu_it_says_what_is_missing(tmp_path: Path) -> None:
     if cuda.availability().ok:
         pytest.skip("this machine has a GPU")
     available = cuda.availability()
-    assert "GPU" in available.reason
+    assert "NVIDIA" in available.reason
     assert available.fix
     entry = entry_of("sd15", ("unet.cuda.json",), Precision.FP16)
     with pytest.raises(TargetError, match="target 'cuda' cannot run here: "):
