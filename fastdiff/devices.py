@@ -13,6 +13,7 @@ __all__ = [
     "Device",
     "check_device",
     "check_devices",
+    "default_device",
     "device_name",
     "gpu_number",
     "parse_devices",
@@ -39,6 +40,13 @@ def _parse(word: str) -> Device:
 def device_name(device: Device) -> str:
     """As messages have it."""
     return "CPU" if device == "cpu" else f"GPU {device}"
+
+
+def default_device(manifest: Manifest) -> Device:
+    """What an engine runs on when nobody says: the first GPU if it needs one."""
+    from fastdiff.targets import runs_on_gpu
+
+    return 0 if any(runs_on_gpu(entry) for entry in manifest.modules.values()) else "cpu"
 
 
 def gpu_number(device: Device | None) -> int | None:

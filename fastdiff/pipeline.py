@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
-from fastdiff.devices import Device, check_devices, share_threads
+from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import FastdiffWarning, NumericError
 from fastdiff.inputs import check_shapes, default_sampler, unit_noise
@@ -92,8 +92,7 @@ class Pipeline:
         self._others: Modules | None = None
         own_threads = threads
         if guidance_device is not None:
-            if device is None:
-                device = "cpu" if guidance_device == "cpu" else 0
+            device = default_device(engine.manifest) if device is None else device
             check_devices(engine.manifest, (device, guidance_device))
             own_threads, threads_beside = share_threads((device, guidance_device), threads)
             self._others = Modules(engine, threads, guidance_device, threads_beside)

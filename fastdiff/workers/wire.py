@@ -31,7 +31,7 @@ _DTYPES = ("float32", "uint8")
 
 def send(stream: BinaryIO, body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
     """Write a message. Raises ValueError for an array of another dtype, OSError when nobody reads."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
     described = [[name, _dtype(str(array.dtype)).name, array.shape] for name, array in contiguous.items()]
     header = json.dumps({"body": body, "arrays": described}).encode()
     stream.write(_LENGTH.pack(len(header)) + header)
