@@ -12,6 +12,7 @@ import pytest
 import fastdiff
 from fastdiff.denoise import Denoiser, SplitDenoiser
 from fastdiff.devices import Device, check_devices, parse_devices, share_threads
+from fastdiff.engine_dir import open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError, TargetError
 from fastdiff.manifest import Manifest
 from fastdiff.samplers import SAMPLERS, BatchRows, Generator, NoiseSchedule, make_table
@@ -228,6 +229,27 @@ def test_gpu_one_device_in_a_process_of_its_own(scenes_cuda_engine: Path, eta: f
         found = pool(PROMPT, **call)
     # halves: what other kernels for another batch round differently grows over the steps
     assert min(map(psnr, found.images, wanted.images)) >= 30
+
+
+@pytest.mark.gpu
+def test_gpu_halves_in_two_threads(scenes_cuda_engine: Path) -> None:
+    """Both sessions on one GPU, where they take turns: what threads change shows with one GPU as well."""
+    engine = open_engine(scenes_cuda_engine, device=0)
+    hidden = engine.manifest.model.hidden_size
+    rng = np.random.default_rng(0)
+    conditional, unconditional = (
+        rng.standard_normal((2, engine.manifest.model.max_tokens, hidden)).astype(np.float32)
+        for _ in range(2)
+    )
+    start = rng.standard_normal((2, engine.manifest.model.latent_channels, 16, 24)).astype(np.float32)
+    table = make_table("ddim", NoiseSchedule.from_config(engine.manifest.scheduler), 6)
+    first, other = (engine.open_module("unet", None, 0) for _ in range(2))
+    with first, other:
+        split = SplitDenoiser(first, other, conditional, unconditional)
+        found = [split.run(table, start, 2.0, Generator(0), None) for _ in range(2)]
+        wanted = Denoiser(first, conditional, unconditional).run(table, start, 2.0, Generator(0), None)
+    assert_close(found[1], found[0], max_abs=0.0, label="replayed")
+    assert_close(found[0], wanted, rel_l2=2e-2)
 
 
 @pytest.mark.gpu

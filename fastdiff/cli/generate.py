@@ -41,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
     )
-    parser.add_argument(
-        "--num", metavar="N", type=whole, default=1, help="pictures in one batch (default: 1)"
-    )
+    parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
     parser.add_argument("--height", metavar="H", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--width", metavar="W", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--eta", metavar="E", type=number, default=0.0, help="η of ddim, 0 to 1 (default: 0)")

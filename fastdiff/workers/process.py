@@ -175,7 +175,8 @@ class _Worker:
             )
         kind = getattr(errors, body["kind"], None) if body["kind"] else None
         text = body["error"]
-        named = text if text.startswith(f"{self._place.name} ") else f"{self._place.name}: {text}"
+        name = self._place.name
+        named = text if text.startswith((f"{name} ", f"{name}:")) else f"{name}: {text}"
         if kind is not None and issubclass(kind, FastdiffError):
             raise kind(named)
         raise TargetError(named)

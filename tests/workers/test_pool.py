@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,15 +262,10 @@ def test_an_error_of_a_process_keeps_its_kind_and_names_the_device(
 def test_an_engine_that_was_built_again_meanwhile(tiny_native_engine: Path) -> None:
     with fastdiff.load_many(tiny_native_engine, ["cpu"], threads=1) as pool:
         pool.close()
-        pool.engine = type(pool.engine)(pool.engine.path, _changed(pool.engine.manifest))
+        changed = replace(pool.engine.manifest, provenance={})
+        pool.engine = type(pool.engine)(pool.engine.path, changed)
         with pytest.raises(EngineMismatchError, match="built again meanwhile"):
             pool("a", steps=1, seed=0)
-
-
-def _changed(manifest: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(manifest, provenance={**manifest.provenance, "note": "another"})
 
 
 def test_processes_die_with_a_parent_that_is_killed(
