@@ -83,6 +83,13 @@ class BuildWithCMake(build_ext):
         if not self.inplace:
             self.copy_cuda_sources(destination / "kernels" / "cuda" / "src")
 
+    def copy_extensions_to_source(self) -> None:
+        """Of an editable installation: the fat binaries go beside the extension into the checkout."""
+        super().copy_extensions_to_source()
+        folder = Path("fastdiff") / "kernels" / "cuda"
+        for built in (Path(self.build_lib) / folder).glob("*.fatbin*"):
+            shutil.copy2(built, ROOT / folder / built.name)
+
     def copy_cuda_sources(self, folder: Path) -> None:
         """For NVRTC, in a package that is installed apart from ``csrc/``."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ def on_gpu(json: Path | None) -> None:
     import gpu
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    from fastdiff.kernels.cuda import attention as cuda
     from fastdiff.kernels.triton.attention import attention, configs
     from fastdiff.kernels.triton.launch import architecture
 
@@ -100,6 +101,9 @@ def on_gpu(json: Path | None) -> None:
         def triton(config, heads=heads, scale=scale):
             return lambda q, k, v: attention(q, k, v, heads, scale, config=config)
 
+        def own(rows, heads=heads, scale=scale):
+            return lambda q, k, v: cuda.attention(q, k, v, heads, scale, config=rows)
+
         def peer(backend, heads=heads, scale=scale):
             def run(*tensors):
                 split = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in tensors)
@@ -112,6 +116,10 @@ def on_gpu(json: Path | None) -> None:
         inputs = gpu.rotation(make)
         tilings = configs(size, size, n, m, torch.float16, architecture(inputs[0][0]))
         functions = {f"Triton {i}": triton(config) for i, config in enumerate(tilings)}
+        functions |= {
+            f"CUDA C++ {rows}": own(rows)
+            for rows in cuda.TILINGS.get(size, ())  # the head sizes that it is compiled for
+        }
         functions |= {name: peer(backend) for name, backend in backends.items()}
         wanted = reference.attention(*(x.double() for x in inputs[0]), heads, scale)
         rows += gpu.compare(

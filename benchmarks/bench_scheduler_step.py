@@ -1,6 +1,8 @@
-"""scheduler_step beside PyTorch eager, one thread each, at latent sizes.
+"""scheduler_step beside PyTorch eager, at latent sizes.
 
-``python benchmarks/bench_scheduler_step.py [--rounds N]``
+``python benchmarks/bench_scheduler_step.py [--rounds N]``: one thread each
+``python benchmarks/bench_scheduler_step.py --device cuda [--json FILE]``: the Triton kernels, scheduler_step
+in float32 and table_step with an fp16 model, each of their tilings, beside the reference in PyTorch
 
 Each row is verified against the reference in float64 first. GB/s counts every input read once and both
 outputs written once; "of copy" is its share of a plain copy of as many bytes, from the same turns. Times are
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,9 +62,103 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=31)
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", type=Path, help="with --device cuda: write the rows there")
+    arguments = parser.parse_args()
     torch.set_grad_enabled(False)
+    if arguments.device == "cuda":
+        on_gpu(arguments.json)
+    else:
+        on_cpu(arguments.rounds)
+
+
+def on_gpu(json: Path | None) -> None:
+    import gpu
+
+    from fastdiff.kernels.cuda import scheduler_step as cuda
+    from fastdiff.kernels.triton.scheduler_step import configs
+    from fastdiff.kernels.triton.scheduler_step import scheduler_step as fused
+    from fastdiff.kernels.triton.table_step import configs as table_configs
+    from fastdiff.kernels.triton.table_step import table_step
+
+    gpu.describe_gpu()  # exits where there is no GPU
+    rng = np.random.default_rng(0)
+    gpu.header()
+    rows = []
+
+    def tensors(value: object) -> object:
+        if isinstance(value, list):
+            return [tensors(item) for item in value]
+        return torch.from_numpy(value).cuda() if isinstance(value, np.ndarray) else value
+
+    for shape in SHAPES:
+        for label, has_guidance, history_count, with_noise in STEPS:
+
+            def make(shape=shape, rest=(has_guidance, history_count, with_noise)):
+                return tuple(tensors(arguments_of_step(rng, shape, *rest)))
+
+            def run(config):
+                return lambda *given: fused(*given, config=config)
+
+            inputs = gpu.rotation(make)
+            wanted = reference.scheduler_step(*(to_double(value) for value in inputs[0]))
+            rows += gpu.compare(
+                f"{'x'.join(map(str, shape))} {label}",
+                {
+                    **{f"Triton {i}": run(config) for i, config in enumerate(configs())},
+                    "CUDA C++": cuda.scheduler_step,
+                    "PyTorch": reference.scheduler_step,
+                },
+                inputs,
+                wanted,
+                TOLERANCE,
+                moved=inputs[0][0].nbytes * (4 + has_guidance + history_count + with_noise),
+                peers=["PyTorch"],
+            )
+
+        def make_table(shape=shape):
+            columns = torch.rand(20, len(reference.TABLE_COLUMNS) + 2, device="cuda")
+            columns[:, reference.TABLE_COLUMNS.index("clip_weight")] = 0.0
+            saves = torch.tensor([[-1, 0], [-1, 1]] * 10, dtype=torch.int32, device="cuda")
+            output = torch.randn(2 * shape[0], *shape[1:], device="cuda").half()
+            slots = torch.randn(2, *shape, device="cuda")
+            counter = torch.ones(1, dtype=torch.int32, device="cuda")
+            return torch.randn(shape, device="cuda"), output, slots, columns, saves, counter, True
+
+        def run_table(config):
+            # In place, and compared by its first call's results: the arguments stay as they were.
+            return lambda x, output, slots, *rest: table_step(
+                x.clone(), output, slots.clone(), *rest, config=config
+            )
+
+        sets = gpu.rotation(make_table)
+        wanted = reference.table_step(*(to_double(value) for value in sets[0]))
+        element = sets[0][0].numel()
+        rows += gpu.compare(
+            f"{'x'.join(map(str, shape))} table, with copies",
+            {
+                **{f"Triton {i}": run_table(config) for i, config in enumerate(table_configs())},
+                "CUDA C++": cuda.table_step,  # which writes new tensors when it is not told where
+            },
+            sets,
+            wanted,
+            5e-4,  # the model's next input is rounded to fp16
+            moved=element * (4 + 2 * 2 + 2 * 4 + 4 + 4 + 2 * 2),
+        )
+    gpu.save(json, rows)
+
+
+def to_double(value: object) -> object:
+    """Floating tensors in float64, also in a list; all else as it is."""
+    if isinstance(value, list):
+        return [to_double(item) for item in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.double() if value.is_floating_point() else value
+
+
+def on_cpu(rounds: int) -> None:
+    torch.set_num_threads(1)
     rng = np.random.default_rng(0)
 
     print(describe(threads=1))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +56,7 @@ class Report:
     memory: dict[str, int]
     gpus: tuple[Gpu, ...]
     gpu_note: str
+    gpu_software: dict[str, dict[str, Any]]
     targets: dict[str, dict[str, Any]]
     libraries: dict[str, dict[str, str | None]]
     temporary_folder: dict[str, Any]
@@ -91,6 +94,7 @@ def examine() -> Report:
         memory=_memory(),
         gpus=gpus,
         gpu_note=note,
+        gpu_software=_gpu_software(),
         targets=targets,
         libraries=libraries,
         temporary_folder=temporary,
@@ -158,6 +162,47 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
     if Path("/proc/driver/nvidia").exists() or tool is not None:
         return (), "an NVIDIA driver is installed but shows no GPU: check nvidia-smi"
     return (), "no NVIDIA driver: engines run on the CPU"
+
+
+def _gpu_software() -> dict[str, dict[str, Any]]:
+    """What engines on a GPU need besides its driver: whether it is there, what was found, how to get it."""
+    found: dict[str, tuple[bool, str, str]] = {}
+    wheel = "install PyTorch's build for CUDA"
+    version, cuda = _version("torch"), _torch_cuda()
+    if version is None:
+        found["torch"] = (False, "not installed", wheel)
+    elif cuda is None:
+        found["torch"] = (False, f"{version}, a build without CUDA", wheel)
+    else:
+        found["torch"] = (True, f"{version}, built for CUDA {cuda}", "")
+    for package in ("triton", "cuda-core"):
+        version = _version(package)
+        found[package] = (version is not None, version or "not installed", "pip install 'fastdiff[cuda]'")
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    found["nvcc"] = (
+        nvcc is not None,
+        nvcc or "not found",
+        "only building needs it: install the CUDA toolkit",
+    )
+    binaries = sorted((Path(__file__).parent / "kernels" / "cuda").glob("*.fatbin"))
+    names = ", ".join(path.stem for path in binaries)
+    absent = "none, kernels are compiled by NVRTC when they are first used"
+    found["fat binaries"] = (bool(binaries), names or absent, "install fastdiff where nvcc is")
+    return {
+        name: {"ok": ok, "reason": reason, "fix": "" if ok else fix}
+        for name, (ok, reason, fix) in found.items()
+    }
+
+
+def _torch_cuda() -> str | None:
+    """The CUDA version that the installed PyTorch was built for, read from its files; None for none."""
+    with contextlib.suppress(OSError, ImportError, ValueError):
+        spec = importlib.util.find_spec("torch")
+        if spec is not None and spec.origin is not None:
+            text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+            match = re.search(r"^cuda\b[^=\n]*= *'([0-9.]+)'", text, re.MULTILINE)
+            return match[1] if match else None
+    return None
 
 
 def _targets() -> dict[str, dict[str, Any]]:

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import load_checkpoint
-from fastdiff.build.modules import ModuleSpec, module_spec, module_wrapper
+from fastdiff.build.modules import ModuleSpec, module_spec, module_wrapper, part_class
 from fastdiff.build.passes import FUSIONS, PASSES, run_passes
 from fastdiff.config import MODULES, ModelSpec, SizeRange, TensorSpec
 
 __all__ = ["MODELS", "PUBLISHED", "VOCABULARY", "captured_part", "fused", "model", "sizes_of"]
+
+# diffusers' where it is installed; without it those of fastdiff/build/plain, which equal them
+UNet2DConditionModel, AutoencoderKL = part_class("unet"), part_class("vae")
 
 VOCABULARY = 60
 LATENT = TensorSpec("sample", "float32", ("batch", 4, "height", "width"))
@@ -167,6 +169,8 @@ def clip_pooled_by_largest() -> CapturedModule:
 
 def _pixels(**options: Any) -> CapturedModule:
     """A U-Net on pixels with attention blocks of its own kind, twice the output channels, and classes."""
+    from diffusers import UNet2DModel
+
     model = UNet2DModel(
         sample_size=32,
         in_channels=3,

@@ -54,6 +54,28 @@ def test_gpus_come_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.gpu_note == ""
 
 
+def test_software_for_gpus_is_there_or_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for part in doctor.examine().gpu_software.values():
+        assert part["reason"]
+        assert part["ok"] == (not part["fix"])
+
+    def torch_of(cuda: str) -> dict[str, object]:
+        (tmp_path / "version.py").write_text(f"__version__ = '2.11.0'\ncuda: str | None = {cuda}\n")
+        return doctor.examine().gpu_software["torch"]
+
+    class Spec:
+        origin = str(tmp_path / "__init__.py")
+
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: Spec)
+    monkeypatch.setattr(doctor, "_version", lambda name: "2.11.0")
+    assert torch_of("'13.0'") == {"ok": True, "reason": "2.11.0, built for CUDA 13.0", "fix": ""}
+    assert "without CUDA" in str(torch_of("None")["reason"])
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    assert doctor.examine().gpu_software["torch"]["reason"] == "not installed"
+
+
 def test_a_driver_that_hangs_or_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(command: list[str], **options: object) -> None:
         raise subprocess.TimeoutExpired(command, 10)

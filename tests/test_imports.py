@@ -131,13 +131,10 @@ def test_imports_stay_where_they_belong(path: Path) -> None:
             )
 
 
-_COMING = ("kernels/cuda", "kernels/triton", "targets/cuda")
-
-
 @pytest.mark.smoke
 def test_rules_name_files_that_exist() -> None:
     for place in ALLOWED:
-        assert (PACKAGE / place).exists() or place in _COMING, place
+        assert (PACKAGE / place).exists(), place
 
 
 @pytest.mark.smoke

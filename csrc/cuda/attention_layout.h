@@ -19,11 +19,9 @@
 
 #ifdef __CUDACC__
 #define FASTDIFF_DEVICE __device__ __forceinline__
-#define FASTDIFF_UNROLL _Pragma("unroll")
 #define FASTDIFF_NO_UNROLL _Pragma("unroll 1")
 #else
 #define FASTDIFF_DEVICE inline
-#define FASTDIFF_UNROLL
 #define FASTDIFF_NO_UNROLL
 #endif
 

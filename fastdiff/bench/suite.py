@@ -36,11 +36,12 @@ class Request:
     """What to measure.
 
     ``models``: shipped names, diffusers folders, published configurations, engine folders. ``targets``:
-    fastdiff's own that are built and measured, the first one being what ratios refer to; empty means ``auto``
-    for a model without an engine, on a GPU all that run there; ``none`` none. ``against``: peers, None meaning all that are installed. ``modules`` None
-    means what the model is for; ``sizes`` are picture pixels (height, width), empty meaning the model's own;
-    ``batch`` None means 2 where guidance doubles it, else 1. ``kinds`` None means ``run``, and for models
-    that make pictures ``picture`` and ``cold`` too.
+    fastdiff's own that are built and measured, the first one being what ratios refer to; empty means, for a
+    model without an engine, ``auto``, on a GPU all that run there; ``none`` is none. ``against``: peers, None
+    meaning all that are installed. ``devices`` is one: cpu or cuda. ``modules`` None means what the model is
+    for; ``sizes`` are picture pixels (height, width), empty meaning the model's own; ``batch`` None means 2
+    where guidance doubles it, else 1. ``kinds`` None means ``run``, and for models that make pictures
+    ``picture`` and ``cold`` too.
     """
 
     models: tuple[str, ...]
@@ -85,10 +86,13 @@ def check_request(request: Request) -> None:
 
 
 def run_suite(
-    requests: Sequence[Request], say: Say = lambda what, done, total: None, keep: Path | None = None
+    requests: Sequence[Request],
+    say: Say = lambda what, done, total: None,
+    keep: Path | None = None,
+    each: Callable[[Report], None] | None = None,
 ) -> Report:
     """Measure everything that the requests mean, one after another; a report of one run. In the folder
-    ``keep`` weights and engines stay for the next run with it.
+    ``keep`` weights and engines stay for the next run with it; ``each`` gets what is there after every case.
 
     A contestant that cannot be built or run, or whose results disagree, is in the report with the reason;
     all are where PyTorch itself gives no finite result to compare with. Raises InputError, TargetError,
@@ -121,14 +125,19 @@ def run_suite(
                 say(f"{case.label}: {what}", index, len(cases))
 
             results.append(_Bench(request, model, case, threads, folder, tell).measure())
+            if each is not None:
+                each(_report(requests[0], threads, ceilings, results))
             if keep is None and (index + 1 == len(cases) or cases[index + 1][1] is not model):
                 model.clean()
         ceilings = ceilings.best(_ceilings(threads, folder, device))
-    pace = requests[0].pace
-    settings = {"rounds": pace.rounds, "seconds": pace.seconds, "devices": list(requests[0].devices)}
-    return Report(
-        (Run(**describe(threads, device), settings=settings, ceilings=ceilings, results=tuple(results)),)
-    )
+    return _report(requests[0], threads, ceilings, results)
+
+
+def _report(request: Request, threads: int, ceilings: Ceilings, results: Sequence[Result]) -> Report:
+    pace, (device,) = request.pace, request.devices
+    settings = {"rounds": pace.rounds, "seconds": pace.seconds, "devices": [device]}
+    run = Run(**describe(threads, device), settings=settings, ceilings=ceilings, results=tuple(results))
+    return Report((run,))
 
 
 def _ceilings(threads: int, folder: Path, device: str) -> Ceilings:

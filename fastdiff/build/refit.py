@@ -45,14 +45,20 @@ _ARCHITECTURE = (
 
 
 def refit_engine(
-    checkpoint: str | Path | Checkpoint, output: str | os.PathLike[str], *, progress: Progress | None = None
+    checkpoint: str | Path | Checkpoint,
+    output: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    precision: str | None = None,
+    progress: Progress | None = None,
 ) -> BuildSummary:
     """Replace the weights of the engine ``output`` by those of ``checkpoint``, and its tokenizer and
     scheduler.
 
-    Sizes, precision and tactics stay. Every module is verified against PyTorch again. Raises InputError for
-    an engine that was not built for it, EngineMismatchError for a checkpoint of another architecture, and
-    what ``build_engine`` raises. Whatever happens, ``output`` is either the new engine or the old one.
+    Sizes, target, precision and tactics stay; ``target`` and ``precision``, where given, are what they must
+    be. Every module is verified against PyTorch again. Raises InputError for an engine that was not built
+    for it, EngineMismatchError for a checkpoint of another architecture, and what ``build_engine`` raises.
+    Whatever happens, ``output`` is either the new engine or the old one.
     """
     started = time.perf_counter()
     engine = open_engine(output)
@@ -61,6 +67,12 @@ def refit_engine(
             raise InputError(
                 f"{engine.path}: {name} was not built to be refitted: build it again with --refit --force"
             )
+        for what, wanted in (("target", target), ("precision", precision)):
+            if wanted is not None and wanted != getattr(entry, what):
+                raise InputError(
+                    f"{engine.path}: {what} of {name} is {getattr(entry, what)}, not {wanted}: leave --{what}"
+                    " out, or build it again with --force"
+                )
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     model = _same_architecture(engine, source)
     with EngineWriter(output, force=True) as writer:

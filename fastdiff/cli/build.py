@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="NAME",
         default="auto",
-        help="auto, native, cuda, onnxruntime, tensorrt or torch (default: auto, which is cuda where there is an "
-        "NVIDIA GPU, else native)",
+        help="auto, native, cuda, onnxruntime, tensorrt or torch (default: auto: cuda where there is "
+        "an NVIDIA GPU, else native)",
     )
     parser.add_argument(
         "--precision",
@@ -71,7 +71,13 @@ def run(arguments: argparse.Namespace) -> None:
     progress = _Progress() if on_terminal() else None
     try:
         if replace:
-            summary = refit_engine(arguments.checkpoint, arguments.output, progress=progress)
+            summary = refit_engine(
+                arguments.checkpoint,
+                arguments.output,
+                target=None if arguments.target == "auto" else arguments.target,
+                precision=None if arguments.precision == "fp32" else arguments.precision,
+                progress=progress,
+            )
         else:
             summary = build_engine(
                 arguments.checkpoint,
@@ -90,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
     finally:
         if progress is not None:
             progress.close()
-    chosen = f"auto chose {summary.target}" if arguments.target == "auto" else summary.target
+    chosen = f"auto chose {summary.target}" if arguments.target == "auto" and not replace else summary.target
     print(f"{summary.path}: target {chosen}, {summary.precision.value}, hash {summary.engine_hash[:16]}")
     print(f"{'module':<14} {'target':<12} {'size':>9} {'error':>9} {'seconds':>8}")
     for module in summary.modules:
@@ -104,9 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _settled(arguments: argparse.Namespace) -> str:
     """The first option given of those that an existing engine has settled already."""
-    settled = ("height", "width", "batch", "memory")
-    defaults = {"height": None, "width": None, "batch": 1, "memory": 2.0}
-    return next((f"--{name}" for name in settled if getattr(arguments, name) != defaults[name]), "")
+    defaults = {"height": None, "width": None, "batch": 1, "memory": 2.0, "device": None}
+    return next((f"--{name}" for name, value in defaults.items() if getattr(arguments, name) != value), "")
 
 
 class _Progress:

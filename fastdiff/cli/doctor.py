@@ -56,11 +56,15 @@ def _lines(report: Report) -> list[str]:
     free = f"{byte_size(temporary['free'])} free" if temporary["writable"] else "cannot be written"
     rows["temporary files"] = f"{temporary['path']}, {free}"
     lines = [f"{key:<18}{value}" for key, value in rows.items()]
-    lines += ["", "targets"]
-    for name, target in report.targets.items():
-        state = "works" if target["ok"] else "no"
-        fix = f"; {target['fix']}" if target["fix"] and not target["ok"] else ""
-        lines.append(f"  {name:<14}  {state:<6} {target['reason']}{fix}")
+    for heading, parts, good in (
+        ("for GPUs", report.gpu_software, "there"),
+        ("targets", report.targets, "works"),
+    ):
+        lines += ["", heading]
+        for name, part in parts.items():
+            state = good if part["ok"] else "no"
+            fix = f"; {part['fix']}" if part["fix"] and not part["ok"] else ""
+            lines.append(f"  {name:<14}  {state:<6} {part['reason']}{fix}")
     lines += ["", "libraries"]
     for purpose, versions in report.libraries.items():
         listed = ", ".join(f"{name} {version or '—'}" for name, version in versions.items())

@@ -16,9 +16,11 @@ from torch import Tensor
 from fastdiff.kernels import reference
 
 __all__ = [
+    "add_group_norm_silu",
     "attention",
     "avg_pool2d",
     "conv2d",
+    "epilogue",
     "geglu",
     "group_norm_silu",
     "layer_norm",
@@ -37,9 +39,11 @@ def _register(op: str) -> Any:
     )
 
 
+add_group_norm_silu = _register("add_group_norm_silu")
 attention = _register("attention")
 avg_pool2d = _register("avg_pool2d")
 conv2d = _register("conv2d")
+epilogue = _register("epilogue")
 geglu = _register("geglu")
 group_norm_silu = _register("group_norm_silu")
 layer_norm = _register("layer_norm")
@@ -48,6 +52,21 @@ quick_gelu = _register("quick_gelu")
 scheduler_step = _register("scheduler_step")
 timestep_embedding = _register("timestep_embedding")
 upsample_nearest2d = _register("upsample_nearest2d")
+
+
+@add_group_norm_silu.register_fake  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor,
+    bias: Tensor | None,
+    vector: Tensor | None,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    num_groups: int,
+    *rest: object,
+) -> tuple[Tensor, Tensor]:
+    reference.check_add_group_norm_silu(x, bias, vector, residual, norm_weight, norm_bias, num_groups)
+    return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 @attention.register_fake  # type: ignore[untyped-decorator]
@@ -81,6 +100,19 @@ def _(
     height = (x.shape[1] * upsample + top + bottom - weight.shape[2]) // stride + 1
     width = (x.shape[2] * upsample + left + right - weight.shape[3]) // stride + 1
     return x.new_empty(x.shape[0], height, width, weight.shape[0])
+
+
+@epilogue.register_fake  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor,
+    bias: Tensor | None = None,
+    vector: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    *rest: object,
+) -> Tensor:
+    reference.check_epilogue(x, bias, vector, residual, activation)
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2 if activation == "geglu" else x.shape[-1])
 
 
 @geglu.register_fake  # type: ignore[untyped-decorator]

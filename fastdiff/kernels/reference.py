@@ -76,6 +76,7 @@ def add_group_norm_silu(
         total = total + vector.reshape(x.shape[0], *(1,) * (x.dim() - 2), x.shape[-1])
     if residual is not None:
         total = total + residual
+    total = total.contiguous()
     return total, group_norm_silu(total, norm_weight, norm_bias, num_groups, eps, silu)
 
 

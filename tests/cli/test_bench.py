@@ -58,7 +58,7 @@ def test_whole_pictures(
 
     What the machine can do at best is measured by the run above.
     """
-    monkeypatch.setattr(suite, "_ceilings", lambda threads, folder: Ceilings(1e11, 1e10))
+    monkeypatch.setattr(suite, "_ceilings", lambda threads, folder, device: Ceilings(1e11, 1e10))
     request = Request(
         (str(tiny_checkpoint), str(tiny_native_engine)),
         against=("torch", "onnxruntime"),

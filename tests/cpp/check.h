@@ -51,9 +51,9 @@ class Random {
 
 void test_isa();
 void test_attention();
+void test_cuda_attention();
 void test_cuda_group_norm_silu();
 void test_cuda_scheduler_step();
-void test_cuda_attention();
 void test_gemm();
 void test_group_norm_silu();
 void test_plan();

@@ -14,9 +14,9 @@ void fastdiff::tests::fail(const char* file, int line, const std::string& messag
 int main() {
     fastdiff::tests::test_isa();
     fastdiff::tests::test_attention();
+    fastdiff::tests::test_cuda_attention();
     fastdiff::tests::test_cuda_group_norm_silu();
     fastdiff::tests::test_cuda_scheduler_step();
-    fastdiff::tests::test_cuda_attention();
     fastdiff::tests::test_gemm();
     fastdiff::tests::test_group_norm_silu();
     fastdiff::tests::test_plan();

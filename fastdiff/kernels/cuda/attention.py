@@ -20,7 +20,7 @@ TILINGS = {40: {128: 4, 64: 4}, 64: {128: 4, 64: 4}, 80: {128: 4, 64: 4}, 160: {
 
 _SUFFIX = {torch.float16: "f16", torch.bfloat16: "bf16"}
 _MOST_BLOCKS = 65535
-"""Of a grid's second and third axis."""
+"""Of a grid's second axis."""
 _SMALLEST = 2.0**-126
 """Of normal floats: a hidden score, -∞, times a scale that became 0 would be no number."""
 
@@ -58,8 +58,10 @@ def attention(
         )
     if not 0 < scale < math.inf:
         raise InputError(f"scale: found {scale}, wanted a positive number")
-    if max(batch, num_heads) > _MOST_BLOCKS:
-        raise InputError(f"batch, num_heads: found {batch}, {num_heads}, wanted at most {_MOST_BLOCKS}")
+    if batch * num_heads > _MOST_BLOCKS:
+        raise InputError(
+            f"query: found {batch} batches of {num_heads} heads, wanted at most {_MOST_BLOCKS} heads"
+        )
     if out is None:
         out = torch.empty((batch, queries, width), dtype=query.dtype, device=query.device)
     tensors = {"query": query, "key": key, "value": value, "out": out}
@@ -76,12 +78,12 @@ def attention(
     rows = config or configs(size, queries, batch * num_heads, _multiprocessors(device))[0]
     run = kernel("attention", f"attention_{_SUFFIX[query.dtype]}_{size}_{rows}", architecture(device))
     arguments = (
-        *(query, key, value, out, queries, keys),
+        *(query, key, value, out, num_heads, queries, keys),
         *(tensor.stride(1) if tensor.shape[1] > 1 else 0 for tensor in tensors.values()),
         *(ctypes.c_int64(tensor.stride(0) if batch > 1 else 0) for tensor in tensors.values()),
         max(scale / math.log(2), _SMALLEST),
     )
-    launch(run, (-(-queries // rows), num_heads, batch), 32 * TILINGS[size][rows], arguments)
+    launch(run, (-(-queries // rows), batch * num_heads), 32 * TILINGS[size][rows], arguments)
     return out
 
 

@@ -98,9 +98,7 @@ def launch(
     device = stream.device.index if stream is not None else tensors[0].device.index if tensors else None
     if any(not tensor.is_cuda or tensor.device.index != device for tensor in tensors):
         places = ", ".join(sorted({str(tensor.device) for tensor in tensors}))
-        raise InputError(
-            f"tensors of a CUDA kernel: found them on {places}, wanted all on cuda:{device or 0}"
-        )
+        raise InputError(f"tensors of a CUDA kernel: found them on {places}, wanted all on one GPU")
     if device is None:
         device = torch.cuda.current_device()
     blocks = _three(grid)

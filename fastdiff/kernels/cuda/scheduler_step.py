@@ -38,9 +38,9 @@ class Draws:
     @staticmethod
     def after(generator: torch.Generator) -> Draws:
         """The draws that ``generator``, a CUDA generator, would make next; it does not move."""
-        seed = generator.initial_seed()
-        words = [seed - 2**64 if seed >= 2**63 else seed, generator.get_offset()]
-        return Draws(torch.tensor(words, dtype=torch.int64, device=generator.device))
+        # A CUDA generator's state is its seed and its offset, 8 bytes each.
+        words = generator.get_state().view(torch.int64)
+        return Draws(words.to(generator.device))
 
     def threads_for(self, size: int) -> int:
         """The number of threads that PyTorch takes for a draw of ``size``."""

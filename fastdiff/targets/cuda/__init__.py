@@ -15,6 +15,7 @@ from fastdiff.config import Precision
 from fastdiff.errors import EngineDamagedError, TargetError
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled, CompileOptions
+from fastdiff.targets.gpu import find_gpus
 from fastdiff.targets.session import Session
 
 if TYPE_CHECKING:
@@ -44,47 +45,44 @@ _OLDEST = (8, 0)
 
 
 def availability() -> Availability:
-    """Whether PyTorch and Triton are installed and an NVIDIA GPU of compute capability 8.0 or newer is there.
+    """Whether PyTorch for CUDA and Triton are installed and the first NVIDIA GPU is of 8.0 or newer.
 
-    Imports PyTorch only where the NVIDIA driver is installed.
+    Imports neither; the driver is asked.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         return Availability(False, f"not installed: {', '.join(missing)}", _INSTALL)
-    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists():
+    gpus, reason = find_gpus()
+    if not gpus:
+        return Availability(False, reason, "use --target native on this machine")
+    torch = importlib.metadata.version("torch")
+    if torch.endswith("+cpu"):
         return Availability(
-            False, "there is no NVIDIA GPU, or no driver for it", "use --target native on this machine"
+            False, f"PyTorch {torch} is built without CUDA", "install PyTorch for CUDA: pip install torch"
         )
-    import torch
-
-    if not torch.cuda.is_available():
+    gpu = gpus[0]
+    if _version(gpu.compute_capability) < _OLDEST:
         return Availability(
             False,
-            f"PyTorch {torch.__version__} finds no GPU",
-            "install a build of PyTorch for CUDA, or check nvidia-smi",
+            f"{gpu.name} has compute capability {gpu.compute_capability}, wanted 8.0 or newer",
+            "use --target native on this machine",
         )
-    capability = torch.cuda.get_device_capability()
-    name = torch.cuda.get_device_name()
-    if capability < _OLDEST:
-        found = ".".join(map(str, capability))
-        return Availability(
-            False, f"{name} has compute capability {found}, wanted 8.0 or newer", "use --target native"
-        )
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES[:2])
-    return Availability(True, f"{name}, {versions}")
+    return Availability(True, f"{gpu.name}, torch {torch}, triton {importlib.metadata.version('triton')}")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
 
 
 def mismatch(entry: ModuleEntry) -> str | None:
-    """What a module was built for, when that is another kind of GPU than the current one."""
-    import torch
-
+    """What a module was built for, when that is another kind of GPU than the first one here."""
     wanted = entry.requires.get("compute_capability")
-    found = ".".join(map(str, torch.cuda.get_device_capability()))
-    if wanted is None or wanted == found:
+    gpus, _ = find_gpus()
+    if wanted is None or not gpus or gpus[0].compute_capability == wanted:
         return None
     return (
         f"{entry.requires.get('gpu', 'a GPU')} (compute capability {wanted}), this machine has "
-        f"{torch.cuda.get_device_name()} ({found})"
+        f"{gpus[0].name} ({gpus[0].compute_capability})"
     )
 
 
@@ -109,7 +107,7 @@ def open(
 
     from fastdiff.targets.cuda.session import open_session
 
-    count = torch.cuda.device_count()
+    count = len(find_gpus()[0])
     if device is not None and not 0 <= device < count:
         raise TargetError(f"GPU {device}: there are {count}, numbered from 0")
     if not any(file == f"{name}.cuda.json" for file in entry.files):

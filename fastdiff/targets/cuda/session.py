@@ -54,6 +54,18 @@ class CudaSession(Session):
         results = self._call(arrays)
         return {spec.name: results[spec.name] for spec in self.outputs}
 
+    takes_tensors = True
+
+    def run_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A call on tensors that are on the device, of the declared dtypes and shapes, without waiting.
+
+        The results are float32 and valid until the next call.
+        """
+        if self._call is None:
+            raise InputError(f"{self.name} has been closed: open the engine again")
+        results = self._call.run_tensors(tensors)
+        return {spec.name: results[spec.name] for spec in self.outputs}
+
     def sample(
         self,
         table: StepTable,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
 
 __all__ = [
+    "COMPUTES_IN",
     "NEEDS_GRAPH",
     "PRECISIONS",
     "SELF_CHECKING",

@@ -192,13 +192,13 @@ def _made(what: str, make: Callable[[], T | None], monitor: _Monitor | None = No
     """What ``make`` returns; TensorRT returns None, or raises, for what it cannot make."""
     _LOG.errors.clear()
     try:
-        made = make()
+        made, failure = make(), ""
     except (RuntimeError, TypeError) as error:
-        raise TensorRtError(f"{what} cannot be made: {_reason() or error}") from error
+        made, failure = None, f": {error}"
     if monitor is not None and monitor.error is not None:
         raise monitor.error
     if made is None:
-        raise TensorRtError(f"{what} cannot be made{_reason(': ')}")
+        raise TensorRtError(f"{what} cannot be made{_reason(': ') or failure}")
     return made
 
 

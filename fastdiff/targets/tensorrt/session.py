@@ -71,13 +71,14 @@ class TensorRtSession(Session):
         }
         self._plans: OrderedDict[tuple[object, ...], _Plan] = OrderedDict()
         memory.attach()
-        try:
-            with self._ready():
-                self._stream = self._device.create_stream()
+        with self._ready():
+            self._stream = self._device.create_stream()
+            try:
                 memory.reserve(engine.memory(0))  # so that the modules' first pictures need not move it
-        except TargetError:
-            memory.detach()
-            raise
+            except TensorRtError:
+                self._device.destroy_stream(self._stream)
+                memory.detach()
+                raise
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         sizes = self._sizes(arrays)

@@ -44,14 +44,15 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Where a test's tensors live. Emulated, the wrappers run unchanged down to the launch."""
     if request.param == "cuda":
         return "cuda"
-    from fastdiff.kernels.cuda import group_norm_silu, scheduler_step
+    from fastdiff.kernels.cuda import attention, group_norm_silu, scheduler_step
 
     folder: Path = request.getfixturevalue("build")
     launch = emulated_launch(ctypes.CDLL(str(folder / "tests" / "cpp" / "libcuda_emulation.so")))
     small = group_norm_silu.Gpu(multiprocessors=3, shared=48 * 1024, clusters=True)
-    for module in (group_norm_silu, scheduler_step):
+    for module in (attention, group_norm_silu, scheduler_step):
         monkeypatch.setattr(module, "launch", launch)
         monkeypatch.setattr(module, "kernel", lambda op, name, arch: name)
         monkeypatch.setattr(module, "architecture", lambda device: "emulated")
     monkeypatch.setattr(group_norm_silu, "gpu_of", lambda device: small)
+    monkeypatch.setattr(attention, "_multiprocessors", lambda device: small.multiprocessors)
     return "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,3 +33,19 @@ def test_shipped_kernels_fit(op: str, arch: int, dtype: torch.dtype) -> None:
 def test_unknown_architecture() -> None:
     with pytest.raises(TargetError, match="found sm_75, wanted one of sm_80"):
         aot.shared_limit(75)
+
+
+@pytest.mark.parametrize("op", ["attention", "geglu"])
+def test_no_element_is_loaded_or_stored_alone(op: str) -> None:
+    """Strides that lose their alignment would cost a load for each element, and nothing else shows it."""
+    for build in aot.op_builds(op, torch.float16, 80):
+        ptx = aot.compile_build(build, 80).asm["ptx"]
+        assert "global.v4.b32" in ptx, build.name
+        assert "ld.global.b16" not in ptx, build.name
+        assert "st.global.b16" not in ptx, build.name
+
+
+def test_arguments_that_a_build_leaves_out() -> None:
+    build = next(aot.op_builds("geglu", torch.float16, 90))
+    with pytest.raises(TypeError, match=r"not given: \['C'\], not the kernel's: \['D'\]"):
+        aot.compile_build(replace(build, constants={"D": 1}), 90)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.kernels import reference
-from fastdiff.kernels.triton.attention import attention, configs, pieces
+from fastdiff.kernels.triton.attention import attention, configs
+from fastdiff.kernels.triton.attention_tilings import pieces
 from fastdiff.kernels.triton.launch import Config, architecture
 from tests.compare import assert_close
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastdiff.errors import InputError
-from fastdiff.kernels import reference
+from fastdiff.kernels import library, reference
 from fastdiff.kernels.triton.epilogue import epilogue
 from fastdiff.kernels.triton.launch import Config
 from tests.compare import assert_close
@@ -75,6 +75,12 @@ def test_reference_is_the_modules() -> None:
     x, bias, vector, residual = (value.double() for value in tensors((2, 3, 4, 20), "silu", torch.float64))
     wanted = torch.nn.functional.silu(x + bias + vector[:, None, None]) + residual
     assert_close(reference.epilogue(x, bias, vector, residual, "silu", 0.5), 0.5 * wanted, rel_l2=1e-15)
+
+
+def test_torch_op() -> None:
+    x, bias, vector, residual = tensors((2, 3, 4, 20), "geglu", torch.float32)
+    torch.library.opcheck(library.epilogue, (x, bias, vector, residual, "geglu", 0.5))
+    torch.library.opcheck(library.epilogue, (x, None, vector))
 
 
 def test_refused() -> None:

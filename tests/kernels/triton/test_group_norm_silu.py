@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdiff.errors import InputError
-from fastdiff.kernels import reference
+from fastdiff.kernels import library, reference
 from fastdiff.kernels.triton.group_norm_silu import add_group_norm_silu, configs, group_norm_silu
 from fastdiff.kernels.triton.launch import Config
 from tests.compare import assert_close
@@ -185,6 +185,14 @@ def test_reference_is_the_modules() -> None:
     found = reference.add_group_norm_silu(x, bias, vector, residual, weight, bias, 3)
     assert_close(found[0], total, rel_l2=1e-15)
     assert_close(found[1], wanted, rel_l2=1e-13)
+
+
+def test_torch_op() -> None:
+    x, weight, bias = data((2, 3, 5, 12), torch.float32)
+    torch.library.opcheck(library.add_group_norm_silu, (x, bias, None, x, weight, bias, 3))
+    torch.library.opcheck(
+        library.add_group_norm_silu, (x, None, x[:, 0, 0], None, None, None, 2, 1e-6, False)
+    )
 
 
 def test_refused() -> None:

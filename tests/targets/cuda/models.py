@@ -68,4 +68,4 @@ def outputs(executor: Executor, name: str, arrays: dict[str, NDArray[Any]]) -> d
     """What an executor computes, as float32 arrays by name."""
     values = run(executor, model(name).spec, arrays)
     graph = executor.graph
-    return {graph.values[v].name: np.asarray(values[v].float()) for v in graph.outputs}
+    return {graph.values[v].name: np.asarray(values[v].float().cpu()) for v in graph.outputs}

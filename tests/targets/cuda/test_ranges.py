@@ -181,3 +181,23 @@ def test_the_check_passes_what_is_finite() -> None:
     executor = executor_of(graph_of(NAME), Precision.FP16)
     with executor.watched(check_finite(NAME)):
         run(executor, model(NAME).spec, arrays_of(NAME))
+
+
+@pytest.mark.gpu
+def test_gpu_what_overflows_in_halves_does_not_when_scaled() -> None:
+    """As on the CPU, with the kernels that a GPU runs: their sums must not overflow on the way either."""
+    graph, arrays = overflowing(), arrays_of(NAME)
+    device = torch.device("cuda", 0)
+    _, scales = scales_of(graph)
+
+    def on_gpu(graph: Graph, islands: frozenset[int] = frozenset()) -> Executor:
+        dtypes = value_dtypes(graph, Precision.FP16)
+        for value in islands:
+            dtypes[value] = torch.float32
+        return Executor(graph, load_weights(graph, weight_dtypes(graph, dtypes), device), dtypes, Choices())
+
+    plain = outputs(on_gpu(graph), NAME, arrays)["sample"]
+    assert not np.isfinite(plain).all()
+    wanted = outputs(executor_of(graph), NAME, arrays)["sample"]
+    found = outputs(on_gpu(scaled(graph, scales), scales.islands), NAME, arrays)["sample"]
+    assert_close(found, wanted, rel_l2=1e-2)  # test_what_overflows… holds the CPU to PyTorch's own error

@@ -20,6 +20,7 @@ from fastdiff.targets import CompileOptions, cuda
 from fastdiff.targets.cuda import compiler, session
 from fastdiff.targets.cuda.compiler import Machine, compile_module
 from fastdiff.targets.cuda.session import CHECK_FINITE, CudaSession, open_session
+from fastdiff.targets.gpu import Gpu
 from tests.compare import assert_close, relative_l2
 from tests.targets.cuda.models import CPU, arrays_of, expected, lowered, model, sizes_of
 
@@ -180,6 +181,16 @@ def test_an_entry_that_names_other_inputs_is_refused(unet: tuple[Path, ModuleEnt
         open_session(folder, "unet", other, CPU)
 
 
+def test_tensors_in_and_out(tmp_path: Path) -> None:
+    """As arrays, without the host: results are those of the last call."""
+    entry, _ = compiled("vae_decoder", tmp_path)
+    with open_session(tmp_path, "vae_decoder", entry, CPU) as opened:
+        for step in (0, 1, 0):
+            arrays = arrays_of("vae_decoder", step)
+            found = opened.run_tensors({name: torch.from_numpy(array) for name, array in arrays.items()})
+            assert_close(found["sample"], opened(**arrays)["sample"], max_abs=0.0)
+
+
 def test_a_closed_session_says_so(unet: tuple[Path, ModuleEntry]) -> None:
     opened = open_session(unet[0], "unet", unet[1], CPU)
     opened.close()
@@ -207,6 +218,41 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not available.ok
     assert available.reason == "not installed: triton"
     assert "fastdiff[cuda]" in available.fix
+
+
+@pytest.mark.parametrize(
+    ("gpus", "torch_version", "wanted"),
+    [
+        ((), "2.13.0", "there is no NVIDIA driver"),
+        ((Gpu(0, "NVIDIA H200", "9.0"),), "2.13.0+cpu", "PyTorch 2.13.0+cpu is built without CUDA"),
+        ((Gpu(0, "Tesla T4", "7.5"),), "2.13.0", "Tesla T4 has compute capability 7.5, wanted 8.0 or newer"),
+        ((Gpu(0, "NVIDIA H200", "9.0"),), "2.11.0+cu130", None),
+        ((Gpu(0, "NVIDIA B200", "10.0"),), "2.13.0", None),
+    ],
+)
+def test_what_a_machine_has(
+    monkeypatch: pytest.MonkeyPatch, gpus: tuple[Gpu, ...], torch_version: str, wanted: str | None
+) -> None:
+    versions = {"torch": torch_version, "triton": "3.6.0"}
+    monkeypatch.setattr(cuda, "find_gpus", lambda: (gpus, "there is no NVIDIA driver"))
+    monkeypatch.setattr(cuda.importlib.metadata, "version", versions.__getitem__)
+    available = cuda.availability()
+    if wanted is None:
+        assert available.ok
+        assert gpus[0].name in available.reason
+    else:
+        assert available.reason == wanted
+        assert available.fix
+
+
+def test_an_engine_for_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = entry_of("sd15", ("unet.cuda.json",), Precision.FP16)
+    built = dataclasses.replace(entry, requires={"compute_capability": "8.0", "gpu": "NVIDIA A100"})
+    monkeypatch.setattr(cuda, "find_gpus", lambda: ((Gpu(0, "NVIDIA H200", "9.0"),), ""))
+    assert cuda.mismatch(built) == (
+        "NVIDIA A100 (compute capability 8.0), this machine has NVIDIA H200 (9.0)"
+    )
+    assert cuda.mismatch(dataclasses.replace(built, requires={"compute_capability": "9.0"})) is None
 
 
 gpu = pytest.mark.gpu

@@ -11,12 +11,14 @@ from fastdiff.build.build import Stage, build_engine
 from fastdiff.build.modules import module_spec, random_inputs
 from fastdiff.build.refit import refit_engine
 from fastdiff.cli import main
-from fastdiff.config import MODULES
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import CaptureError, EngineMismatchError, InputError, VerificationError
+from tests.builds import build_captured
 from tests.checkpoints import copy_checkpoint, make_checkpoint
 from tests.compare import assert_close
-from tests.targets.tensorrt.conftest import Built, Machine
+from tests.targets.tensorrt.conftest import Machine
+
+NAMES = ("text_encoder", "vae_decoder")
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +27,19 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("tuned") / "tuned", seed=7)
 
 
+@pytest.fixture(scope="module")
+def two_modules(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of the two modules that are captured fastest."""
+    output = tmp_path_factory.mktemp("refit") / "tiny.fd"
+    with pytest.MonkeyPatch.context() as patch:
+        Machine().install(patch)
+        options: dict[str, Any] = {"target": "tensorrt", "precision": "fp16", "modules": NAMES}
+        return build_captured(tiny_checkpoint, output, refit=True, **options)
+
+
 @pytest.fixture
-def engine(built: Built, machine: Machine, tmp_path: Path) -> Path:
-    return copy_checkpoint(built.path, tmp_path / "tiny.fd")
+def engine(two_modules: Path, machine: Machine, tmp_path: Path) -> Path:
+    return copy_checkpoint(two_modules, tmp_path / "tiny.fd")
 
 
 def test_weights_are_replaced_and_verified(
@@ -39,7 +51,7 @@ def test_weights_are_replaced_and_verified(
     new = open_engine(engine)
     assert new.manifest.provenance["checkpoint"]["name"] == "tuned"
     assert machine.api.requests == {}, "nothing was built"
-    for name in MODULES:
+    for name in NAMES:
         before, after = old.entry(name), new.entry(name)
         assert before.files.keys() == after.files.keys()
         assert before.files != after.files, "the contents have changed"
@@ -78,7 +90,7 @@ def test_progress(engine: Path, tiny_checkpoint: Path) -> None:
         ("text_encoder", "capture"),
         ("text_encoder", "compile"),
     ]
-    assert stages[-1].total == 16
+    assert stages[-1].total == 8
 
 
 class StopError(Exception):
@@ -107,10 +119,14 @@ def test_failure_leaves_the_old_engine(
     assert [path.name for path in engine.parent.iterdir()] == [engine.name]
 
 
-def test_checkpoint_of_another_size(engine: Path, tmp_path: Path) -> None:
-    wider = make_checkpoint(tmp_path / "wider", unet={"block_out_channels": (48, 64)})
+def test_checkpoint_of_another_size(engine: Path, tuned: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    wider = copy_checkpoint(tuned, tmp_path / "wider")
+    config = dict(AutoencoderKL.load_config(wider / "vae"))
+    AutoencoderKL.from_config({**config, "block_out_channels": (8, 16, 32)}).save_pretrained(wider / "vae")
     before = open_engine(engine).engine_hash
-    with pytest.raises(CaptureError, match=r"cannot refit unet: \d+ weights are missing"):
+    with pytest.raises(CaptureError, match=r"cannot refit vae_decoder: \d+ weights are missing"):
         refit_engine(wider, engine)
     assert open_engine(engine).engine_hash == before
 
@@ -137,6 +153,16 @@ def test_target_that_cannot(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="target 'native' cannot replace weights: use --target tensorrt"):
         build_engine(tiny_checkpoint, tmp_path / "tiny.fd", refit=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("target", "precision"), [("onnxruntime", None), (None, "bf16")])
+def test_target_and_precision_are_the_engines(
+    engine: Path, tiny_checkpoint: Path, target: str | None, precision: str | None
+) -> None:
+    found = "tensorrt" if target else "fp16"
+    words = f"of text_encoder is {found}, not {target or precision}: leave --(target|precision) out"
+    with pytest.raises(InputError, match=words):
+        refit_engine(tiny_checkpoint, engine, target=target, precision=precision)
 
 
 @pytest.mark.parametrize("option", [("--height", "48"), ("--batch", "2")])

@@ -232,6 +232,7 @@ def test_memory_that_is_full(built: Built, machine: Machine) -> None:
     with pytest.raises(TargetError, match=r"no .* bytes left: ask for smaller or fewer pictures"):
         open_engine(built.path).open_module("unet")
     assert machine.device.used() == 0
+    assert not machine.device.streams
 
 
 def test_nan_stays_nan(built: Built, machine: Machine) -> None:

@@ -1,0 +1,233 @@
+"""Everything that is checked and measured on an NVIDIA GPU, in one command and within 8 minutes.
+
+``python benchmarks/gpu_suite.py --out DIR [--quick] [--stages tests,scenes,…]`` runs the stages of
+gpu_stages.py, each as a process with a time-out of its own, and writes ``gpu-<name>-<date>.json`` and ``.md``
+and ``failures.txt`` into DIR after every stage: what one stage does never loses the results of the others.
+Works from a source checkout, without network. ``python benchmarks/gpu_status.py DIR/gpu-….json`` then brings
+docs/gpu-status.md up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+_LOG_BYTES = 2_000_000
+"""Of a stage's output, from its end."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command that writes JSON to the file ``RESULT`` names in its environment, as often as it likes.
+
+    ``seconds`` is its time-out; ``needs`` says why it cannot run here (empty: it can).
+    """
+
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+    needs: str = ""
+
+
+def stages(quick: bool, folder: Path) -> list[Stage]:
+    """All stages in their order: what a full run has, or what ``--quick`` has."""
+    seconds = (
+        {"build": 60, "tests": 70, "ceilings": 30, "scenes": 60, "sd15": 60}
+        if quick
+        else {
+            "build": 90,
+            "tests": 120,
+            "ceilings": 30,
+            "scenes": 80,
+            "sd15": 120,
+            "sdxl": 200,
+            "compile": 240,
+        }
+    )
+    words = (sys.executable, str(ROOT / "benchmarks" / "gpu_stages.py"))
+    flags = ("--quick",) if quick else ()
+    return [
+        Stage(name, (*words, name, "--keep", str(folder), *flags), budget) for name, budget in seconds.items()
+    ]
+
+
+def run_stage(stage: Stage, seconds: float, log: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run one stage; ``status`` (ok, failed, timeout, skipped), ``reason``, ``seconds``, ``result``, ``log``.
+
+    The result is the last complete JSON that the stage wrote, also when it failed or hung. Nothing is raised.
+    """
+    if stage.needs:
+        return {"status": "skipped", "reason": stage.needs, "seconds": 0.0, "result": None, "log": ""}
+    if seconds <= 0:
+        return {"status": "skipped", "reason": "no time left", "seconds": 0.0, "result": None, "log": ""}
+    started = time.perf_counter()
+    result = log.with_suffix(".json")
+    environment = {**os.environ, "RESULT": str(result), "PYTHONUNBUFFERED": "1", "SECONDS": str(seconds)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    status, reason = "ok", ""
+    try:
+        process = subprocess.Popen(
+            stage.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return {"status": "failed", "reason": str(error), "seconds": 0.0, "result": None, "log": ""}
+    reader = threading.Thread(target=_copy, args=(process.stdout, log, stage.name, say), daemon=True)
+    reader.start()
+    try:
+        code = process.wait(seconds)
+        if code:
+            status, reason = "failed", f"status {code}"
+    except subprocess.TimeoutExpired:
+        status, reason = "timeout", f"longer than {seconds:.0f} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # also what it left running
+        process.wait()
+        reader.join(5)
+    text = log.read_bytes()[-_LOG_BYTES:].decode("utf-8", "replace") if log.exists() else ""
+    if status == "failed" and (lines := text.strip().splitlines()):
+        reason = f"{reason}: {lines[-1][:300]}"
+    found, problem = _result(result)
+    if problem and status == "ok":
+        status, reason = "failed", problem
+    passed = time.perf_counter() - started
+    return {"status": status, "reason": reason, "seconds": round(passed, 1), "result": found, "log": text}
+
+
+def _copy(stream: Any, log: Path, name: str, say: Callable[[str], None]) -> None:
+    with stream, log.open("wb") as file:
+        for line in iter(stream.readline, b""):
+            file.write(line)
+            file.flush()
+            say(f"[{name}] {line.decode('utf-8', 'replace').rstrip()[:200]}")
+
+
+def _result(path: Path) -> tuple[Any, str]:
+    """What the stage wrote, and what is wrong with it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")), ""
+    except OSError:
+        return None, "it wrote no result"
+    except ValueError:
+        return None, "its result is no JSON"
+
+
+def run_stages(
+    chosen: Sequence[Stage],
+    total: float,
+    save: Callable[[dict[str, Any]], None],
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run stages within ``total`` seconds, one after another; ``save`` gets all results after each."""
+    begin = time.perf_counter()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="fastdiff-gpu-suite-") as folder:
+        for index, stage in enumerate(chosen):
+            left = total - (time.perf_counter() - begin)
+            say(f"== {stage.name} ({index + 1} of {len(chosen)}, {left:.0f} s left)")
+            log = Path(folder) / f"{index}.log"
+            found[stage.name] = run_stage(stage, min(stage.seconds, left), log, say)
+            outcome = found[stage.name]
+            say(f"== {stage.name}: {outcome['status']} {outcome['reason']} ({outcome['seconds']} s)")
+            save(found)
+    return found
+
+
+def gpu() -> dict[str, str]:
+    """The first GPU; empty where there is none."""
+    from dataclasses import asdict
+
+    sys.path.insert(0, str(ROOT))
+    from fastdiff.doctor import find_gpus
+
+    gpus = find_gpus()[0]
+    return asdict(gpus[0]) if gpus else {}
+
+
+def commit() -> str:
+    """The commit of the checkout, or what FASTDIFF_COMMIT says where it came without its history."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return os.environ.get("FASTDIFF_COMMIT", "unknown")
+
+
+def writer(out: Path, device: dict[str, str], quick: bool) -> Callable[[dict[str, Any]], None]:
+    """A function that writes all files; each is complete or as it was."""
+    from gpu_table import failures, markdown
+
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    name = re.sub(r"[^a-z0-9]+", "-", device.get("name", "none").lower()).strip("-")
+    stem = f"gpu-{name}-{date[:10]}"
+    head = {"format": "fastdiff-gpu-suite", "date": date, "commit": commit(), "gpu": device, "quick": quick}
+
+    def save(found: dict[str, Any]) -> None:
+        document = {**head, "stages": {key: {**value, "log": ""} for key, value in found.items()}}
+        _write(out / f"{stem}.json", json.dumps(document, indent=1) + "\n")
+        _write(out / f"{stem}.md", markdown(document))
+        _write(out / "failures.txt", failures(found))
+
+    return save
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--quick", action="store_true", help="tests, scenes and SD 1.5's U-Net alone")
+    parser.add_argument("--stages", help="names with commas between them (default: all)")
+    parser.add_argument("--seconds", type=float, help="for everything (default: 470, with --quick 175)")
+    parser.add_argument("--keep", type=Path, help="folder for weights and engines, for a later run")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    device = gpu()
+    if not device:
+        raise SystemExit("gpu_suite: no NVIDIA GPU found (nvidia-smi names none); nothing was run")
+    with contextlib.ExitStack() as stack:
+        keep = options.keep
+        if keep is None:
+            keep = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastdiff-gpu-keep-")))
+        keep.mkdir(parents=True, exist_ok=True)
+        known = stages(options.quick, keep.resolve())
+        wanted = options.stages.split(",") if options.stages else [stage.name for stage in known]
+        if unknown := set(wanted) - {stage.name for stage in known}:
+            names = ", ".join(stage.name for stage in known)
+            raise SystemExit(f"gpu_suite: unknown stage {', '.join(sorted(unknown))}: known are {names}")
+        options.out.mkdir(parents=True, exist_ok=True)
+        save = writer(options.out, device, options.quick)
+        seconds = options.seconds or (175 if options.quick else 470)
+        chosen = [stage for stage in known if stage.name in wanted]
+        found = run_stages(chosen, seconds, save, lambda line: print(line, flush=True))
+    print()
+    print(next(options.out.glob("gpu-*.md")).read_text(encoding="utf-8"))
+    raise SystemExit(any(outcome["status"] not in ("ok", "skipped") for outcome in found.values()))
+
+
+if __name__ == "__main__":
+    main()
