@@ -8,6 +8,8 @@ from typing import Literal
 
 from fastdiff.errors import EngineMismatchError, InputError, TargetError
 from fastdiff.manifest import Manifest
+from fastdiff.targets import runs_on_gpu
+from fastdiff.targets.gpu import find_gpus
 
 __all__ = [
     "Device",
@@ -44,8 +46,6 @@ def device_name(device: Device) -> str:
 
 def default_device(manifest: Manifest) -> Device:
     """What an engine runs on when nobody says: the first GPU if it needs one."""
-    from fastdiff.targets import runs_on_gpu
-
     return 0 if any(runs_on_gpu(entry) for entry in manifest.modules.values()) else "cpu"
 
 
@@ -75,8 +75,6 @@ def check_device(manifest: Manifest, device: Device) -> None:
     """``check_devices`` for one. The GPUs are asked of the driver, which takes no memory on them."""
     if device != "cpu" and (isinstance(device, bool) or not isinstance(device, int) or device < 0):
         raise InputError(f"device {device!r} is unknown: give the number of a GPU, or 'cpu'")
-    from fastdiff.targets import runs_on_gpu
-
     on_gpu = [name for name, entry in manifest.modules.items() if runs_on_gpu(entry)]
     if device == "cpu":
         if on_gpu:
@@ -95,8 +93,6 @@ def check_device(manifest: Manifest, device: Device) -> None:
 
 
 def _check_gpu(manifest: Manifest, device: int) -> None:
-    from fastdiff.targets.gpu import find_gpus
-
     gpus, reason = find_gpus()
     if device >= len(gpus):
         there = f"this machine has {len(gpus)}, numbered from 0" if gpus else reason

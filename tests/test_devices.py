@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastdiff
+from fastdiff import devices
 from fastdiff.denoise import Denoiser, SplitDenoiser
 from fastdiff.devices import Device, check_devices, parse_devices, share_threads
 from fastdiff.engine_dir import open_engine
@@ -32,16 +33,16 @@ def manifest(target: str, **requires: str) -> Manifest:
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "find_gpus", lambda: (GPUS, ""))
+    monkeypatch.setattr(devices, "find_gpus", lambda: (GPUS, ""))
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(
-    ("text", "devices"),
+    ("text", "wanted"),
     [("0", (0,)), ("0,1", (0, 1)), ("3, 1", (3, 1)), ("cpu", ("cpu",)), ("cpu,cpu,12", ("cpu", "cpu", 12))],
 )
-def test_names(text: str, devices: tuple[Device, ...]) -> None:
-    assert parse_devices(text) == devices
+def test_names(text: str, wanted: tuple[Device, ...]) -> None:
+    assert parse_devices(text) == wanted
 
 
 @pytest.mark.smoke
@@ -53,7 +54,7 @@ def test_names_that_are_none(text: str) -> None:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(
-    ("entry", "devices", "error", "says"),
+    ("entry", "asked", "error", "says"),
     [
         (
             ("native", {}),
@@ -82,12 +83,12 @@ def test_names_that_are_none(text: str) -> None:
 def test_devices_that_an_engine_cannot_run_on(
     two_gpus: None,
     entry: tuple[str, dict[str, str]],
-    devices: list[Any],
+    asked: list[Any],
     error: type[Exception],
     says: str,
 ) -> None:
     with pytest.raises(error, match=says) as caught:
-        check_devices(manifest(entry[0], **entry[1]), devices)
+        check_devices(manifest(entry[0], **entry[1]), asked)
     assert "\n" not in str(caught.value)
 
 
@@ -101,7 +102,7 @@ def test_devices_that_an_engine_can_run_on(two_gpus: None) -> None:
 
 @pytest.mark.smoke
 def test_without_a_driver_the_reason_is_its_absence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "find_gpus", lambda: ((), "there is no NVIDIA driver"))
+    monkeypatch.setattr(devices, "find_gpus", lambda: ((), "there is no NVIDIA driver"))
     with pytest.raises(TargetError, match=r"^GPU 0: there is no NVIDIA driver$"):
         check_devices(manifest("cuda"), [0])
 
