@@ -32,6 +32,7 @@ from fastdiff.errors import (
 
 if TYPE_CHECKING:
     from fastdiff.pipeline import Pipeline, Result, Timings, load
+    from fastdiff.workers.pool import PipelinePool, load_many
 
 __all__ = [
     "CaptureError",
@@ -46,23 +47,28 @@ __all__ = [
     "NumericError",
     "OutputError",
     "Pipeline",
+    "PipelinePool",
     "Result",
     "TargetError",
     "Timings",
     "VerificationError",
     "__version__",
     "load",
+    "load_many",
 ]
 
-_LAZY = ("Pipeline", "Result", "Timings", "load")
+_LAZY = {
+    **dict.fromkeys(("Pipeline", "Result", "Timings", "load"), "fastdiff.pipeline"),
+    **dict.fromkeys(("PipelinePool", "load_many"), "fastdiff.workers.pool"),
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastdiff import pipeline
+    from importlib import import_module
 
-    value: object = getattr(pipeline, name)
+    value: object = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +12,12 @@ from numpy.typing import NDArray
 from fastdiff.errors import NumericError
 from fastdiff.progress import progress_bar
 from fastdiff.request import Request
-from fastdiff.samplers import Callback, Generator, StepTable, sample
+from fastdiff.samplers import Callback, Generator, NoiseSource, StepTable, sample
 
 if TYPE_CHECKING:
     from fastdiff.targets.session import Session
 
-__all__ = ["Denoiser", "run_table"]
+__all__ = ["Denoiser", "SplitDenoiser", "run_table"]
 
 Array = NDArray[np.float32]
 
@@ -46,10 +47,11 @@ class Denoiser:
         return not self._unet.has_loop or self._unet.waits_per_step
 
     def run(
-        self, table: StepTable, start: Array, guidance: float, noise: Generator, callback: Callback | None
+        self, table: StepTable, start: Array, guidance: float, noise: NoiseSource, callback: Callback | None
     ) -> Array:
         """All steps of ``table`` from ``start``: in the target's own loop where it has one."""
-        if not self._unet.has_loop:
+        drawable = not table.stochastic or self._unet.takes_any_noise or isinstance(noise, Generator)
+        if not self._unet.has_loop or not drawable:
             return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
         states = self._conditional if self._both is None or guidance == 1 else self._both
         inputs = {"encoder_hidden_states": states}
@@ -57,17 +59,53 @@ class Denoiser:
         return latents
 
     def _predict(self, sample: Array, timestep: float, states: Array) -> Array:
-        step = np.float32(timestep)
-        output: Array = self._unet(sample=sample, timestep=step, encoder_hidden_states=states)["sample"]
-        return output
+        return _predict(self._unet, sample, timestep, states)
+
+
+class SplitDenoiser:
+    """The U-Net twice, on two devices, one for each half of classifier-free guidance, at the same time.
+
+    ``unet`` computes with ``conditional``, ``other`` with ``unconditional``, both [batch, tokens, hidden];
+    neither needs room for both halves. The sampler loop runs on the host, whatever loops the sessions have:
+    every step sends the latents to both devices and fetches both outputs. Which half a session computes is
+    all that differs from ``Denoiser``, so that pictures are equal but for rounding.
+    """
+
+    waits_per_step = True
+
+    def __init__(self, unet: Session, other: Session, conditional: Array, unconditional: Array) -> None:
+        self._unet = unet
+        self._other = other
+        self._conditional = conditional
+        self._unconditional = unconditional
+
+    def run(
+        self, table: StepTable, start: Array, guidance: float, noise: NoiseSource, callback: Callback | None
+    ) -> Array:
+        """All steps of ``table`` from ``start``. One thread computes beside the caller's until it returns."""
+        with ThreadPoolExecutor(1, "fastdiff-guidance") as thread:
+
+            def denoise(sample: Array, timestep: float, guided: bool) -> tuple[Array, Array | None]:
+                # The context waits for the other half also when this one raises.
+                half = thread.submit(_predict, self._other, sample, timestep, self._unconditional)
+                cond = _predict(self._unet, sample, timestep, self._conditional)
+                return cond, half.result()
+
+            return sample(table, denoise, start, guidance=guidance, noise=noise, callback=callback)
+
+
+def _predict(unet: Session, sample: Array, timestep: float, states: Array) -> Array:
+    step = np.float32(timestep)
+    output: Array = unet(sample=sample, timestep=step, encoder_hidden_states=states)["sample"]
+    return output
 
 
 def run_table(
     table: StepTable,
-    denoise: Denoiser,
+    denoise: Denoiser | SplitDenoiser,
     start: Array,
     request: Request,
-    generator: Generator,
+    noise: NoiseSource,
     callback: Callback | None,
     progress: bool,
 ) -> tuple[Array, tuple[float, ...]]:
@@ -94,7 +132,7 @@ def run_table(
 
     try:
         guidance = request.guidance if request.guided else 1.0
-        latents = denoise.run(table, start, guidance, generator, after_step if watched else None)
+        latents = denoise.run(table, start, guidance, noise, after_step if watched else None)
     finally:
         if bar is not None:
             bar.close()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastdiff.devices import Device, check_device, gpu_number
 from fastdiff.errors import (
     EngineDamagedError,
     EngineError,
@@ -76,9 +77,10 @@ class Engine:
             present = ", ".join(self.manifest.modules)
             raise InputError(f"engine {self.path} has no module {name!r}; it has {present}") from None
 
-    def open_module(self, name: str, threads: int | None = None) -> Session:
+    def open_module(self, name: str, threads: int | None = None, device: Device | None = None) -> Session:
         """Open a module with the target that it was built for; ``threads`` None means every core.
 
+        ``device`` is one that ``fastdiff.devices.check_device`` lets through, None the target's own choice.
         Raises TargetError when the target cannot run here, EngineDamagedError when it rejects its files.
         """
         from fastdiff.targets import get_target
@@ -86,7 +88,7 @@ class Engine:
         entry = self.entry(name)
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: give 1 or more")
-        return get_target(entry.target).open(self.path, name, entry, threads)
+        return get_target(entry.target).open(self.path, name, entry, threads, gpu_number(device))
 
 
 def open_engine(
@@ -94,6 +96,7 @@ def open_engine(
     verify_hashes: bool = True,
     check_machine: bool = True,
     all_hashes: bool = False,
+    device: Device | None = None,
 ) -> Engine:
     """Open an engine folder.
 
@@ -101,9 +104,10 @@ def open_engine(
     that its target checks itself (SELF_CHECKING): to hash gigabytes of weights would take longer than to use
     them. ``all_hashes=True`` hashes these as well, as ``fastdiff verify`` does.
     ``verify_hashes=False`` compares sizes only, for processes that open the same engine again and again.
-    ``check_machine=False`` also opens an engine that cannot run here, to look at it.
+    ``check_machine=False`` also opens an engine that cannot run here, to look at it. ``device`` is what its
+    modules shall run on, None leaving that to their targets.
     Raises EngineDamagedError, EngineVersionError or EngineMismatchError, all of them EngineErrors that name
-    the reason.
+    the reason, and for ``device`` what ``fastdiff.devices.check_device`` raises.
     """
     folder = Path(path)
     try:
@@ -115,7 +119,7 @@ def open_engine(
         manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
         _check_files(folder, manifest, verify_hashes, all_hashes)
         if check_machine:
-            check_engine_machine(manifest)
+            check_engine_machine(manifest, device)
     except FileNotFoundError as error:
         name = Path(str(error.filename)).name
         raise EngineDamagedError(f"{folder}: {name} is missing; it is no engine or was damaged") from error
@@ -163,8 +167,11 @@ def _file_size(folder: Path, name: str) -> int:
     return path.stat().st_size
 
 
-def check_engine_machine(manifest: Manifest) -> None:
-    """Raises EngineMismatchError when a module's target or requirements do not fit this machine."""
+def check_engine_machine(manifest: Manifest, device: Device | None = None) -> None:
+    """Raises EngineMismatchError when a module's target or requirements do not fit this machine.
+
+    With the number of a GPU it is that GPU that must fit, not the one that a target takes by itself.
+    """
     from fastdiff.targets import get_target
 
     for module, entry in manifest.modules.items():
@@ -183,9 +190,11 @@ def check_engine_machine(manifest: Manifest) -> None:
                 f"{module} was built for target {entry.target!r}, which cannot run here:"
                 f" {availability.reason}; {availability.fix}"
             )
-        mismatch = getattr(target, "mismatch", None)
+        mismatch = getattr(target, "mismatch", None) if gpu_number(device) is None else None
         if mismatch is not None and (reason := mismatch(entry)):
             raise EngineMismatchError(f"{module} was built for {reason}; build it here")
+    if device is not None:
+        check_device(manifest, device)
 
 
 def file_sha256(path: Path) -> str:

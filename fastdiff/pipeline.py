@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.denoise import Denoiser, run_table
+from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
+from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
-from fastdiff.errors import FastdiffWarning, InputError, NumericError
+from fastdiff.errors import FastdiffWarning, NumericError
+from fastdiff.inputs import check_shapes, default_sampler, unit_noise
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import SAMPLERS, Callback, Generator, NoiseSchedule, make_table, sampler_of
+from fastdiff.samplers import Callback, Generator, NoiseSchedule, NoiseSource, make_table
 from fastdiff.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -45,16 +47,21 @@ _CACHED_PROMPTS = 16
 class Modules(Mapping[str, "Session"]):
     """The engine's modules by name, each opened when it is first asked for."""
 
-    def __init__(self, engine: Engine, threads: int | None) -> None:
+    def __init__(
+        self, engine: Engine, threads: int | None, device: Device | None, unet_threads: int | None
+    ) -> None:
         self._engine = engine
         self._threads = threads
+        self._device = device
+        self._unet_threads = unet_threads
         self._open: dict[str, Session] = {}
 
     def __getitem__(self, name: str) -> Session:
         if name not in self._engine.manifest.modules:
             raise KeyError(name)
         if name not in self._open:
-            self._open[name] = self._engine.open_module(name, self._threads)
+            threads = self._unet_threads if name == "unet" else self._threads
+            self._open[name] = self._engine.open_module(name, threads, self._device)
         return self._open[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -69,11 +76,28 @@ class Modules(Mapping[str, "Session"]):
 
 
 class Pipeline:
-    """Text to pictures on an open engine. ``modules[name](**arrays)`` runs a single module."""
+    """Text to pictures on an open engine. ``modules[name](**arrays)`` runs a single module.
 
-    def __init__(self, engine: Engine, threads: int | None = None) -> None:
+    With a ``guidance_device`` the unconditional half of guidance runs there, beside the conditional half.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        threads: int | None = None,
+        device: Device | None = None,
+        guidance_device: Device | None = None,
+    ) -> None:
         self.engine = engine
-        self.modules = Modules(engine, threads)
+        self._others: Modules | None = None
+        own_threads = threads
+        if guidance_device is not None:
+            device = default_device(engine.manifest) if device is None else device
+            check_devices(engine.manifest, (device, guidance_device))
+            own_threads, threads_beside = share_threads((device, guidance_device), threads)
+            self._others = Modules(engine, threads, guidance_device, threads_beside)
+            self._others["unet"]
+        self.modules = Modules(engine, threads, device, own_threads)
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
         self.tokenizer = ClipTokenizer(engine.tokenizer_folder, engine.manifest.model.max_tokens)
         self._embeddings: OrderedDict[str, Array] = OrderedDict()
@@ -107,7 +131,6 @@ class Pipeline:
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
         """
-        begin = time.perf_counter()
         request = check_request(
             self.engine.manifest.model,
             prompt=prompt,
@@ -121,15 +144,29 @@ class Pipeline:
             width=width,
             eta=eta,
         )
-        self._check_shapes(request)
+        return self.run(request, latents, None, callback, progress)
+
+    def run(
+        self,
+        request: Request,
+        latents: Array | None = None,
+        noise: NoiseSource | None = None,
+        callback: Callback | None = None,
+        progress: bool = False,
+    ) -> Result:
+        """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
+        begin = time.perf_counter()
+        check_shapes(self.engine, request, self._others is not None)
         table = make_table(request.sampler, self.schedule, request.steps, eta=request.eta)
         generator = Generator(request.seed)
-        start = self._start(request, latents, generator) * np.float32(table.init_noise_sigma)
+        start = unit_noise(self.engine.manifest.model, request, latents, generator)
+        start = start * np.float32(table.init_noise_sigma)
 
         embed_begin = time.perf_counter()
         denoise = self._denoiser(request)
         embedded = time.perf_counter()
-        final, seconds = run_table(table, denoise, start, request, generator, callback, progress)
+        source = generator if noise is None else noise
+        final, seconds = run_table(table, denoise, start, request, source, callback, progress)
         decode_begin = time.perf_counter()
         images = self._decode(final)
         end = time.perf_counter()
@@ -139,73 +176,35 @@ class Pipeline:
 
     def default_sampler(self) -> str:
         """The sampler that the checkpoint's scheduler config names. Raises InputError when there is none."""
-        scheduler = self.engine.manifest.scheduler
-        name = sampler_of(scheduler)
-        if name is None:
-            raise InputError(
-                f"the checkpoint's own scheduler, {scheduler.get('_class_name')}, has no sampler here: "
-                f"choose one of {', '.join(SAMPLERS)}"
-            )
-        return name
+        return default_sampler(self.engine.manifest.scheduler)
 
     def close(self) -> None:
         """Free the modules. The pipeline opens them again when it is called."""
         self.modules.close()
+        if self._others is not None:
+            self._others.close()
         self._embeddings.clear()
 
-    def _check_shapes(self, request: Request) -> None:
-        """The sizes against what the modules were built for."""
-        factor = self.engine.manifest.model.vae_scale_factor
-        rows = request.pictures * (2 if request.guided else 1)
-        for module, batch in (("unet", rows), ("vae_decoder", request.pictures)):
-            shapes = self.engine.entry(module).shapes
-            for side in ("height", "width"):
-                size = getattr(request, side)
-                if side in shapes and size // factor not in shapes[side]:
-                    low, high = shapes[side].minimum * factor, shapes[side].maximum
-                    limit = f"{low} or more" if high is None else f"from {low} to {high * factor}"
-                    raise InputError(
-                        f"{side} is {size}: {module} of this engine takes {limit}; build it for more"
-                    )
-            if "batch" in shapes and batch not in shapes["batch"]:
-                raise InputError(
-                    f"{request.pictures} pictures at once need a batch of {batch} in {module}: this engine "
-                    f"takes {shapes['batch']}; ask for fewer"
-                )
-
-    def _start(self, request: Request, latents: Array | None, generator: Generator) -> Array:
-        """Unit-variance noise of the call's shape, drawn or given."""
-        model = self.engine.manifest.model
-        factor = model.vae_scale_factor
-        shape = (request.pictures, model.latent_channels, request.height // factor, request.width // factor)
-        if latents is None:
-            return generator.randn(shape)
-        given = np.asarray(latents)
-        if given.shape != shape or given.dtype.kind != "f":
-            raise InputError(
-                f"latents are {given.dtype} {list(given.shape)}: they must be float32 {list(shape)} for "
-                f"{request.pictures} pictures of {request.height} x {request.width}"
-            )
-        if not np.isfinite(given).all():
-            raise InputError("latents hold NaN or infinity: give finite noise")
-        return np.ascontiguousarray(given, dtype=np.float32)
-
-    def _denoiser(self, request: Request) -> Denoiser:
+    def _denoiser(self, request: Request) -> Denoiser | SplitDenoiser:
         """The U-Net with the embeddings of the call's prompts."""
+        unet = self.modules["unet"]
         conditional = self._embed("prompt", request.prompts, request.num)
         if request.guided:
-            return Denoiser(
-                self.modules["unet"],
-                conditional,
-                self._embed("negative prompt", request.negatives, request.num),
-            )
-        if any(request.negatives):
-            warnings.warn(
-                f"the negative prompt has no effect with guidance {request.guidance:g}: use more than 1",
-                FastdiffWarning,
-                stacklevel=3,
-            )
-        return Denoiser(self.modules["unet"], conditional, None)
+            unconditional = self._embed("negative prompt", request.negatives, request.num)
+            if self._others is not None:
+                return SplitDenoiser(unet, self._others["unet"], conditional, unconditional)
+            return Denoiser(unet, conditional, unconditional)
+        for given, what in (
+            (any(request.negatives), "the negative prompt"),
+            (self._others is not None, "the device for the other half of guidance"),
+        ):
+            if given:
+                warnings.warn(
+                    f"{what} has no effect with guidance {request.guidance:g}: use more than 1",
+                    FastdiffWarning,
+                    stacklevel=4,
+                )
+        return Denoiser(unet, conditional, None)
 
     def _embed(self, kind: str, texts: tuple[str, ...], num: int) -> Array:
         """``encoder_hidden_states`` [len(texts) · num, tokens, hidden], each text's rows together.
@@ -220,7 +219,7 @@ class Pipeline:
                 warnings.warn(
                     f"the {kind} is longer than {self.tokenizer.window} tokens; dropped: {tokens.dropped!r}",
                     FastdiffWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
             if text not in self._embeddings:
                 ids = np.array([tokens.ids], dtype=np.int64)
@@ -244,10 +243,20 @@ class Pipeline:
         return to_images(decoded)
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None) -> Pipeline:
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    device: Device | None = None,
+    guidance_device: Device | None = None,
+) -> Pipeline:
     """Open the engine folder ``path`` for generating pictures; ``threads`` None uses every core.
 
+    ``device`` is the number of a GPU or ``"cpu"``, None: GPU 0 for an engine that needs one.
+    ``guidance_device`` is a second one for the unconditional half of guidance: a picture takes little more
+    than half the time. Both may be ``"cpu"``, and share the threads.
+
     Raises EngineError (missing, damaged, of another format version, built for another machine), TargetError
-    (what the engine needs is not installed) or InputError (``threads``).
+    (what the engine needs is not installed or there is no such GPU) or InputError (``threads``, a device of
+    another kind than the engine's).
     """
-    return Pipeline(open_engine(path), threads)
+    return Pipeline(open_engine(path, device=device), threads, device, guidance_device)

@@ -98,7 +98,7 @@ class FakeEngine:
     def entry(self, name: str) -> ModuleEntry:
         return self.manifest.modules[name]
 
-    def open_module(self, name: str, threads: int | None) -> FakeSession:
+    def open_module(self, name: str, threads: int | None, device: object) -> FakeSession:
         self.opened.append((name, threads))
         return FakeSession(name)
 

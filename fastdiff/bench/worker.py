@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
 import re
 import resource
-import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from fastdiff.bench.case import Job
 from fastdiff.errors import FastdiffError
+from fastdiff.workers.lifetime import die_with_parent
 
 __all__ = ["Worker", "main"]
 
@@ -31,8 +30,6 @@ _TASKS = {
     "measure_ceilings": "fastdiff.bench.ceilings",
 }
 """Functions that ``task`` calls, and where they are."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -130,14 +127,9 @@ def peak_rss() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _die_with_parent() -> None:
-    """Also a stopped process is killed when the measuring one ends, however it does."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """Answer until standard input ends."""
-    _die_with_parent()
+    die_with_parent()
     worker = Worker()
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as replies:
         for line in sys.stdin:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from fastdiff.cli.values import number, on_terminal, whole
+
+if TYPE_CHECKING:
+    from fastdiff.pipeline import Pipeline
+    from fastdiff.workers.pool import PipelinePool
 
 SUMMARY = "generate pictures from a prompt with an engine"
 
@@ -36,22 +41,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
     )
-    parser.add_argument(
-        "--num", metavar="N", type=whole, default=1, help="pictures in one batch (default: 1)"
-    )
+    parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
     parser.add_argument("--height", metavar="H", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--width", metavar="W", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--eta", metavar="E", type=number, default=0.0, help="η of ddim, 0 to 1 (default: 0)")
     parser.add_argument("--threads", metavar="T", type=whole, help="CPU threads (default: every core)")
 
+    parser.add_argument(
+        "--devices",
+        metavar="LIST",
+        help="GPUs by number, such as 0,1, or cpu,cpu: a process on each takes the next of --num pictures "
+        "when it is free. One device computes all as one batch (default: GPU 0 for an engine that needs one)",
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="B",
+        type=whole,
+        help="pictures at once on each of --devices (default: 1)",
+    )
+    parser.add_argument(
+        "--split-guidance",
+        action="store_true",
+        help="use the two --devices for one picture: the half without the prompt runs on the second",
+    )
+
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate, write and name the pictures. Raises FastdiffError before anything is written."""
     from fastdiff.image import check_output
-    from fastdiff.pipeline import load
 
     check_output(arguments.output)
-    pipe = load(arguments.engine, arguments.threads)
+    pipe = _open(arguments)
     result = pipe(
         arguments.prompt,
         negative=arguments.negative,
@@ -65,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         eta=arguments.eta,
         progress=on_terminal(),
     )
+    pipe.close()
     names = result.save(arguments.output)
     settings, timings = result.metadata[0]["settings"], result.timings
     step = sum(timings.steps) / len(timings.steps)
@@ -73,3 +94,31 @@ def run(arguments: argparse.Namespace) -> None:
         f"seed {result.seed}, {settings['width']} x {settings['height']}, {settings['steps']} steps of "
         f"{settings['sampler']}, {1000 * step:.1f} ms per step, {timings.total:.2f} s"
     )
+
+
+def _open(arguments: argparse.Namespace) -> Pipeline | PipelinePool:
+    """The engine on the devices that were asked for, on no more of them than there are jobs."""
+    from fastdiff.devices import check_devices, parse_devices
+    from fastdiff.engine_dir import open_engine
+    from fastdiff.errors import InputError
+    from fastdiff.pipeline import load
+
+    devices = parse_devices(arguments.devices) if arguments.devices is not None else ()
+    if arguments.split_guidance and len(devices) != 2:
+        raise InputError(f"--split-guidance with {len(devices)} devices: give two, such as --devices 0,1")
+    if arguments.batch is not None and (arguments.split_guidance or len(devices) < 2):
+        raise InputError("--batch is for several --devices with a queue: leave it out, or give more devices")
+    if arguments.batch is not None and arguments.batch < 1:
+        raise InputError(f"batch is {arguments.batch}: it must be 1 or more")
+    if arguments.split_guidance:
+        return load(arguments.engine, arguments.threads, *devices)
+    if len(devices) > 1:
+        engine = open_engine(arguments.engine, check_machine=False)
+        check_devices(engine.manifest, devices)
+        batch = arguments.batch or 1
+        devices = devices[: max(1, -(-arguments.num // batch))]
+        if len(devices) > 1:
+            from fastdiff.workers.pool import PipelinePool
+
+            return PipelinePool(engine, devices, arguments.threads, batch)
+    return load(arguments.engine, arguments.threads, *devices)

@@ -7,13 +7,14 @@ seed ─Generator─▶ noise · table.init_noise_sigma ─sample(table, denoise
 from __future__ import annotations
 
 from fastdiff.samplers.loop import Callback, Denoiser, sample
-from fastdiff.samplers.random import CudaGenerator, Generator, NoiseSource
+from fastdiff.samplers.random import BatchRows, CudaGenerator, Generator, NoiseSource
 from fastdiff.samplers.registry import SAMPLERS, make_table, sampler_of
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import Step, StepTable
 
 __all__ = [
     "SAMPLERS",
+    "BatchRows",
     "Callback",
     "CudaGenerator",
     "Denoiser",

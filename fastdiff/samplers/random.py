@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from fastdiff import _C
 from fastdiff.errors import InputError
 
-__all__ = ["CudaGenerator", "Generator", "NoiseSource", "philox_increment", "philox_threads"]
+__all__ = [
+    "BatchRows",
+    "CudaGenerator",
+    "Generator",
+    "NoiseSource",
+    "philox_increment",
+    "philox_threads",
+]
 
 
 class NoiseSource(Protocol):
@@ -120,6 +127,35 @@ class CudaGenerator:
             threads = philox_threads(out.size, *self._gpu)
             _C.philox_normal(self._seed, self._offset, threads, out)
             self._offset += philox_increment(out.size, threads)
+        return out
+
+
+class BatchRows:
+    """The noise that some rows of a batch get when the whole batch is drawn at once.
+
+    A call for ``shape`` draws ``batch`` rows of ``shape[1:]`` from ``source`` and returns ``shape[0]`` of
+    them from ``begin`` on: pictures that are computed apart see the noise that they would see together.
+    Raises `InputError` where the batch has no such rows.
+    """
+
+    def __init__(self, source: NoiseSource, batch: int, begin: int) -> None:
+        self._source = source
+        self._batch = batch
+        self._begin = begin
+
+    def randn(
+        self, shape: int | Sequence[int], *, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Rows of the next draw, float32 of ``shape``, in ``out`` if given."""
+        rows, *rest = (shape,) if isinstance(shape, int) else shape
+        end = self._begin + rows
+        if end > self._batch:
+            raise InputError(f"noise for rows {self._begin} to {end}, wanted within a batch of {self._batch}")
+        drawn = self._source.randn((self._batch, *rest))[self._begin : end]
+        if out is None:
+            return drawn.copy()
+        out = _checked_out(shape, out)
+        np.copyto(out, drawn)
         return out
 
 

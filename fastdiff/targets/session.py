@@ -13,7 +13,7 @@ from fastdiff.config import SizeRange, TensorSpec
 from fastdiff.errors import InputError
 
 if TYPE_CHECKING:
-    from fastdiff.samplers import Callback, Generator, StepTable
+    from fastdiff.samplers import Callback, NoiseSource, StepTable
 
 __all__ = ["Session"]
 
@@ -56,13 +56,16 @@ class Session(ABC):
     """Whether ``sample`` has the latents of a step at hand before the next begins. Where it would have to
     wait for them, on a GPU, it is given no callback unless somebody wants to see the steps."""
 
+    takes_any_noise = True
+    """Whether ``sample`` draws from any NoiseSource; otherwise only from a Generator, in compiled code."""
+
     def sample(
         self,
         table: StepTable,
         latents: Array,
         inputs: dict[str, Array],
         guidance: float,
-        noise: Generator,
+        noise: NoiseSource,
         callback: Callback | None,
     ) -> Array:
         """What ``fastdiff.samplers.sample`` returns with this session as the U-Net, in its precision.

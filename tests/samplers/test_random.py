@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import Generator
+from fastdiff.samplers import BatchRows, Generator
 
 SEEDS = [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 5, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**63)]
 
@@ -91,6 +91,26 @@ def test_latents_of_several_pictures_then_noise_of_each_step():
     ours, theirs = both(123)
     for _ in range(6):
         assert same_bits(ours.randn((3, 4, 8, 8)), torch.randn((3, 4, 8, 8), generator=theirs))
+
+
+@pytest.mark.parametrize(("begin", "rows"), [(0, 5), (0, 1), (3, 2), (2, 1)])
+def test_rows_of_a_batch_that_is_drawn_at_once(begin, rows):
+    """5 x 4 x 3 x 7 is no multiple of 16: its last numbers are drawn again, which parts would not be."""
+    ours, theirs = Generator(8), torch.Generator().manual_seed(8)
+    noise = BatchRows(ours, 5, begin)
+    out = np.empty((rows, 4, 3, 7), np.float32)
+    for step in range(4):
+        found = noise.randn(out.shape, out=out if step % 2 else None)
+        assert (found is out) == bool(step % 2)
+        wanted = torch.randn((5, 4, 3, 7), generator=theirs)
+        assert same_bits(found, wanted[begin : begin + rows].contiguous())
+
+
+def test_rows_that_a_batch_does_not_have():
+    with pytest.raises(InputError, match="rows 4 to 6, wanted within a batch of 5"):
+        BatchRows(Generator(0), 5, 4).randn((2, 3))
+    with pytest.raises(InputError, match=r"out has shape \(3,\)"):
+        BatchRows(Generator(0), 5, 4).randn((1, 3), out=np.empty(3, np.float32))
 
 
 def test_generators_are_independent():

@@ -32,6 +32,12 @@ Key = tuple[Hashable, ...]
 """What an entry of the cache is found by. The first item is its owner, whose entries are closed together."""
 
 
+_CAPTURING = threading.Lock()
+"""Held while a graph is captured and while memory is given back, which PyTorch does for all devices at once
+and never while any of them captures: two threads may drive two GPUs.
+"""
+
+
 class CudaBackend(EagerBackend):
     """CUDA graphs of PyTorch, one pool and one side stream for captures per instance.
 
@@ -70,6 +76,7 @@ class CudaBackend(EagerBackend):
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with (
+            _CAPTURING,
             # A capture that fails leaves PyTorch on the side stream; this goes back.
             torch.cuda.stream(torch.cuda.current_stream(self.device)),
             # "thread_local": other threads, a data loader's say, may allocate meanwhile.
@@ -79,6 +86,11 @@ class CudaBackend(EagerBackend):
         captured = _CudaGraph(graph)
         self._graphs.add(captured)
         return captured
+
+    def trim(self) -> None:
+        """Return what PyTorch's allocator keeps."""
+        with _CAPTURING:
+            super().trim()
 
     def pool_bytes(self) -> int:
         """The pool's segments in PyTorch's allocator."""

@@ -23,7 +23,7 @@ from fastdiff.targets.cuda.stages import Stages, reference_table_step
 from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
-    from fastdiff.samplers import Callback, Generator, StepTable
+    from fastdiff.samplers import Callback, NoiseSource, StepTable
 
 __all__ = ["CHECK_FINITE", "CudaSession", "open_session"]
 
@@ -72,7 +72,7 @@ class CudaSession(Session):
         latents: Array,
         inputs: dict[str, Array],
         guidance: float,
-        noise: Generator,
+        noise: NoiseSource,
         callback: Callback | None,
         chunk: int = 1,
     ) -> Array:

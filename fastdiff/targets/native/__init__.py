@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import Precision
-from fastdiff.errors import EngineDamagedError, TargetError
+from fastdiff.errors import EngineDamagedError, InputError, TargetError
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled, CompileOptions
 from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
-    from fastdiff.samplers import Callback, Generator, StepTable
+    from fastdiff.samplers import Callback, NoiseSource, StepTable
 
 __all__ = ["NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
 
@@ -71,6 +71,7 @@ class _NativeSession(Session):
         return results
 
     has_loop = True
+    takes_any_noise = False
 
     def sample(
         self,
@@ -78,11 +79,17 @@ class _NativeSession(Session):
         latents: Array,
         inputs: dict[str, Array],
         guidance: float,
-        noise: Generator,
+        noise: NoiseSource,
         callback: Callback | None,
     ) -> Array:
         """One call into ``csrc/runtime/loop.cpp``; the prompt and the schedule are computed once."""
-        state = noise.state if table.stochastic else None
+        from fastdiff.samplers import Generator
+
+        if table.stochastic and not isinstance(noise, Generator):
+            raise InputError(
+                f"noise is a {type(noise).__name__}: the native loop draws from a Generator alone"
+            )
+        state = noise.state if table.stochastic and isinstance(noise, Generator) else None
         result: Array = self._session.sample(table, latents, inputs, guidance, state, callback)
         return result
 

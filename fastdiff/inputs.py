@@ -1,0 +1,74 @@
+"""What a call needs before anything runs: its sampler, sizes that the engine takes, its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.config import ModelSpec
+from fastdiff.engine_dir import Engine
+from fastdiff.errors import InputError
+from fastdiff.request import Request
+from fastdiff.samplers import SAMPLERS, NoiseSource, sampler_of
+
+__all__ = ["check_shapes", "default_sampler", "unit_noise"]
+
+Array = NDArray[np.float32]
+
+
+def default_sampler(scheduler: Mapping[str, Any]) -> str:
+    """The sampler that a checkpoint's scheduler config names. Raises InputError when there is none."""
+    name = sampler_of(scheduler)
+    if name is None:
+        raise InputError(
+            f"the checkpoint's own scheduler, {scheduler.get('_class_name')}, has no sampler here: "
+            f"choose one of {', '.join(SAMPLERS)}"
+        )
+    return name
+
+
+def check_shapes(engine: Engine, request: Request, split_guidance: bool = False) -> None:
+    """The sizes of a call against what the modules were built for. Raises InputError.
+
+    ``split_guidance``: the halves of guidance run apart and do not add to a batch.
+    """
+    factor = engine.manifest.model.vae_scale_factor
+    rows = request.pictures * (2 if request.guided and not split_guidance else 1)
+    for module, batch in (("unet", rows), ("vae_decoder", request.pictures)):
+        shapes = engine.entry(module).shapes
+        for side in ("height", "width"):
+            size = getattr(request, side)
+            if side in shapes and size // factor not in shapes[side]:
+                low, high = shapes[side].minimum * factor, shapes[side].maximum
+                limit = f"{low} or more" if high is None else f"from {low} to {high * factor}"
+                raise InputError(
+                    f"{side} is {size}: {module} of this engine takes {limit}; build it for more"
+                )
+        if "batch" in shapes and batch not in shapes["batch"]:
+            raise InputError(
+                f"{request.pictures} pictures at once need a batch of {batch} in {module}: this engine "
+                f"takes {shapes['batch']}; ask for fewer"
+            )
+
+
+def unit_noise(model: ModelSpec, request: Request, given: Any, source: NoiseSource) -> Array:
+    """Noise of unit variance, [pictures, channels, h, w] float32: ``given``, or drawn where that is None.
+
+    Raises InputError for given noise of another shape or kind.
+    """
+    factor = model.vae_scale_factor
+    shape = (request.pictures, model.latent_channels, request.height // factor, request.width // factor)
+    if given is None:
+        return source.randn(shape)
+    latents = np.asarray(given)
+    if latents.shape != shape or latents.dtype.kind != "f":
+        raise InputError(
+            f"latents are {latents.dtype} {list(latents.shape)}: they must be float32 {list(shape)} for "
+            f"{request.pictures} pictures of {request.height} x {request.width}"
+        )
+    if not np.isfinite(latents).all():
+        raise InputError("latents hold NaN or infinity: give finite noise")
+    return np.ascontiguousarray(latents, dtype=np.float32)

@@ -1,0 +1,220 @@
+"""Pictures on several devices at once: one process per device behind one queue."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.devices import Device, check_devices, device_name, share_threads
+from fastdiff.engine_dir import Engine, open_engine
+from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
+from fastdiff.inputs import check_shapes, default_sampler, unit_noise
+from fastdiff.progress import progress_bar
+from fastdiff.request import Request, check_request
+from fastdiff.result import Result, Timings, picture_metadata
+from fastdiff.samplers import Generator, NoiseSchedule, make_table
+from fastdiff.workers.process import Crew, Job, Place
+from fastdiff.workers.wire import Message
+
+__all__ = ["PipelinePool", "load_many"]
+
+Array = NDArray[np.float32]
+
+
+class PipelinePool:
+    """An engine open in one process per device. Called like a Pipeline, it gives the same pictures.
+
+    The pictures of a call are a queue: whichever device is free takes the next ``batch`` of them. Their
+    noise is that of the whole call, so that a seed gives the picture that a Pipeline gives, but for the
+    rounding of kernels that sum in another order for another batch.
+
+    An error in one process ends all, and the next call starts them again; so does ``close``. The processes
+    end with this one in any case. Calls from several threads wait for each other.
+    """
+
+    def __init__(
+        self, engine: Engine, devices: Sequence[Device], threads: int | None = None, batch: int = 1
+    ) -> None:
+        if batch < 1:
+            raise InputError(f"batch is {batch}: it must be 1 or more")
+        check_devices(engine.manifest, devices)
+        self.engine = engine
+        self.devices = tuple(devices)
+        self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
+        self._batch = batch
+        self._places = _places(engine, devices, threads)
+        self._crew: Crew | None = None
+        self._stop: weakref.finalize[[], PipelinePool] | None = None
+        self._lock = threading.Lock()
+        self._start()  # here: the first picture takes no longer than the second
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        *,
+        negative: str | list[str] = "",
+        steps: int = 20,
+        sampler: str | None = None,
+        guidance: float = 5.0,
+        seed: int | None = None,
+        num: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+        latents: Array | None = None,
+        progress: bool = False,
+    ) -> Result:
+        """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
+
+        ``progress`` draws a bar that counts pictures. The result's timings are those of all jobs one after
+        the other, ``total`` is the time that the call took. A device that fails is named in the error.
+        """
+        begin = perf_counter()
+        manifest = self.engine.manifest
+        request = check_request(
+            manifest.model,
+            prompt=prompt,
+            negative=negative,
+            steps=steps,
+            sampler=default_sampler(manifest.scheduler) if sampler is None else sampler,
+            guidance=guidance,
+            seed=seed,
+            num=num,
+            height=height,
+            width=width,
+            eta=eta,
+        )
+        jobs = self._jobs(request, latents)
+        with self._lock:
+            replies = self._run(jobs, progress)
+        for text in dict.fromkeys(text for body, _ in replies for text in body["warnings"]):
+            warnings.warn(text, FastdiffWarning, stacklevel=2)
+        metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
+        return _joined(replies, request.seed, metadata, begin)
+
+    def close(self) -> None:
+        """End the processes. The next call starts them again."""
+        with self._lock:
+            self._end()
+
+    def __enter__(self) -> PipelinePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _jobs(self, request: Request, latents: Array | None) -> list[Job]:
+        """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
+        table = make_table(request.sampler, self.schedule, request.steps, eta=request.eta)
+        start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
+        jobs: list[Job] = []
+        for begin in range(0, request.pictures, self._batch):
+            rows = range(begin, min(begin + self._batch, request.pictures))
+            part = replace(
+                request,
+                prompts=tuple(request.prompts[row // request.num] for row in rows),
+                negatives=tuple(request.negatives[row // request.num] for row in rows),
+                num=1,
+            )
+            if not jobs:
+                check_shapes(self.engine, part)
+            noise = {"batch": request.pictures, "begin": begin, "drawn": latents is None}
+            body = {"request": asdict(part), "noise": noise if table.stochastic else None}
+            jobs.append(Job(len(jobs), (body, {"latents": start[rows.start : rows.stop]})))
+        return jobs
+
+    def _run(self, jobs: list[Job], progress: bool) -> list[Message]:
+        """Replies in the order of ``jobs``."""
+        crew = self._crew or self._start()
+        pictures = sum(len(job.message[1]["latents"]) for job in jobs)
+        bar = progress_bar(pictures, "picture", keep=True) if progress else None
+        replies: dict[int, Message] = {}
+        try:
+            for job in jobs:
+                crew.put(job)
+            while len(replies) < len(jobs):
+                index, reply = crew.next_result()
+                replies[index] = reply
+                if bar is not None:
+                    bar.update(len(reply[1]["latents"]))
+        except BaseException:  # Ctrl-C too
+            self._end()
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+        return [replies[job.index] for job in jobs]
+
+    def _start(self) -> Crew:
+        """Start a process per device and wait until all have opened the engine."""
+        crew = self._crew = Crew(self._places)
+        self._stop = weakref.finalize(self, crew.stop)
+        try:
+            for _ in self._places:
+                _, (opened, _) = crew.next_result()
+                if opened["engine_hash"] != self.engine.engine_hash:
+                    raise EngineMismatchError(f"{self.engine.path} was built again meanwhile: open it again")
+        except BaseException:
+            self._end()
+            raise
+        return crew
+
+    def _end(self) -> None:
+        if self._stop is not None:
+            self._stop()
+        self._crew = self._stop = None
+
+
+def _places(engine: Engine, devices: Sequence[Device], threads: int | None) -> list[Place]:
+    """Names and opening requests; several processes on the CPU are numbered from 1."""
+    path = str(engine.path.resolve())
+    places = []
+    for index, (device, share) in enumerate(zip(devices, share_threads(devices, threads), strict=True)):
+        name = device_name(device)
+        if devices.count(device) > 1:
+            name = f"{name} worker {devices[: index + 1].count(device)}"
+        places.append(Place(name, {"path": path, "threads": share, "device": device}))
+    return places
+
+
+def _joined(replies: list[Message], seed: int, metadata: list[dict[str, Any]], begin: float) -> Result:
+    """The jobs' results as that of one call."""
+    from PIL import Image
+
+    timings = [body["timings"] for body, _ in replies]
+    images = [Image.fromarray(pixels) for _, arrays in replies for pixels in arrays["pixels"]]
+    latents = np.concatenate([arrays["latents"] for _, arrays in replies])
+    joined = Timings(
+        sum(timing["text_encoder"] for timing in timings),
+        tuple(seconds for timing in timings for seconds in timing["steps"]),
+        sum(timing["vae"] for timing in timings),
+        perf_counter() - begin,
+    )
+    return Result(images, latents, seed, joined, metadata)
+
+
+def load_many(
+    path: str | os.PathLike[str], devices: Sequence[Device], threads: int | None = None, batch: int = 1
+) -> PipelinePool:
+    """Open the engine folder ``path`` on several devices at once, in a process for each.
+
+    ``devices`` are numbers of GPUs, each once, or ``"cpu"``, as often as there shall be processes; these
+    share ``threads``, None: every core. A device computes ``batch`` pictures at a time. Close the pool, or
+    use it as a context, to free what the processes hold.
+
+    This process imports no library of a vendor and uses no GPU. Raises EngineError, TargetError and
+    InputError as ``load`` does.
+    """
+    return PipelinePool(open_engine(path, check_machine=False), devices, threads, batch)
