@@ -41,12 +41,22 @@ class Choices:
         """The fastest option at the measured sizes nearest to the call's; PyTorch's own for an unknown kind.
 
         Distance is the sum over all sizes of the logarithm of their ratio. An option that does not take the
-        call, for its strides say, is passed over.
+        call, for its strides say, or whose configuration is for other sizes, is passed over.
         """
         known = [entry for entry in self.measured.get(call.kind, ()) if len(entry.extent) == len(call.extent)]
         for entry in sorted(known, key=lambda entry: _distance(entry.extent, call.extent)):
             for option, _ in entry.options:
-                if implementation(call.node.op, option.implementation).applies(call):
+                chosen = implementation(call.node.op, option.implementation)
+                measured = entry.extent == call.extent or chosen.universal(option.config)
+                if chosen.applies(call) and (measured or chosen.fits(call, option.config)):
+                    return option
+        return _DEFAULT
+
+    def elsewhere(self, call: Call) -> Option:
+        """What runs a call like this one at sizes that nobody measured, where the chosen option may not."""
+        for entry in self.measured.get(call.kind, ()):
+            for option, _ in entry.options if entry.extent == call.extent else ():
+                if implementation(call.node.op, option.implementation).universal(option.config):
                     return option
         return _DEFAULT
 

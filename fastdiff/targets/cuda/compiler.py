@@ -30,6 +30,7 @@ from fastdiff.targets.cuda.ranges import (
     plan_scales,
     scaled,
 )
+from fastdiff.targets.cuda.stages import Stages, record_steps
 from fastdiff.targets.cuda.tune import Timer, Tuner, graph_seconds
 from fastdiff.targets.cuda.types import value_dtypes
 from fastdiff.targets.graph import Graph, Weight
@@ -78,8 +79,10 @@ def compile_module(
         graph, dtypes = _tuned(graph, weights, dtypes, choices, captured.spec, sizes, machine)
     executor = Executor(graph, weights, dtypes, choices)
     counts: dict[str, int] = {}
-    with binaries.recording() as kernels, executor.watched(_counter(counts, choices)):
-        run(executor, captured.spec, random_inputs(captured.spec, dict(sizes), seed=0))
+    with binaries.recording() as kernels:
+        with executor.watched(_counter(counts, executor, choices)):
+            run(executor, captured.spec, random_inputs(captured.spec, dict(sizes), seed=0))
+        record_steps(Stages(executor))
     module = file.Module(
         graph,
         dtypes,
@@ -173,12 +176,19 @@ def _check(executor: Executor, captured: CapturedModule, sizes: Mapping[str, int
             run(executor, captured.spec, arrays)
 
 
-def _counter(counts: dict[str, int], choices: Choices) -> Watch:
-    """A watch that counts the nodes that each implementation runs: ``{"linear: triton": 96, …}``."""
+def _counter(counts: dict[str, int], executor: Executor, choices: Choices) -> Watch:
+    """A watch that counts the nodes that each implementation runs: ``{"linear: triton": 96, …}``.
+
+    It also runs what runs at other sizes, so that its binaries are recorded too.
+    """
 
     def count(index: int, call: Call, result: Tensor) -> None:
-        name = f"{call.node.op}: {choices(call).implementation}"
+        option = choices(call)
+        name = f"{call.node.op}: {option.implementation}"
         counts[name] = counts.get(name, 0) + 1
+        other = choices.elsewhere(call)
+        if other != option:
+            executor.perform(call, other)
 
     return count
 

@@ -26,6 +26,7 @@ Watch = Callable[[int, Call, Tensor], None]
 """Told the index of a node, its call and its result."""
 
 _STAGES = ("prompt", "schedule", "step")
+_VIEWS = ("constant", "expand", "permute", "reshape", "slice")
 
 
 class Executor:
@@ -133,7 +134,8 @@ class Executor:
             if key not in self._prepared:
                 self._prepared[key] = chosen.prepare(layer)
             call = Call(call.node, call.inputs, {**call.weights, "layer": self._prepared[key]}, call.shape)
-        return chosen.run(call, option.config)
+        result = chosen.run(call, option.config)
+        return result if call.node.op in _VIEWS else _dense(result)
 
     def _run(self, index: int, node: Node, values: dict[int, Tensor], sizes: Mapping[str, int]) -> None:
         call = self.call(node, values, sizes)
@@ -158,6 +160,11 @@ class Executor:
         if key not in self._prepared:
             self._prepared[key] = stored.to(dtype)
         return self._prepared[key]
+
+
+def _dense(result: Any) -> Any:
+    """With contiguous memory: what a library may leave in an order of its own, kernels want as it is."""
+    return tuple(map(_dense, result)) if isinstance(result, tuple) else result.contiguous()
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

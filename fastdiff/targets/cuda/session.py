@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,7 +19,7 @@ from fastdiff.targets.cuda.executor import Executor
 from fastdiff.targets.cuda.finite import check_finite
 from fastdiff.targets.cuda.graphs import CudaBackend, GraphCache
 from fastdiff.targets.cuda.loop import DeviceLoop, TableStep
-from fastdiff.targets.cuda.stages import Stages, reference_table_step
+from fastdiff.targets.cuda.stages import Stages, table_step_on
 from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def open_session(folder: Path, name: str, entry: ModuleEntry, device: torch.devi
     if checked:
         executor.watch(check_finite(name))
     graphs = GraphCache(EagerBackend(device), 1 << 62) if checked else _graphs(device)
-    return CudaSession(name, entry, Stages(executor), graphs, _table_step(device))
+    return CudaSession(name, entry, Stages(executor), graphs, table_step_on(device))
 
 
 @cache
@@ -125,11 +125,3 @@ def _graphs(device: torch.device) -> GraphCache:
         return GraphCache(EagerBackend(device), 1 << 62)
     backend: Backend = CudaBackend(device.index or 0)
     return GraphCache(backend, torch.cuda.get_device_properties(device).total_memory // _SHARE)
-
-
-def _table_step(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return reference_table_step
-    from fastdiff.kernels.triton.table_step import table_step
-
-    return table_step

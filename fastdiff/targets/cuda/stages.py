@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdiff.kernels.reference import TABLE_COLUMNS
 from fastdiff.targets.cuda.executor import Executor
 
-__all__ = ["Stages"]
+__all__ = ["Stages", "record_steps", "reference_table_step", "table_step_on"]
 
 _SAMPLE, _TIMESTEP = "sample", "timestep"
 
@@ -69,9 +72,46 @@ class Stages:
         return {graph.values[value].name: values[value] for value in graph.outputs}
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._executor.device
+
+    @property
     def has_steps(self) -> bool:
         """Whether the loop can run it: it takes a sample and a timestep."""
         return _SAMPLE in self._inputs and _TIMESTEP in self._inputs
+
+
+def table_step_on(device: torch.device) -> Any:
+    """What computes a table's step on a device: Triton's kernel on a GPU."""
+    if device.type != "cuda":
+        return reference_table_step
+    from fastdiff.kernels.triton.table_step import table_step
+
+    return table_step
+
+
+def record_steps(stages: Stages) -> None:
+    """Launch the step of a table in all its forms, so that its binaries are recorded with a U-Net's."""
+    if not stages.has_steps or stages.device.type != "cuda":
+        return
+    step = table_step_on(stages.device)
+    for guided, noisy in itertools.product((False, True), (False, True)):
+        sample, slots, noise = (torch.zeros(shape, device=stages.device) for shape in _SHAPES)
+        output = torch.zeros(1 + guided, *_SHAPES[0][1:], device=stages.device, dtype=stages.dtype)
+        rows = torch.zeros(1, len(TABLE_COLUMNS) + len(slots), device=stages.device)
+        saves, counter = (
+            torch.zeros(shape, device=stages.device, dtype=torch.int32) for shape in ((1, 2), (1,))
+        )
+        model_input = torch.empty_like(output)
+        step(
+            *(sample, output, slots, rows, saves, counter, guided, noise if noisy else None),
+            model_input=model_input,
+        )
+
+
+_SHAPES = ((1, 4, 8, 8), (1, 1, 4, 8, 8), (1, 1, 4, 8, 8))
+"""Of a sample, slots and noise to launch kernels with; no size of theirs is specialised on."""
 
 
 def reference_table_step(

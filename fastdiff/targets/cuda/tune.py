@@ -7,6 +7,7 @@ more than rounding, is left out and the reason is recorded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -66,7 +67,9 @@ class Tuner:
         wanted: Tensor | None = None
         for option in candidates(call, self._arch):
             try:
-                found = _one(self._executor.perform(call, option))
+                with warnings.catch_warnings():  # of backends that say why they do not take a call
+                    warnings.simplefilter("ignore")
+                    found = _one(self._executor.perform(call, option))
                 if wanted is None:
                     wanted = found.float()
                 error = _distance(found, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,38 @@ def test_an_option_that_does_not_take_the_call_is_passed_over(monkeypatch: pytes
     strided = Call(Node("silu", (0,), 1), (torch.ones(2, 5, 24)[..., :8],), {}, (2, 5, 8))
     assert choices(call(5)) == Option("picky")
     assert choices(strided) == FAST
+
+
+def norm(pixels: int) -> Call:
+    return Call(
+        Node("group_norm_silu", (0,), 1, {"groups": 4, "eps": 1e-5, "silu": 1}),
+        (torch.ones(2, pixels, 32),),
+        {},
+        (2, pixels, 32),
+    )
+
+
+def test_a_tiling_that_holds_a_picture_runs_no_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"blocks": {"P_BLOCK": 64, "C_BLOCK": 16}, "num_warps": 4, "num_stages": 1}
+    split = {
+        "blocks": {"P_BLOCK": 32, "C_BLOCK": 16, "APPLY_P": 8, "APPLY_C": 32},
+        "num_warps": 4,
+        "num_stages": 1,
+    }
+    one_pass, two_passes = Option("triton", held), Option("triton", split)
+    implementations.candidates(call(1), 90)
+    everywhere = [
+        dataclasses.replace(found, applies=lambda call: True)
+        for found in implementations.IMPLEMENTATIONS["group_norm_silu"]
+    ]
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "group_norm_silu", tuple(everywhere))
+    choices = Choices()
+    options = ((one_pass, 1.0), (two_passes, 2.0), (Option("torch"), 3.0))
+    choices.add(norm(64), Measured((2, 64), options))
+    assert choices(norm(64)) == choices(norm(49)) == choices(norm(17)) == one_pass
+    assert choices(norm(65)) == choices(norm(4096)) == two_passes
+    assert choices(norm(16)) == two_passes  # three quarters of the tile would be idle
+    assert choices.elsewhere(norm(64)) == two_passes
 
 
 def test_json_and_back() -> None:

@@ -27,6 +27,7 @@ class Implementation:
     configs  configurations worth measuring for a call on a GPU of compute capability ``arch`` (90 for 9.0),
              the likeliest first, each plain JSON values; ``(None,)`` where there is nothing to configure
     prepare  makes of the layer's weight what ``run`` takes in its place, once per engine that is opened
+    universal, fits  whether a configuration works at every size, and if not whether it does at a call's
     """
 
     name: str
@@ -34,6 +35,8 @@ class Implementation:
     applies: Callable[[Call], bool] = lambda call: True
     configs: Callable[[Call, int], tuple[Any, ...]] = lambda call, arch: (None,)
     prepare: Callable[[Tensor], Tensor] | None = None
+    universal: Callable[[Any], bool] = lambda config: True
+    fits: Callable[[Call, Any], bool] = lambda call, config: False
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,31 @@ def _group_norm_silu_configs(call: Call, arch: int) -> tuple[Any, ...]:
     return json_configs(lambda: configs(pixels, call.x.shape[-1], call["groups"]))
 
 
+def _takes_any_picture(config: Any) -> bool:
+    """Whether a tiling does not hold all pixels of a group at once."""
+    return config is None or "APPLY_P" in config["blocks"]
+
+
+def _holds_the_picture(call: Call, config: Any) -> bool:
+    """Whether a tiling that holds all pixels of a group does so for this call, and not mostly in vain."""
+    pixels, held = math.prod(call.x.shape[1:-1]), config["blocks"]["P_BLOCK"]
+    return bool(held // 4 < pixels <= held)
+
+
+def _plan_takes_any_picture(config: Any) -> bool:
+    return config is None or config["kind"] != "cluster"
+
+
+def _plan_holds_the_picture(call: Call, config: Any) -> bool:
+    """Whether the blocks of a cluster can hold the picture in their shared memory."""
+    from fastdiff.kernels.cuda.group_norm_silu import Plan, gpu_of
+
+    x, plan = call.x, Plan(**config)
+    pixels = math.prod(x.shape[1:-1])
+    shared = plan.shared(pixels, x.shape[-1] // call["groups"], x.element_size())
+    return bool(plan.parts <= pixels and shared <= gpu_of(x.device.index).shared)
+
+
 def _group_norm_silu_cuda(call: Call, config: Any) -> Tensor:
     from fastdiff.kernels.cuda.group_norm_silu import Plan, group_norm_silu
 
@@ -172,7 +197,12 @@ IMPLEMENTATIONS = {
     "add_group_norm_silu": (
         Implementation("torch", _add_group_norm_silu),
         Implementation(
-            "triton", _add_group_norm_silu_triton, applies=evenly_spaced, configs=_group_norm_silu_configs
+            "triton",
+            _add_group_norm_silu_triton,
+            applies=evenly_spaced,
+            configs=_group_norm_silu_configs,
+            universal=_takes_any_picture,
+            fits=_holds_the_picture,
         ),
     ),
     "add_layer_norm": (
@@ -188,9 +218,21 @@ IMPLEMENTATIONS = {
     "group_norm_silu": (
         Implementation("torch", _group_norm_silu),
         Implementation(
-            "triton", _group_norm_silu_triton, applies=evenly_spaced, configs=_group_norm_silu_configs
+            "triton",
+            _group_norm_silu_triton,
+            applies=evenly_spaced,
+            configs=_group_norm_silu_configs,
+            universal=_takes_any_picture,
+            fits=_holds_the_picture,
         ),
-        Implementation("cuda", _group_norm_silu_cuda, applies=_dense, configs=_group_norm_silu_cuda_configs),
+        Implementation(
+            "cuda",
+            _group_norm_silu_cuda,
+            applies=_dense,
+            configs=_group_norm_silu_cuda_configs,
+            universal=_plan_takes_any_picture,
+            fits=_plan_holds_the_picture,
+        ),
     ),
     "layer_norm": (
         Implementation("torch", _layer_norm),
