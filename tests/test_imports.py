@@ -61,6 +61,7 @@ AT_TOP = (
     "targets/cuda/graphs.py",
     "targets/cuda/implementations",
     "targets/cuda/loop.py",
+    "targets/cuda/plan.py",
     "targets/cuda/ranges.py",
     "targets/cuda/session.py",
     "targets/cuda/stages.py",

@@ -27,6 +27,7 @@ class Implementation:
     configs  configurations worth measuring for a call on a GPU of compute capability ``arch`` (90 for 9.0),
              the likeliest first, each plain JSON values; ``(None,)`` where there is nothing to configure
     prepare  makes of the layer's weight what ``run`` takes in its place, once per engine that is opened
+    triton   whether every configuration is a Triton kernel of its own, to be compiled before it is measured
     """
 
     name: str
@@ -34,6 +35,7 @@ class Implementation:
     applies: Callable[[Call], bool] = lambda call: True
     configs: Callable[[Call, int], tuple[Any, ...]] = lambda call, arch: (None,)
     prepare: Callable[[Tensor], Tensor] | None = None
+    triton: bool = False
 
 
 @dataclass(frozen=True)
