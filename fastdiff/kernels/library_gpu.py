@@ -75,7 +75,10 @@ def add_group_norm_silu(
         return total.contiguous(), normed
     from fastdiff.kernels.triton.group_norm_silu import add_group_norm_silu as kernel
 
-    kept, result = kernel(_readable(x), *map(_optional, given[1:]), *options)
+    added = (_optional(bias), _optional(vector), _optional(residual))
+    kept, result = kernel(
+        _readable(x), *added, _optional(norm_weight), _optional(norm_bias), num_groups, eps, silu
+    )
     assert kept is not None
     return kept, result
 
@@ -106,13 +109,13 @@ def conv2d(
     scale: float = 1.0,
 ) -> Tensor:
     """:func:`reference.conv2d`."""
-    added = (bias, vector, residual)
-    options = (stride, padding, upsample, activation, scale)
+    added = (_optional(bias), _optional(vector), _optional(residual))
+    spatial = (stride, padding, upsample)
     if not _kernel(x, weight, *added):
-        return reference.conv2d(x, weight, *added, *options)
+        return reference.conv2d(x, weight, *added, *spatial, activation, scale)
     from fastdiff.kernels.triton.conv2d import conv2d as kernel
 
-    return kernel(_readable(x), weight, *map(_optional, added), *options)
+    return kernel(_readable(x), weight, *added, *spatial, activation, scale)
 
 
 def epilogue(
@@ -124,12 +127,12 @@ def epilogue(
     scale: float = 1.0,
 ) -> Tensor:
     """:func:`reference.epilogue`."""
-    added = (bias, vector, residual)
+    added = (_optional(bias), _optional(vector), _optional(residual))
     if not _kernel(x, *added):
         return reference.epilogue(x, *added, activation, scale)
     from fastdiff.kernels.triton.epilogue import epilogue as kernel
 
-    return kernel(_readable(x), *map(_optional, added), activation, scale)
+    return kernel(_readable(x), *added, activation, scale)
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -171,7 +174,7 @@ def layer_norm(
         return reference.layer_norm(x, residual, weight, bias, eps)
     from fastdiff.kernels.triton.layer_norm import layer_norm as kernel
 
-    total, y = kernel(_readable(x), *map(_optional, (residual, weight, bias)), eps)
+    total, y = kernel(_readable(x), _optional(residual), _optional(weight), _optional(bias), eps)
     # the kernel gives x itself where nothing is added; an op must not
     return (x.clone(memory_format=torch.contiguous_format) if residual is None else total), y
 

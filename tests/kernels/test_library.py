@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
-from fastdiff.kernels import library, reference
+from fastdiff.kernels import library, library_gpu, reference
 from fastdiff.kernels.reference import TABLE_COLUMNS
 from tests.compare import assert_close
 
@@ -142,6 +143,37 @@ def test_cpu_tensors_go_through_the_reference(op: str, index: int, dtype: torch.
     check_against_reference(op, index, "cpu", dtype)
 
 
+@pytest.mark.parametrize("dtype", [F32, torch.float64])
+@pytest.mark.parametrize(("op", "index"), [(op, i) for op, i in EVERY if hasattr(library_gpu, op)])
+def test_what_runs_on_a_gpu(op: str, index: int, dtype: torch.dtype) -> None:
+    """The CUDA implementations on CPU tensors, where the kernels are interpreted: values and strides."""
+    arguments = ARGUMENTS[op][index](Draw("cpu", F32 if op.startswith("table_step") else dtype))
+    with FakeTensorMode() as mode:
+        fakes = [_faked(mode, argument) for argument in arguments]
+        announced = getattr(torch.ops.fastdiff, op)(*fakes)
+    wanted = getattr(reference, op.removesuffix("_"))(*(doubled(argument) for argument in arguments))
+    given = [argument for argument in arguments if isinstance(argument, Tensor)]
+    returned = getattr(library_gpu, op)(*arguments)
+    found = results(op, returned, arguments)
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    for part, right in zip(found, wanted, strict=True):
+        assert_close(part.double(), right, rel_l2=ROUNDING[F32], label=f"{op} {index}")
+    pairs = zip(_parts(returned), _parts(announced), strict=True)
+    for part, fake in pairs:
+        assert (part.shape, part.stride(), part.dtype) == (fake.shape, fake.stride(), fake.dtype)
+        assert all(part.data_ptr() != argument.data_ptr() for argument in given)
+
+
+def _faked(mode: FakeTensorMode, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_faked(mode, part) for part in value]
+    return mode.from_tensor(value) if isinstance(value, Tensor) else value
+
+
+def _parts(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
 def test_every_op_of_the_namespace_is_checked() -> None:
     assert sorted(library.__all__) == sorted(ARGUMENTS)
 
@@ -197,7 +229,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         ops = torch.ops.fastdiff
-        sample = x.float()
+        sample = x.float().clone()
         picture = x.permute(0, 2, 3, 1)
         raw = ops.conv2d(picture, self.kernel, None, None, None, 1, [1, 1, 1, 1])
         total, y = ops.add_group_norm_silu(raw, self.bias, None, None, self.norm, self.norm_bias, 4)

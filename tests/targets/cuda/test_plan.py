@@ -70,7 +70,9 @@ def test_all_candidates_of_distinct_calls_are_planned(on_cpu: list[Option]) -> N
 def test_a_graph_alone_has_no_candidates(on_cpu: list[Option]) -> None:
     found = Plan(90)
     executor = executor_of(graph_of("clip_pooled"))
-    found.add(executor, lambda x: run(x, model("clip_pooled").spec, arrays_of("clip_pooled")), all_candidates=False)
+    found.add(
+        executor, lambda x: run(x, model("clip_pooled").spec, arrays_of("clip_pooled")), all_candidates=False
+    )
     assert not found.jobs
     assert not found.calls
 
