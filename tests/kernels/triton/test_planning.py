@@ -46,7 +46,7 @@ def _table(guided: bool) -> Callable[[], Any]:
 SPLIT = next(config for config in configs(600, 64, 8) if "APPLY_P" in dict(config.blocks))
 
 # What the compiler specialises on: optional arguments left out, sizes and strides of 1, strides that are no
-# multiple of 16, pointers that are not aligned, several kernels in one call, tilings that are not the default.
+# multiple of 16, pointers that are not aligned, several kernels in one call, tilings other than the default.
 LAUNCHES: dict[str, Callable[[], Any]] = {
     "geglu": lambda: geglu(halves(77, 2560)),
     "geglu of one row of odd width": lambda: geglu(halves(1, 2 * 33)),
