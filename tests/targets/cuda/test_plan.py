@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastdiff.config import Precision
-from fastdiff.kernels.triton import planning
+from fastdiff.kernels.triton import planning, pool
 from fastdiff.targets import CompileOptions
 from fastdiff.targets.cuda import compiler, implementations, plan
 from fastdiff.targets.cuda.calls import Call
@@ -125,3 +125,29 @@ def test_what_the_compiler_refused_is_not_measured(
     assert fractions[:2] == [0.25, 0.5]
     assert fractions == sorted(fractions)
     assert 0.9 < fractions[-1] <= 1.0
+
+
+@pytest.mark.gpu
+def test_gpu_a_build_leaves_nothing_to_its_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From an empty cache: every kernel that the build launches has been compiled by the pool."""
+    import triton
+
+    if pool._cores() < 2:
+        pytest.skip("one core: kernels are compiled by their launches")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    name = "scenes_vae_decoder"
+    monkeypatch.setattr(compiler, "lower_module", lambda captured: lowered(name))
+    missed: list[str] = []
+
+    def listen(metadata: Any, cache_hit: bool, **rest: Any) -> None:
+        if not cache_hit:
+            missed.append(metadata["name"])
+
+    module, fractions = model(name), list[float]()
+    options = CompileOptions(Precision.FP16, sizes=sizes_of(module, 0), progress=fractions.append)
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.listener = listen
+        compile_module(module, tmp_path, options)
+    assert list((tmp_path / "cache").rglob("*.cubin"))
+    assert missed == []
+    assert fractions == sorted(fractions)
