@@ -1,19 +1,22 @@
 """Registers the ops as ``torch.ops.fastdiff.*``, so that a captured graph can hold them.
 
-Importing this module is the registration. On the CPU an op is its reference, whose signature is the op's;
-targets replace the node with kernels of their own. The fake implementations give ``torch.export`` shapes
-without computing.
+Importing this module is the registration. On the CPU an op is its reference, whose signature is the op's; on
+a GPU it is a Triton kernel (library_gpu.py), or the reference where there is none. Targets replace the node
+with kernels of their own. The fake implementations give ``torch.export`` and Inductor shapes without
+computing: results are contiguous, but those of a step, which lie as the tensors that they take the place of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff.kernels import reference
+from fastdiff.kernels import library_gpu, reference
+from fastdiff.kernels.library_gpu import like
 
 __all__ = [
     "add_group_norm_silu",
@@ -27,16 +30,64 @@ __all__ = [
     "linear",
     "quick_gelu",
     "scheduler_step",
+    "table_step",
+    "table_step_",
     "timestep_embedding",
     "upsample_nearest2d",
 ]
 
 
-def _register(op: str) -> Any:
-    """The custom op of the reference of that name."""
-    return torch.library.custom_op(
-        f"fastdiff::{op}", getattr(reference, op), mutates_args=(), device_types="cpu"
+def _contiguous(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A reference whose results have the strides that its fake implementation announces."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        results = function(*arguments, **keywords)
+        if isinstance(results, tuple):
+            return tuple(result.contiguous() for result in results)
+        return results.contiguous()
+
+    return run
+
+
+def _register(op: str, function: Callable[..., Any] | None = None, mutates_args: tuple[str, ...] = ()) -> Any:
+    """The custom op of the reference of that name, or of another function on CPU tensors."""
+    function = function or _contiguous(getattr(reference, op))
+    kernel = getattr(library_gpu, op, None)
+    devices = "cpu" if kernel is not None else ("cpu", "cuda")
+    registered = torch.library.custom_op(
+        f"fastdiff::{op}", function, mutates_args=mutates_args, device_types=devices
     )
+    if kernel is not None:
+        registered.register_kernel("cuda", kernel)
+    return registered
+
+
+@functools.wraps(reference.scheduler_step)
+def _scheduler_step(sample: Tensor, cond: Tensor, *rest: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+    out, guided = reference.scheduler_step(sample, cond, *rest, **keywords)
+    return like(out, sample), like(guided, cond)
+
+
+def _table_step_(
+    sample: Tensor,
+    output: Tensor,
+    slots: Tensor,
+    rows: Tensor,
+    saves: Tensor,
+    counter: Tensor,
+    guided: bool,
+    noise: Tensor | None = None,
+    rescale: Tensor | None = None,
+    threshold: Tensor | None = None,
+) -> Tensor:
+    """:func:`reference.table_step` that updates ``sample`` and ``slots``; what the model sees next."""
+    out, kept, model_input = reference.table_step(
+        sample, output, slots, rows, saves, counter, guided, noise, rescale, threshold
+    )
+    sample.copy_(out)
+    slots.copy_(kept)
+    return like(model_input, output)
 
 
 add_group_norm_silu = _register("add_group_norm_silu")
@@ -49,7 +100,9 @@ group_norm_silu = _register("group_norm_silu")
 layer_norm = _register("layer_norm")
 linear = _register("linear")
 quick_gelu = _register("quick_gelu")
-scheduler_step = _register("scheduler_step")
+scheduler_step = _register("scheduler_step", _scheduler_step)
+table_step = _register("table_step")
+table_step_ = _register("table_step_", _table_step_, ("sample", "slots"))
 timestep_embedding = _register("timestep_embedding")
 upsample_nearest2d = _register("upsample_nearest2d")
 
@@ -65,7 +118,8 @@ def _(
     num_groups: int,
     *rest: object,
 ) -> tuple[Tensor, Tensor]:
-    reference.check_add_group_norm_silu(x, bias, vector, residual, norm_weight, norm_bias, num_groups)
+    given = (x, bias, vector, residual, norm_weight, norm_bias)
+    reference.check_add_group_norm_silu(*given, num_groups)
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
@@ -117,6 +171,7 @@ def _(
 
 @geglu.register_fake  # type: ignore[untyped-decorator]
 def _(x: Tensor) -> Tensor:
+    reference.check_geglu(x)
     return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
 
 
@@ -164,6 +219,18 @@ def _(
 @scheduler_step.register_fake  # type: ignore[untyped-decorator]
 def _(sample: Tensor, cond: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(sample), torch.empty_like(cond)
+
+
+@table_step.register_fake  # type: ignore[untyped-decorator]
+def _(sample: Tensor, output: Tensor, slots: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    reference.check_table_step(sample, output, slots, *rest)
+    return sample.new_empty(sample.shape), slots.new_empty(slots.shape), output.new_empty(output.shape)
+
+
+@table_step_.register_fake  # type: ignore[untyped-decorator]
+def _(sample: Tensor, output: Tensor, slots: Tensor, *rest: Any) -> Tensor:
+    reference.check_table_step(sample, output, slots, *rest)
+    return torch.empty_like(output)
 
 
 @timestep_embedding.register_fake  # type: ignore[untyped-decorator]

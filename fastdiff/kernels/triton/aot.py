@@ -36,7 +36,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 # CUDA C++ programming guide, table "technical specifications per compute capability".
 _SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-_INFRASTRUCTURE = ("aot", "binaries", "interpreter", "launch", "specialise")
+_INFRASTRUCTURE = ("aot", "binaries", "interpreter", "launch", "planning", "pool", "specialise")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import InputError
-from fastdiff.kernels.triton import binaries
+from fastdiff.kernels.triton import binaries, planning
 from fastdiff.kernels.triton.interpreter import interpreted
 
 __all__ = [
@@ -146,18 +146,24 @@ def launch(
 ) -> None:
     """Launch a ``triton.jit`` function over ``grid``; nothing is launched where the grid is empty.
 
+    Within ``planning.planning()`` what would have to be compiled is recorded, and nothing is launched.
+
     ``arguments``: the kernel's run-time arguments in its order, torch tensors for pointers; ``constants``:
     its constexpr arguments, beside the blocks of ``config``.
     """
     if 0 in grid:
         return
     config = config or Config()
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    like = next(a for a in arguments if isinstance(a, Tensor))
+    device = like.device
     constants |= {
         **dict(config.blocks),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }
+    if planning.active():
+        planning.record(kernel, architecture(like), arguments, constants)
+        return
     if device.type != "cuda":
         interpreted(kernel)[grid](*arguments, **constants)
         return

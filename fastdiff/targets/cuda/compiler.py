@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.choices import Choices
 from fastdiff.targets.cuda.executor import Executor, Watch
 from fastdiff.targets.cuda.finite import check_finite
-from fastdiff.targets.cuda.fusion import fuse, pairs, worthwhile
+from fastdiff.targets.cuda.fusion import Pair, fuse, pairs, worthwhile
+from fastdiff.targets.cuda.plan import Plan
 from fastdiff.targets.cuda.ranges import (
     Scales,
     calibration_inputs,
@@ -67,16 +68,19 @@ def compile_module(
     sizes = options.sizes or smallest_sizes(captured.spec)
     scales = Scales((0,) * len(graph.values), frozenset())
     if options.precision is Precision.FP16:
-        scales = _safe_scales(graph, captured.spec, sizes, machine.device)
+        scales = _safe_scales(graph, captured.spec, sizes, machine)
         graph = scaled(graph, scales)
     dtypes = value_dtypes(graph, options.precision)
     for value in scales.islands:
         dtypes[value] = torch.float32
     weights = load_weights(graph, weight_dtypes(graph, dtypes), machine.device)
     choices = Choices()
+    progress = options.progress or (lambda fraction: None)
+    plan = _planned(graph, weights, dtypes, captured.spec, sizes, machine, bool(options.sizes))
+    plan.compile(lambda fraction: progress(0.5 * fraction))
     _check(Executor(graph, weights, dtypes, choices), captured, sizes)
     if options.sizes:
-        graph, dtypes = _tuned(graph, weights, dtypes, choices, captured.spec, sizes, machine)
+        graph, dtypes = _tuned(graph, weights, dtypes, choices, captured.spec, sizes, machine, plan, progress)
     executor = Executor(graph, weights, dtypes, choices)
     counts: dict[str, int] = {}
     with binaries.recording() as kernels:
@@ -106,6 +110,27 @@ def compile_module(
     return Compiled(names, tactics, requirements(machine))
 
 
+def _planned(
+    graph: Graph,
+    weights: Sequence[Tensor],
+    dtypes: list[torch.dtype],
+    spec: ModuleSpec,
+    sizes: Mapping[str, int],
+    machine: Machine,
+    tuned: bool,
+) -> Plan:
+    """What running the graph will have to compile, and with ``tuned`` what measuring it will."""
+    plan = Plan(machine.arch)
+    if not machine.arch:
+        return plan
+    arrays = random_inputs(spec, dict(sizes), seed=0)
+    graphs = [(graph, dtypes), _fused(graph, dtypes, _fusible(graph, dtypes))] if tuned else [(graph, dtypes)]
+    for tried, tried_dtypes in graphs:
+        executor = Executor(tried, weights, tried_dtypes, Choices())
+        plan.add(executor, lambda executor: run(executor, spec, arrays), all_candidates=tuned)
+    return plan
+
+
 def _tuned(
     graph: Graph,
     weights: Sequence[Tensor],
@@ -114,13 +139,25 @@ def _tuned(
     spec: ModuleSpec,
     sizes: Mapping[str, int],
     machine: Machine,
+    plan: Plan,
+    progress: Callable[[float], None],
 ) -> tuple[Graph, list[torch.dtype]]:
-    """Measure every call, also those of fused sums; the graph with the fusions that pay, and its dtypes."""
+    """Measure every call, also those of fused sums; the graph with the fusions that pay, and its dtypes.
+
+    ``progress`` goes from 0.5 to 1 with the calls of ``plan`` that are measured.
+    """
     arrays = random_inputs(spec, dict(sizes), seed=0)
+    begun = 0
+
+    def report(what: str) -> None:
+        nonlocal begun
+        if plan.calls:
+            progress(0.5 + 0.5 * min(begun / len(plan.calls), 1.0))
+        begun += 1
 
     def seconds(tried: Graph, tried_dtypes: Sequence[torch.dtype]) -> dict[int, float]:
         executor = Executor(tried, weights, tried_dtypes, choices)
-        tuner = Tuner(executor, choices, machine.arch, machine.timer, lambda what: None)
+        tuner = Tuner(executor, choices, machine.arch, machine.timer, report, plan.failed)
         found: dict[int, float] = {}
 
         def watch(index: int, call: Call, result: Tensor) -> None:
@@ -131,16 +168,23 @@ def _tuned(
             run(executor, spec, arrays)
         return found
 
+    candidates = _fusible(graph, dtypes)
     apart = seconds(graph, dtypes)
-    candidates = [
-        pair
-        for pair in pairs(graph)
-        if len({dtypes[graph.nodes[index].output] for index in pair}) == 1  # not across an island's shore
-    ]
-    everything = fuse(graph, candidates)
-    together = seconds(everything, _fused_dtypes(everything, dtypes))
-    chosen = fuse(graph, worthwhile(candidates, apart, together))
-    return chosen, _fused_dtypes(chosen, dtypes)
+    together = seconds(*_fused(graph, dtypes, candidates))
+    return _fused(graph, dtypes, worthwhile(candidates, apart, together))
+
+
+def _fusible(graph: Graph, dtypes: Sequence[torch.dtype]) -> list[Pair]:
+    """The pairs to try, but for those across an island's shore."""
+    return [pair for pair in pairs(graph) if len({dtypes[graph.nodes[index].output] for index in pair}) == 1]
+
+
+def _fused(
+    graph: Graph, dtypes: Sequence[torch.dtype], chosen: Sequence[Pair]
+) -> tuple[Graph, list[torch.dtype]]:
+    """The graph with some pairs fused, and its dtypes."""
+    fused = fuse(graph, chosen)
+    return fused, _fused_dtypes(fused, dtypes)
 
 
 def _fused_dtypes(graph: Graph, dtypes: Sequence[torch.dtype]) -> list[torch.dtype]:
@@ -161,10 +205,12 @@ def smallest_sizes(spec: ModuleSpec) -> dict[str, int]:
     }
 
 
-def _safe_scales(graph: Graph, spec: ModuleSpec, sizes: Mapping[str, int], device: torch.device) -> Scales:
+def _safe_scales(graph: Graph, spec: ModuleSpec, sizes: Mapping[str, int], machine: Machine) -> Scales:
     """What keeps the graph within the range of halves, measured in float32."""
     dtypes = value_dtypes(graph, Precision.FP32)
-    exact = Executor(graph, load_weights(graph, weight_dtypes(graph, dtypes), device), dtypes, Choices())
+    weights = load_weights(graph, weight_dtypes(graph, dtypes), machine.device)
+    _planned(graph, weights, dtypes, spec, sizes, machine, tuned=False).compile()
+    exact = Executor(graph, weights, dtypes, Choices())
     ranges = measure_ranges(exact, calibration_inputs(spec, sizes), [tensor.name for tensor in spec.inputs])
     return plan_scales(graph, ranges)
 

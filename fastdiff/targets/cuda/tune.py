@@ -21,7 +21,7 @@ from fastdiff.targets.cuda.choices import Choices, Measured
 from fastdiff.targets.cuda.executor import Executor
 from fastdiff.targets.cuda.implementations import Option, candidates
 
-__all__ = ["Timer", "Tuner", "graph_seconds"]
+__all__ = ["VIEWS", "Timer", "Tuner", "graph_seconds"]
 
 Timer = Callable[[Callable[[], Any]], float]
 """Seconds of one call of a function."""
@@ -29,28 +29,37 @@ Timer = Callable[[Callable[[], Any]], float]
 _ALLOWED = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Relative L2 distance from PyTorch's result in the same dtype: several of the dtype's roundings, as both
 round what they keep between steps."""
-_VIEWS = ("reshape", "expand", "slice", "permute", "constant")
+VIEWS = ("reshape", "expand", "slice", "permute", "constant")
+"""Ops that take no time."""
 
 
 class Tuner:
     """A watch (executor.py) that measures every call it has not seen.
 
-    ``known`` is shared between modules and may come from an earlier build.
+    ``report`` is told of each call before it is measured, ``failed`` says of an option why it need not be
+    tried.
     """
 
     def __init__(
-        self, executor: Executor, choices: Choices, arch: int, timer: Timer, report: Callable[[str], None]
+        self,
+        executor: Executor,
+        choices: Choices,
+        arch: int,
+        timer: Timer,
+        report: Callable[[str], None],
+        failed: Callable[[Call, Option], str | None] = lambda call, option: None,
     ) -> None:
         self._executor = executor
         self.choices = choices
         self._arch = arch
         self._timer = timer
         self._report = report
+        self._failed = failed
         self._seen: set[str] = set()
 
     def __call__(self, index: int, call: Call, result: Tensor) -> None:
         """Measure the call unless one like it has been."""
-        if call.node.op in _VIEWS or call.key in self._seen:
+        if call.node.op in VIEWS or call.key in self._seen:
             return
         self._seen.add(call.key)
         self._report(f"{call.node.op} {list(call.shape)}")
@@ -58,7 +67,7 @@ class Tuner:
 
     def seconds(self, call: Call) -> float:
         """Of the fastest option of a call, 0 for one that takes no time."""
-        return 0.0 if call.node.op in _VIEWS else self.choices.best(call)
+        return 0.0 if call.node.op in VIEWS else self.choices.best(call)
 
     def measure(self, call: Call) -> Measured:
         """All candidates of a call, the fastest first. Raises CaptureError when none works."""
@@ -66,6 +75,9 @@ class Tuner:
         refused: list[tuple[Option, str]] = []
         wanted: Tensor | None = None
         for option in candidates(call, self._arch):
+            if (reason := self._failed(call, option)) is not None:
+                refused.append((option, reason))
+                continue
             try:
                 with warnings.catch_warnings():  # of backends that say why they do not take a call
                     warnings.simplefilter("ignore")

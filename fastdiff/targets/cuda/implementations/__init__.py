@@ -28,6 +28,7 @@ class Implementation:
              the likeliest first, each plain JSON values; ``(None,)`` where there is nothing to configure
     prepare  makes of the layer's weight what ``run`` takes in its place, once per engine that is opened
     universal, fits  whether a configuration works at every size, and if not whether it does at a call's
+    triton   whether every configuration is a Triton kernel of its own, to be compiled before it is measured
     """
 
     name: str
@@ -37,6 +38,7 @@ class Implementation:
     prepare: Callable[[Tensor], Tensor] | None = None
     universal: Callable[[Any], bool] = lambda config: True
     fits: Callable[[Call, Any], bool] = lambda call, config: False
+    triton: bool = False
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _cuda_applies(call: Call) -> bool:
 IMPLEMENTATIONS = {
     "attention": (
         Implementation("torch", _torch, configs=_torch_configs),
-        Implementation("triton", _triton, applies=on_gpu, configs=_triton_configs),
+        Implementation("triton", _triton, applies=on_gpu, configs=_triton_configs, triton=True),
         Implementation("cuda", _cuda, applies=_cuda_applies, configs=_cuda_configs),
     )
 }

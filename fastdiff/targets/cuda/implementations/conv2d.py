@@ -105,7 +105,7 @@ def _upsamples(call: Call) -> bool:
 IMPLEMENTATIONS = {
     "conv2d": (
         Implementation("torch", _torch),
-        Implementation("triton", _triton, applies=evenly_spaced, configs=_triton_configs),
+        Implementation("triton", _triton, applies=evenly_spaced, configs=_triton_configs, triton=True),
         Implementation("phases", _phases, applies=_upsamples, prepare=phase_weights),
     )
 }

@@ -42,6 +42,6 @@ def _configs(call: Call, arch: int) -> tuple[Any, ...]:
 IMPLEMENTATIONS = {
     "linear": (
         Implementation("torch", _torch),
-        Implementation("triton", _triton, applies=evenly_spaced, configs=_configs),
+        Implementation("triton", _triton, applies=evenly_spaced, configs=_configs, triton=True),
     )
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -193,38 +194,34 @@ def _dense(call: Call) -> bool:
     return on_gpu(call) and call.x.is_contiguous() and call.x.dtype != torch.float64
 
 
+def _triton(
+    run: Callable[[Call, Any], Any],
+    configs: Callable[[Call, int], tuple[Any, ...]],
+    applies: Callable[[Call], bool] = evenly_spaced,
+) -> Implementation:
+    return Implementation("triton", run, applies=applies, configs=configs, triton=True)
+
+
+def _group_norm_triton(run: Callable[[Call, Any], Any]) -> Implementation:
+    """A norm whose tilings are for pictures of some sizes."""
+    return dataclasses.replace(
+        _triton(run, _group_norm_silu_configs), universal=_takes_any_picture, fits=_holds_the_picture
+    )
+
+
 IMPLEMENTATIONS = {
     "add_group_norm_silu": (
         Implementation("torch", _add_group_norm_silu),
-        Implementation(
-            "triton",
-            _add_group_norm_silu_triton,
-            applies=evenly_spaced,
-            configs=_group_norm_silu_configs,
-            universal=_takes_any_picture,
-            fits=_holds_the_picture,
-        ),
+        _group_norm_triton(_add_group_norm_silu_triton),
     ),
     "add_layer_norm": (
         Implementation("torch", _add_layer_norm),
-        Implementation(
-            "triton", _add_layer_norm_triton, applies=_adds_a_residual_alone, configs=_layer_norm_configs
-        ),
+        _triton(_add_layer_norm_triton, _layer_norm_configs, _adds_a_residual_alone),
     ),
-    "geglu": (
-        Implementation("torch", _geglu),
-        Implementation("triton", _geglu_triton, applies=evenly_spaced, configs=_geglu_configs),
-    ),
+    "geglu": (Implementation("torch", _geglu), _triton(_geglu_triton, _geglu_configs)),
     "group_norm_silu": (
         Implementation("torch", _group_norm_silu),
-        Implementation(
-            "triton",
-            _group_norm_silu_triton,
-            applies=evenly_spaced,
-            configs=_group_norm_silu_configs,
-            universal=_takes_any_picture,
-            fits=_holds_the_picture,
-        ),
+        _group_norm_triton(_group_norm_silu_triton),
         Implementation(
             "cuda",
             _group_norm_silu_cuda,
@@ -234,8 +231,5 @@ IMPLEMENTATIONS = {
             fits=_plan_holds_the_picture,
         ),
     ),
-    "layer_norm": (
-        Implementation("torch", _layer_norm),
-        Implementation("triton", _layer_norm_triton, applies=evenly_spaced, configs=_layer_norm_configs),
-    ),
+    "layer_norm": (Implementation("torch", _layer_norm), _triton(_layer_norm_triton, _layer_norm_configs)),
 }
