@@ -31,9 +31,10 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "Triton `conv2d`": ("tests/kernels/triton/test_conv2d*.py",),
     "Triton, launching and compiled kernels": (
         "tests/kernels/triton/test_launch*.py",
-        "tests/kernels/triton/test_compile*.py",
-        "tests/kernels/triton/test_resources*.py",
+        "tests/kernels/triton/test_binaries*.py",
+        "tests/kernels/triton/test_pool*.py",
     ),
+    "`torch.ops.fastdiff` on CUDA tensors": ("tests/kernels/test_library.py",),
     "CUDA C++ `group_norm_silu`": ("tests/kernels/cuda/test_group_norm_silu*.py",),
     "CUDA C++ `scheduler_step` and Philox noise": (
         "tests/kernels/cuda/test_scheduler_step*.py",
@@ -49,7 +50,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "tests/targets/cuda/test_target*.py",
         "tests/targets/cuda/test_engine*.py",
         "tests/targets/cuda/test_choices*.py",
-        "tests/kernels/triton/test_binaries*.py",
+        "tests/targets/cuda/test_plan*.py",
     ),
     "CUDA graphs and the loop": (
         "tests/targets/cuda/test_graphs*.py",

@@ -165,6 +165,7 @@ def require_target(name: str, precision: Precision = Precision.FP32, device: str
     precisions = target.PRECISIONS if device is None else devices[device]
     if precision not in precisions:
         having = [other for other in TARGETS if precision in get_target(other).PRECISIONS]
+        having.sort(key=lambda other: not get_target(other).availability().ok)  # what runs here comes first
         on = "" if device is None else f" on {device}"
         raise InputError(
             f"target {name!r} has no precision {precision.value}{on}: use {', '.join(precisions)}"
