@@ -30,7 +30,7 @@ def test_report_of_this_machine() -> None:
 
 def test_every_target_says_why_not_and_how_to_fix() -> None:
     targets = doctor.examine().targets
-    assert set(TARGETS) < set(targets)
+    assert set(TARGETS) == set(targets)
     for target in targets.values():
         assert target["ok"] or (target["reason"] and target["fix"])
 

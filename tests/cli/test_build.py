@@ -116,7 +116,7 @@ def test_bad_checkpoints(
 
 BAD_OPTIONS = [
     (("--target", "tensorflow"), ("tensorflow", "onnxruntime")),
-    (("--target", "cuda"), ("cuda", "use one of native, onnxruntime, tensorrt, torch")),
+    (("--target", "cuda"), ("cuda", "cannot run here", "use --target native")),
     (("--precision", "fp64"), ("fp64", "fp32")),
     (("--precision", "bf16"), ("bf16", "fp32")),
     (("--precision", "fp16", "--target", "torch"), ("torch", "fp16", "--target native")),

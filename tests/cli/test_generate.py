@@ -299,7 +299,8 @@ def test_doctor_as_text_and_json(capfd: Capture) -> None:
     report = json.loads(run_here(capfd, "doctor", "--json").output)
     assert text.status == 0
     for name, target in report["targets"].items():
-        line = next(line for line in text.output.splitlines() if line.strip().startswith(f"{name} "))
+        lines = text.output.partition("\ntargets\n")[2].splitlines()
+        line = next(line for line in lines if line.strip().startswith(f"{name} "))
         assert target["reason"] in line
     assert report["cpu"]["name"] in text.output
     assert report["cpu"]["kernels"]["chosen"] in text.output
