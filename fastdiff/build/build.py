@@ -17,7 +17,7 @@ from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
 from fastdiff.build.modules import ModuleSpec, module_spec
 from fastdiff.build.passes import run_passes
 from fastdiff.build.provenance import provenance
-from fastdiff.build.verify import ModuleError, measure, verification_sizes
+from fastdiff.build.verify import ModuleError, measure, verification_device, verification_sizes
 from fastdiff.config import MODULES, ModelSpec, Precision, parse_precision
 from fastdiff.engine_dir import TOKENIZER_FOLDER
 from fastdiff.engine_writer import EngineWriter
@@ -30,7 +30,6 @@ from fastdiff.targets import (
     get_target,
     require_target,
     resolve_target,
-    runs_on_gpu,
 )
 
 __all__ = [
@@ -226,7 +225,7 @@ def verified(
     spec = dataclasses.replace(module.spec, shapes=entry.shapes)
     module = dataclasses.replace(module, spec=spec, program=None)
     computes = computes_in(entry.target, entry.precision)
-    device = "cuda" if runs_on_gpu(entry) else "cpu"
+    device = verification_device(entry)
     with get_target(entry.target).open(folder, module.name, entry, None) as session:
         error = measure(module, session, model, vocab_size, entry.precision, computes, device)
     error.check(module.name, entry.precision)

@@ -18,9 +18,10 @@ from fastdiff.build.modules import ModuleSpec, module_spec, random_inputs
 from fastdiff.config import TOLERANCES, YARDSTICKS, ModelSpec, Precision, SizeRange
 from fastdiff.engine_dir import Engine
 from fastdiff.errors import EngineMismatchError, VerificationError
+from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Session, computes_in, runs_on_gpu
 
-__all__ = ["ModuleError", "measure", "verification_sizes", "verify_engine"]
+__all__ = ["ModuleError", "measure", "verification_device", "verification_sizes", "verify_engine"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
 def _within(size: int, allowed: SizeRange) -> int:
     """The size, or the end of its range that is nearest."""
     return max(allowed.minimum, size if allowed.maximum is None else min(size, allowed.maximum))
+
+
+def verification_device(entry: ModuleEntry) -> str:
+    """Where PyTorch runs to be compared with a module: on the GPU if the module does and PyTorch can."""
+    return "cuda" if runs_on_gpu(entry) and torch.cuda.is_available() else "cpu"
 
 
 def measure(
@@ -192,7 +198,7 @@ def _verify_module(engine: Engine, name: str, checkpoint: Checkpoint) -> ModuleE
     module = CapturedModule(spec, spec.wrap(part), part)
     with engine.open_module(name) as session:
         computes = computes_in(engine.entry(name).target, precision)
-        device = "cuda" if runs_on_gpu(engine.entry(name)) else "cpu"
+        device = verification_device(engine.entry(name))
         error = measure(module, session, model, checkpoint.vocab_size, precision, computes, device)
     error.check(name, precision)
     return error

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastdiff.build import build, verify
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, cuda
 from fastdiff.targets.cuda import compiler, session
@@ -41,6 +40,4 @@ def pretended_gpu() -> Iterator[None]:
         patch.setattr(cuda, "find_gpus", lambda: ((Gpu(0, "a pretended GPU", "9.0"),), ""))
         patch.setattr(compiler.Machine, "here", staticmethod(lambda: Machine(cpu, 0, _once)))
         patch.setattr(session, "open_session", on_cpu)
-        for module in (build, verify):
-            patch.setattr(module, "runs_on_gpu", lambda entry: False)
         yield

@@ -133,4 +133,4 @@ def test_signatures_fit(tmp_path: Path) -> None:
     ):
         errors = type_check(STUBS[-1], tmp_path, source.replace(right, wrong))
         assert errors, wrong
-        assert all(words in error for error in errors), errors
+        assert any(words in error for error in errors), errors
