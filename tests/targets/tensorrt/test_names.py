@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,8 @@ def type_check(stub: Path, folder: Path, source: str) -> list[str]:
         (parent / "__init__.py").touch()
     shutil.copy(PACKAGE / "interface.py", copy)
     (copy / "api.py").write_text(source, encoding="utf-8")
+    stamp = zlib.crc32(source.encode())  # mypy's cache tells versions apart by whole seconds
+    os.utime(copy / "api.py", (stamp, stamp))
     settings = folder / "mypy.ini"
     ini = "[mypy]\nstrict = true\n[mypy-numpy.*]\nfollow_imports = skip\nignore_missing_imports = true\n"
     settings.write_text(f"{ini}[mypy-tensorrt]\ndisable_error_code = overload-cannot-match\n")
@@ -133,4 +137,4 @@ def test_signatures_fit(tmp_path: Path) -> None:
     ):
         errors = type_check(STUBS[-1], tmp_path, source.replace(right, wrong))
         assert errors, wrong
-        assert any(words in error for error in errors), errors
+        assert all(words in error for error in errors), errors
