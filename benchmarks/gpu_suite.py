@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -202,7 +203,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="tests, scenes and SD 1.5's U-Net alone")
     parser.add_argument("--stages", help="names with commas between them (default: all)")
-    parser.add_argument("--seconds", type=float, help="for everything (default: 470, with --quick 175)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="for everything (default: 470, with --quick 175); each stage's limit grows with it",
+    )
     parser.add_argument("--keep", type=Path, help="folder for weights and engines, for a later run")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -221,8 +226,14 @@ def main() -> None:
             raise SystemExit(f"gpu_suite: unknown stage {', '.join(sorted(unknown))}: known are {names}")
         options.out.mkdir(parents=True, exist_ok=True)
         save = writer(options.out, device, options.quick)
-        seconds = options.seconds or (175 if options.quick else 470)
-        chosen = [stage for stage in known if stage.name in wanted]
+        usual = 175 if options.quick else 470
+        seconds = options.seconds or usual
+        scale = max(1.0, seconds / usual * len(known) / len(wanted))
+        chosen = [
+            dataclasses.replace(stage, seconds=scale * stage.seconds)
+            for stage in known
+            if stage.name in wanted
+        ]
         found = run_stages(chosen, seconds, save, lambda line: print(line, flush=True))
     print()
     print(next(options.out.glob("gpu-*.md")).read_text(encoding="utf-8"))

@@ -97,30 +97,39 @@ def test_a_missing_file_is_named(gpu: None, engine: Path) -> None:
         cuda.open(engine, "unet", ModuleEntry(**{**vars(entry), "files": bare}), None)
 
 
-@pytest.mark.gpu
-def test_gpu_scenes_from_prompt_to_picture(
-    tmp_path: Path, scenes_native_engine: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "scenes.fd"
+@pytest.fixture(scope="module")
+def gpu_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``scenes`` as ``fastdiff build scenes --target cuda`` builds it on a GPU."""
+    path = tmp_path_factory.mktemp("gpu") / "scenes.fd"
     assert main(["build", "scenes", "-o", str(path), "--target", "cuda"]) == 0
-    pipe = fastdiff.load(path)
-    for sampler in ("ddim", "pndm", "euler", "dpmpp_2m"):
-        options = {"steps": 12, "sampler": sampler, "seed": 3}
-        found = pipe(PROMPT, **options).images[0]
-        wanted = fastdiff.load(scenes_native_engine)(PROMPT, **options).images[0]
-        assert psnr(found, wanted) > 38, sampler
-    assert main(["generate", str(path), PROMPT, "-o", str(tmp_path / "out.png"), "--seed", "1"]) == 0
+    return path
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", ["ddim", "pndm", "euler", "dpmpp_2m"])
+def test_gpu_pictures_are_the_native_engines(
+    gpu_engine: Path, scenes_native_engine: Path, sampler: str
+) -> None:
+    options = {"steps": 12, "sampler": sampler, "seed": 3}
+    found, wanted = (
+        fastdiff.load(path)(PROMPT, **options).images[0] for path in (gpu_engine, scenes_native_engine)
+    )
+    assert psnr(found, wanted) > 38
+
+
+@pytest.mark.gpu
+def test_gpu_the_command_draws(gpu_engine: Path, tmp_path: Path) -> None:
+    assert main(["generate", str(gpu_engine), PROMPT, "-o", str(tmp_path / "out.png"), "--seed", "1"]) == 0
     assert (tmp_path / "out.png").is_file()
 
 
 @pytest.mark.gpu
-def test_gpu_a_new_size_is_captured_not_built(tmp_path: Path) -> None:
-    from fastdiff.targets.cuda.session import _graphs
-
-    path = build_engine("scenes", tmp_path / "scenes.fd", target="cuda").path
-    pipe = fastdiff.load(path)
+def test_gpu_a_new_size_is_captured_not_built(gpu_engine: Path) -> None:
     import torch
 
+    from fastdiff.targets.cuda.session import _graphs
+
+    pipe = fastdiff.load(gpu_engine)
     pipe(PROMPT, steps=3, sampler="ddim", seed=1)
     cache = _graphs(torch.device("cuda", 0))
     before = cache.captures

@@ -259,21 +259,35 @@ gpu = pytest.mark.gpu
 
 
 @gpu
-@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16, Precision.FP32])
-@pytest.mark.parametrize("name", ["scenes_unet", "scenes_vae_decoder", "scenes_text_encoder", "sd15", "sdxl"])
-def test_gpu_a_module_is_as_close_as_pytorchs(tmp_path: Path, name: str, precision: Precision) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision", "tuned"),
+    [
+        ("scenes_unet", Precision.FP16, True),
+        ("scenes_vae_decoder", Precision.FP16, True),
+        ("scenes_text_encoder", Precision.BF16, True),
+        # compiling every candidate takes a minute: once per kind of module is enough
+        *(
+            (name, precision, False)
+            for name in ("sd15", "sdxl", "vae_decoder")
+            for precision in cuda.PRECISIONS
+        ),
+    ],
+)
+def test_gpu_a_module_is_as_close_as_pytorchs(
+    tmp_path: Path, name: str, precision: Precision, tuned: bool
+) -> None:
     module = model(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "lower_module", lambda captured: lowered(name))
-        result = compile_module(module, tmp_path, CompileOptions(precision, sizes=sizes_of(module, 0)))
+        options = CompileOptions(precision, sizes=sizes_of(module, 0) if tuned else {})
+        result = compile_module(module, tmp_path, options)
     entry = entry_of(name, result.files, precision)
-    opened = open_session(tmp_path, module.name, entry, torch.device("cuda", 0))
-    with opened:
+    with open_session(tmp_path, module.name, entry, torch.device("cuda", 0)) as opened:
         for step in (0, 1, 0):
             arrays = arrays_of(name, step)
             for output, wanted in expected(name, arrays).items():
                 found = opened(**arrays)[output]
-                limit = {Precision.FP16: 5e-3, Precision.BF16: 4e-2, Precision.FP32: 1e-4}[precision]
+                limit = {Precision.FP16: 1e-2, Precision.BF16: 8e-2, Precision.FP32: 1e-4}[precision]
                 assert_close(found, wanted, rel_l2=limit, label=f"{output} at step {step}")
 
 
