@@ -30,7 +30,7 @@ _ALLOWED = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Relative L2 distance from PyTorch's result in the same dtype: several of the dtype's roundings, as both
 round what they keep between steps."""
 _SPARE = 8 << 30
-"""Bytes that graphs which are gone may leave with the allocator: each took its own, which none takes again."""
+"""Bytes that graphs which are gone may leave with the allocator, where no other graph takes them."""
 VIEWS = ("reshape", "expand", "slice", "permute", "constant")
 """Ops that take no time."""
 
