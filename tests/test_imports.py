@@ -31,6 +31,7 @@ VENDORS = {
 ALLOWED = {
     "bench": {"torch", "diffusers", "transformers", "onnxruntime", "openvino"},
     "build": {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime"},
+    "kernels/layout.py": {"torch"},
     "kernels/library.py": {"torch"},
     "kernels/library_gpu.py": {"torch"},
     "kernels/cuda": {"torch", "cuda"},
@@ -48,6 +49,7 @@ AT_TOP = (
     "bench/prepare.py",
     "build",
     "kernels/cuda",
+    "kernels/layout.py",
     "kernels/library.py",
     "kernels/library_gpu.py",
     "kernels/reference.py",

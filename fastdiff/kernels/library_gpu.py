@@ -8,12 +8,12 @@ through the reference, on the GPU. The kernels, and Triton, are imported when an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from fastdiff.kernels import reference
+from fastdiff.kernels.layout import row_step
 
 __all__ = [
     "add_group_norm_silu",
@@ -41,9 +41,7 @@ def _kernel(*tensors: Tensor | None) -> bool:
 
 def _readable(x: Tensor) -> Tensor:
     """``x`` where its last axis is contiguous and its rows are evenly spaced, else a contiguous copy."""
-    axes = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size != 1]
-    even = all(outer == size * inner for (_, outer), (size, inner) in pairwise(axes))
-    return x if even and (x.stride(-1) == 1 or x.shape[-1] == 1) else x.contiguous()
+    return x.contiguous() if row_step(x) is None else x
 
 
 def _optional(x: Tensor | None) -> Tensor | None:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdiff.errors import InputError
+from fastdiff.kernels.layout import row_step
 from fastdiff.kernels.triton import binaries, planning
 from fastdiff.kernels.triton.interpreter import interpreted
 
@@ -109,15 +109,13 @@ def row_stride(tensor: Tensor, name: str) -> int:
 
     Parts of a merged projection are; InputError for what is not, as a slice of the middle axis.
     """
-    sizes, strides = tensor.shape[:-1], tensor.stride()[:-1]
-    axes = [(size, stride) for size, stride in zip(sizes, strides, strict=True) if size != 1]
-    for (_, outer), (size, inner) in pairwise(axes):
-        if outer != size * inner and tensor.numel():
-            raise InputError(
-                f"{name}: found strides {tensor.stride()} for shape {tuple(tensor.shape)}, wanted "
-                "evenly spaced rows; call .contiguous()"
-            )
-    return axes[-1][1] if axes else tensor.shape[-1]
+    step = row_step(tensor)
+    if step is None:
+        raise InputError(
+            f"{name}: found strides {tensor.stride()} for shape {tuple(tensor.shape)}, wanted "
+            "evenly spaced rows; call .contiguous()"
+        )
+    return step
 
 
 def output(

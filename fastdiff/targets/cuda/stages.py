@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdiff.kernels.reference import TABLE_COLUMNS
 from fastdiff.targets.cuda.executor import Executor
 
-__all__ = ["Stages", "record_steps", "reference_table_step", "table_step_on"]
+__all__ = ["Stages", "record_steps", "table_step_on"]
 
 _SAMPLE, _TIMESTEP = "sample", "timestep"
 
@@ -85,7 +85,7 @@ class Stages:
 def table_step_on(device: torch.device) -> Any:
     """What computes a table's step on a device: Triton's kernel on a GPU."""
     if device.type != "cuda":
-        return reference_table_step
+        return _on_cpu
     from fastdiff.kernels.triton.table_step import table_step
 
     return table_step
@@ -114,24 +114,8 @@ _SHAPES = ((1, 4, 8, 8), (1, 1, 4, 8, 8), (1, 1, 4, 8, 8))
 """Of a sample, slots and noise to launch kernels with; no size of theirs is specialised on."""
 
 
-def reference_table_step(
-    sample: Tensor,
-    output: Tensor,
-    slots: Tensor,
-    rows: Tensor,
-    saves: Tensor,
-    counter: Tensor,
-    guided: bool,
-    noise: Tensor | None = None,
-    rescale: Tensor | None = None,
-    threshold: Tensor | None = None,
-    *,
-    model_input: Tensor,
-) -> None:
-    """:func:`fastdiff.kernels.reference.table_step` in place, for engines that run on the CPU in tests."""
-    from fastdiff.kernels.reference import table_step
+def _on_cpu(*arguments: Any, model_input: Tensor) -> None:
+    """The registered op with the kernel's signature, for engines that run on the CPU in tests."""
+    from fastdiff.kernels.library import table_step_
 
-    with torch.no_grad():
-        results = table_step(sample, output, slots, rows, saves, counter, guided, noise, rescale, threshold)
-        for target, result in zip((sample, slots, model_input), results, strict=True):
-            target.copy_(result)
+    model_input.copy_(table_step_(*arguments))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import Any
 
 import torch
 
+from fastdiff.kernels.layout import row_step
 from fastdiff.targets.cuda.calls import Call
 
 __all__ = ["config_of", "evenly_spaced", "json_configs", "on_gpu"]
@@ -28,14 +28,7 @@ def on_gpu(call: Call) -> bool:
 
 def evenly_spaced(call: Call) -> bool:
     """Whether it is :func:`on_gpu` and the rows of every input but a vector lie one distance apart."""
-    return on_gpu(call) and all(x is None or x.dim() < 3 or _evenly(x) for x in call.inputs)
-
-
-def _evenly(x: torch.Tensor) -> bool:
-    if x.stride(-1) != 1 and x.shape[-1] > 1:
-        return False
-    axes = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
-    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(axes))
+    return on_gpu(call) and all(x is None or x.dim() < 3 or row_step(x) is not None for x in call.inputs)
 
 
 def json_configs(configs: Callable[[], Iterable[Any]]) -> tuple[Any, ...]:
