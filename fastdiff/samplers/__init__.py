@@ -7,10 +7,13 @@ seed ─Generator─▶ noise · table.init_noise_sigma ─sample(table, denoise
 from __future__ import annotations
 
 from fastdiff.samplers.loop import Callback, Denoiser, sample
+from fastdiff.samplers.path import Point
+from fastdiff.samplers.prediction import Linear, Prediction
 from fastdiff.samplers.random import BatchRows, CudaGenerator, Generator, NoiseSource
-from fastdiff.samplers.registry import SAMPLERS, make_table, sampler_of
+from fastdiff.samplers.registry import SAMPLERS, find_sampler, make_table, sampler_of
+from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
-from fastdiff.samplers.table import Step, StepTable
+from fastdiff.samplers.table import Estimate, Langevin, Step, StepTable, Threshold, Variance, step_at
 
 __all__ = [
     "SAMPLERS",
@@ -18,12 +21,22 @@ __all__ = [
     "Callback",
     "CudaGenerator",
     "Denoiser",
+    "Estimate",
     "Generator",
+    "Langevin",
+    "Linear",
     "NoiseSchedule",
     "NoiseSource",
+    "Point",
+    "Prediction",
+    "Sampler",
     "Step",
     "StepTable",
+    "Threshold",
+    "Variance",
+    "find_sampler",
     "make_table",
     "sample",
     "sampler_of",
+    "step_at",
 ]

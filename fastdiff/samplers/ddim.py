@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Prediction
-from fastdiff.samplers.schedule import SPACINGS, NoiseSchedule, spaced_timesteps
-from fastdiff.samplers.table import Clip, Step, StepTable
+from fastdiff.samplers.sampler import Sampler
+from fastdiff.samplers.schedule import NoiseSchedule
+from fastdiff.samplers.spacing import SPACINGS, spaced_timesteps
+from fastdiff.samplers.table import Estimate, StepTable, step_at
 
-__all__ = ["ddim"]
+__all__ = ["SAMPLERS", "ddim"]
 
 
-def ddim(schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> StepTable:
+def ddim(schedule: NoiseSchedule, steps: int) -> StepTable:
     """Eq. 12 of the paper: x_{t−1} = √ᾱ_{t−1}·x₀ + √(1 − ᾱ_{t−1} − σ²)·ε + σ·z.
 
     ``eta`` scales σ from 0, deterministic, to 1, DDPM (Eq. 16). Reads timestep_spacing, steps_offset,
@@ -20,6 +23,7 @@ def ddim(schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> StepTable:
     diffusers' DDIMScheduler, which clips x₀ unless the config says otherwise.
     """
     settings = schedule.settings("ddim")
+    eta = settings.number("eta", 0.0)
     settings.refuse("thresholding", False, "set it to false or use another sampler")
     spacing = settings.choice("timestep_spacing", "leading", SPACINGS)
     offset = settings.integer("steps_offset", 0, minimum=0)
@@ -39,13 +43,25 @@ def ddim(schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> StepTable:
         previous = t - train_steps // steps
         a_t, a_prev = alpha_bar[t], alpha_bar[previous] if previous >= 0 else final
         sigma = eta * math.sqrt((1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev))
-        x0 = schedule.prediction.x0(math.sqrt(a_t), math.sqrt(1 - a_t))
-        epsilon = schedule.prediction.epsilon(math.sqrt(a_t), math.sqrt(1 - a_t))
-        update = math.sqrt(max(1 - a_prev - sigma**2, 0.0)) * epsilon
-        clip = None
+        point = Point(float(t), math.sqrt(a_t), math.sqrt(1 - a_t), schedule.prediction)
+        update = math.sqrt(max(1 - a_prev - sigma**2, 0.0)) * point.epsilon
+        estimate = None
         if limit is None:
-            update = math.sqrt(a_prev) * x0 + update
+            update = math.sqrt(a_prev) * point.x0 + update
         else:
-            clip = Clip(x0, limit, math.sqrt(a_prev))
-        rows.append(Step(float(t), update, noise_coef=sigma, clip=clip))
-    return StepTable("ddim", tuple(rows), stochastic=eta > 0)
+            estimate = Estimate(point.x0, math.sqrt(a_prev), limit)
+        rows.append(step_at(point, update, noise_coef=sigma if eta else None, estimate=estimate))
+    return StepTable("ddim", tuple(rows))
+
+
+SAMPLERS = (
+    Sampler(
+        "ddim",
+        ddim,
+        order=1,
+        evaluations=1,
+        stochastic=False,
+        paper="Song, Meng and Ermon, Denoising Diffusion Implicit Models",
+        classes=("DDIMScheduler",),
+    ),
+)

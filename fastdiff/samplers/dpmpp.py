@@ -11,18 +11,13 @@ from numpy.typing import NDArray
 
 from fastdiff.errors import InputError
 from fastdiff.samplers.prediction import Linear
-from fastdiff.samplers.schedule import (
-    BETA_SCHEDULES,
-    SPACINGS,
-    NoiseSchedule,
-    karras_sigmas,
-    sigma_to_timestep,
-    spaced_timesteps,
-)
+from fastdiff.samplers.sampler import Sampler
+from fastdiff.samplers.schedule import BETA_SCHEDULES, NoiseSchedule
 from fastdiff.samplers.settings import Settings
+from fastdiff.samplers.spacing import SPACINGS, karras_sigmas, sigma_to_timestep, spaced_timesteps
 from fastdiff.samplers.table import Step, StepTable
 
-__all__ = ["dpmpp_2m"]
+__all__ = ["SAMPLERS", "dpmpp_2m"]
 
 PREVIOUS_OUTPUT, PREVIOUS_SAMPLE = 0, 1
 # Like diffusers, reads the solver types of other multistep solvers as "midpoint", so that their configs work.
@@ -127,3 +122,16 @@ def _refuse_other_solvers(settings: Settings) -> None:
     settings.refuse("variance_type", None, "set it to null and use a model that predicts no variance")
     for key in ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"):
         settings.refuse(key, False, "set it to false or use use_karras_sigmas")
+
+
+SAMPLERS = (
+    Sampler(
+        "dpmpp_2m",
+        dpmpp_2m,
+        order=2,
+        evaluations=1,
+        stochastic=False,
+        paper="Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
+        classes=("DPMSolverMultistepScheduler",),
+    ),
+)

@@ -5,20 +5,18 @@ Generative Models".
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
-from fastdiff.samplers.prediction import Linear, Prediction
-from fastdiff.samplers.schedule import (
-    SPACINGS,
-    NoiseSchedule,
-    karras_sigmas,
-    sigma_to_timestep,
-    spaced_timesteps,
-)
-from fastdiff.samplers.table import Step, StepTable
+from fastdiff.samplers.path import Point
+from fastdiff.samplers.prediction import Prediction
+from fastdiff.samplers.sampler import Sampler
+from fastdiff.samplers.schedule import NoiseSchedule
+from fastdiff.samplers.spacing import SPACINGS, karras_sigmas, sigma_to_timestep, spaced_timesteps
+from fastdiff.samplers.table import StepTable, step_at
 
-__all__ = ["euler"]
+__all__ = ["SAMPLERS", "euler"]
 
 
 def euler(schedule: NoiseSchedule, steps: int) -> StepTable:
@@ -52,10 +50,11 @@ def euler(schedule: NoiseSchedule, steps: int) -> StepTable:
     last = train_sigmas[0] if final_sigma == "sigma_min" else 0.0
     levels = [float(sigma) for sigma in np.append(sigmas, last).astype(np.float32)]
 
-    rows = []
-    for timestep, sigma, following in zip(timesteps, levels[:-1], levels[1:], strict=True):
-        update = Linear(1.0, 0.0) + (following - sigma) * _slope(schedule.prediction, sigma)
-        rows.append(Step(float(timestep), update, input_scale=1 / math.sqrt(sigma**2 + 1)))
+    points = [
+        Point(float(timestep), 1.0, sigma, schedule.prediction, 1 / math.sqrt(sigma**2 + 1))
+        for timestep, sigma in zip(np.append(timesteps, 0), levels, strict=True)
+    ]
+    rows = [step_at(point, point.to(following)) for point, following in pairwise(points)]
     # The training samples at level σ have variance σ² + 1; diffusers leaves out the 1 for the spacings that
     # start at the last timestep. Rounded as there, so that the first latents are the same.
     start = np.float32(max(levels))
@@ -64,8 +63,14 @@ def euler(schedule: NoiseSchedule, steps: int) -> StepTable:
     return StepTable("euler", tuple(rows), init_noise_sigma=float(start))
 
 
-def _slope(prediction: Prediction, sigma: float) -> Linear:
-    """dx/dσ = ε of the scaled sample x/√(σ² + 1), in which α = 1/√(σ² + 1)."""
-    alpha = 1 / math.sqrt(sigma**2 + 1)
-    epsilon = prediction.epsilon(alpha, sigma * alpha)
-    return Linear(epsilon.sample * alpha, epsilon.output)
+SAMPLERS = (
+    Sampler(
+        "euler",
+        euler,
+        order=1,
+        evaluations=1,
+        stochastic=False,
+        paper="Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models",
+        classes=("EulerDiscreteScheduler",),
+    ),
+)

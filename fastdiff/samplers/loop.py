@@ -85,7 +85,7 @@ class _Run:
         self.output = np.empty_like(x)
         self.scaled = np.empty_like(x) if any(step.input_scale != 1 for step in steps) else None
         self.spare = np.empty_like(x) if any(step.save_sample is not None for step in steps) else None
-        self.clipped = np.empty_like(x) if any(step.clip for step in steps) else None
+        self.clipped = np.empty_like(x) if any(step.estimate for step in steps) else None
         self.noise = np.empty_like(x) if table.stochastic else None
 
     def model_input(self, step: Step) -> Latents:
@@ -97,18 +97,27 @@ class _Run:
     def advance(self, step: Step, cond: Latents, uncond: Latents | None) -> None:
         history = [self.slots[slot] for slot, _ in step.history]
         coefs = [coef for _, coef in step.history]
-        guidance = self.guidance
-        if step.clip is not None and self.clipped is not None:
-            # x₀ first, then the linear part with the clipped x₀ as one more history term.
-            x0 = step.clip.x0
+        guidance = self.guidance if step.guidance is None else step.guidance
+        estimate = step.estimate
+        if estimate is not None and self.clipped is not None:
+            # d first, then the linear part with d as one more history term.
+            value = estimate.value
             scheduler_step(
-                self.x, cond, uncond, guidance, x0.sample, x0.output, out=self.clipped, guided=self.output
+                self.x,
+                cond,
+                uncond,
+                guidance,
+                value.sample,
+                value.output,
+                out=self.clipped,
+                guided=self.output,
             )
-            np.clip(self.clipped, -step.clip.limit, step.clip.limit, out=self.clipped)
+            np.clip(self.clipped, -estimate.limit, estimate.limit, out=self.clipped)
             cond, uncond = self.output, None
             history.append(self.clipped)
-            coefs.append(step.clip.weight)
-        if self.noise_source is not None:
+            coefs.append(estimate.weight)
+        noise = self.noise if step.noise_coef is not None else None
+        if self.noise_source is not None and noise is not None:
             self.noise_source.randn(self.x.shape, out=self.noise)
         out = self.x if step.save_sample is None or self.spare is None else self.spare
         scheduler_step(
@@ -120,12 +129,14 @@ class _Run:
             step.update.output,
             history,
             coefs,
-            self.noise,
-            step.noise_coef,
+            noise,
+            step.noise_coef or 0.0,
             out=out,
             guided=self.output,
         )
         if step.save_output is not None:
+            if estimate is not None and self.clipped is not None:
+                self.clipped, self.output = self.output, self.clipped
             self.slots[step.save_output], self.output = self.output, self.slots[step.save_output]
         if step.save_sample is not None:
             self.slots[step.save_sample], self.spare, self.x = self.x, self.slots[step.save_sample], out

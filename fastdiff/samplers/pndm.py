@@ -7,10 +7,12 @@ from itertools import pairwise
 
 from fastdiff.errors import InputError
 from fastdiff.samplers.prediction import Linear, Prediction
-from fastdiff.samplers.schedule import SPACINGS, NoiseSchedule, spaced_timesteps
+from fastdiff.samplers.sampler import Sampler
+from fastdiff.samplers.schedule import NoiseSchedule
+from fastdiff.samplers.spacing import SPACINGS, spaced_timesteps
 from fastdiff.samplers.table import Step, StepTable
 
-__all__ = ["pndm"]
+__all__ = ["SAMPLERS", "pndm"]
 
 # Adams-Bashforth weights of the current and the earlier slopes: Eq. 12 of the paper and the lower orders.
 ADAMS_BASHFORTH = {
@@ -102,3 +104,16 @@ def _runge_kutta_start(transfer: _Transfer, timesteps: list[int], delta: int) ->
         history = ((SAVED_SAMPLE, move.sample), *slopes)
         rows.append(Step(float(following), Linear(0.0, sixth), history=history))
     return rows, 3
+
+
+SAMPLERS = (
+    Sampler(
+        "pndm",
+        pndm,
+        order=2,
+        evaluations=1,
+        stochastic=False,
+        paper="Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds",
+        classes=("PNDMScheduler",),
+    ),
+)

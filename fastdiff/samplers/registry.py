@@ -5,65 +5,111 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Mapping
+from itertools import chain
 
 from fastdiff.errors import InputError
-from fastdiff.samplers.ddim import ddim
-from fastdiff.samplers.dpmpp import dpmpp_2m
-from fastdiff.samplers.euler import euler
-from fastdiff.samplers.pndm import pndm
+from fastdiff.samplers import ddim, dpmpp, euler, pndm
+from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
 
-__all__ = ["SAMPLERS", "make_table", "sampler_of"]
+__all__ = ["SAMPLERS", "find_sampler", "make_table", "sampler_of"]
 
-_FAMILIES = {"ddim": ddim, "dpmpp_2m": dpmpp_2m, "euler": euler, "pndm": pndm}
-SAMPLERS = tuple(_FAMILIES)
-
-_DIFFUSERS_CLASSES = {
-    "DDIMScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "EulerDiscreteScheduler": "euler",
-    "PNDMScheduler": "pndm",
+_FAMILIES = (ddim, dpmpp, euler, pndm)
+SAMPLERS: dict[str, Sampler] = {
+    sampler.name: sampler for sampler in chain.from_iterable(family.SAMPLERS for family in _FAMILIES)
 }
+
+_SHARED = (
+    "num_train_timesteps",
+    "prediction_type",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+)
 
 
 def sampler_of(config: Mapping[str, object]) -> str | None:
     """The sampler for the diffusers class named in a ``scheduler_config.json``; None where there is none."""
-    return _DIFFUSERS_CLASSES.get(str(config.get("_class_name")))
+    name = config.get("_class_name")
+    return next((sampler.name for sampler in SAMPLERS.values() if name in sampler.classes), None)
 
 
-def make_table(name: str, schedule: NoiseSchedule, steps: int, *, eta: float = 0.0) -> StepTable:
-    """The table of sampler ``name``, one of `SAMPLERS`, for ``steps`` steps.
-
-    ``steps`` is 1 to the number of training timesteps. ``eta``, 0 to 1, is the share of fresh noise in DDIM;
-    other samplers take only 0. Raises `InputError` for an unknown name (with near matches), for a step count
-    or an eta that cannot be used, and for a setting of the scheduler config that is not supported.
-    """
-    if name not in _FAMILIES:
+def find_sampler(name: str) -> Sampler:
+    """The sampler called ``name``. Raises `InputError` with near matches."""
+    if name not in SAMPLERS:
         near = difflib.get_close_matches(str(name).lower(), SAMPLERS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(f"unknown sampler {name!r}; {hint}available: {', '.join(SAMPLERS)}")
-    train_steps = schedule.num_train_timesteps
-    if isinstance(steps, bool) or not hasattr(steps, "__index__"):
-        raise InputError(f"steps is {steps!r}, wanted an integer from 1 to {train_steps}")
-    steps = operator.index(steps)
-    if not 1 <= steps <= train_steps:
-        raise InputError(
-            f"steps is {steps}, wanted 1 to {train_steps}, the number of timesteps of the training"
-        )
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta is {eta}, wanted 0 to 1")
-    if eta and name != "ddim":
-        raise InputError(f"eta is {eta}, but sampler {name!r} adds no noise; use eta 0 or sampler 'ddim'")
+    return SAMPLERS[name]
 
+
+def make_table(
+    name: str,
+    schedule: NoiseSchedule,
+    steps: int,
+    *,
+    eta: float | None = None,
+    options: Mapping[str, object] | None = None,
+) -> StepTable:
+    """The table of sampler ``name``, one of `SAMPLERS`, for ``steps`` steps.
+
+    ``steps`` is 1 to the number of training timesteps, without that limit where time is continuous. ``eta``,
+    0 to 1, is the share of fresh noise for the samplers that have one; None is their default. ``options``
+    replace entries of the scheduler config. Raises `InputError` for an unknown name (with near matches), for
+    a step count that cannot be used, for an option that the sampler does not have, and for a value of the
+    scheduler config that is not supported.
+    """
+    sampler = find_sampler(name)
+    given = dict(options or {})
+    if eta is not None:
+        if not 0 <= eta <= 1:
+            raise InputError(f"eta is {eta}, wanted 0 to 1")
+        given["eta"] = eta
+    schedule = schedule.with_options(given)
+    steps = _check_steps(sampler, schedule, steps)
     try:
-        table = ddim(schedule, steps, eta) if name == "ddim" else _FAMILIES[name](schedule, steps)
+        table = sampler.table(schedule, steps)
         finite = table.is_finite()
-    except ZeroDivisionError:
+    except (ZeroDivisionError, OverflowError):
         finite = False
     if not finite:
         raise InputError(
             f"sampler {name!r} has no finite coefficients for {steps} steps of this scheduler config; "
             "use another step count or sampler"
         )
+    _check_read(sampler, schedule, given)
     return table
+
+
+def _check_steps(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> int:
+    most = None if sampler.any_steps else schedule.num_train_timesteps
+    wanted = "1 or more" if most is None else f"1 to {most}"
+    if isinstance(steps, bool) or not hasattr(steps, "__index__"):
+        raise InputError(f"steps is {steps!r}, wanted an integer from {wanted}")
+    steps = operator.index(steps)
+    if steps < 1 or (most is not None and steps > most):
+        limit = "" if most is None else ", the number of timesteps of the training"
+        raise InputError(f"steps is {steps}, wanted {wanted}{limit}")
+    return steps
+
+
+def _check_read(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, object]) -> None:
+    """Raise for options that the sampler has not looked at."""
+    for key in given:
+        if key in schedule.reads:
+            continue
+        known = sorted(schedule.reads.difference(_SHARED))
+        if key == "eta":
+            if given[key] == 0:
+                continue
+            raise InputError(
+                f"eta is {given[key]}, but sampler {sampler.name!r} adds no noise; use eta 0 or "
+                "sampler 'ddim'"
+            )
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"sampler {sampler.name!r} has no option {key!r}; {hint}it has {', '.join(known) or 'none'}"
+        )

@@ -1,4 +1,4 @@
-"""The noise schedule that a model was trained with, and the timesteps and noise levels that samplers visit.
+"""The noise schedule that a model was trained with.
 
 In the variance-preserving form of Ho et al., "Denoising Diffusion Probabilistic Models", the sample at
 timestep t is x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε with ᾱ_t = Π (1 − β_s). The same sample divided by √ᾱ_t has the
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +24,12 @@ from fastdiff.samplers.settings import Settings
 
 __all__ = [
     "BETA_SCHEDULES",
-    "SPACINGS",
     "NoiseSchedule",
-    "karras_sigmas",
-    "sigma_to_timestep",
-    "spaced_timesteps",
 ]
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-SPACINGS = ("leading", "trailing", "linspace")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +39,13 @@ class NoiseSchedule:
     betas       float32 [num_train_timesteps]
     prediction  what the denoiser's output means
     config      all entries of ``scheduler_config.json``; samplers read theirs with `settings`
+    reads       the keys that were asked for so far
     """
 
     betas: Float32
     prediction: Prediction
     config: Mapping[str, object]
+    reads: set[str] = field(default_factory=set)
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> NoiseSchedule:
@@ -62,9 +58,20 @@ class NoiseSchedule:
         unset = config.get("_use_default_values")
         if isinstance(unset, list | tuple):
             config = {key: value for key, value in config.items() if key not in unset}
-        settings = Settings(config, "the noise schedule")
+        config = {key: value for key, value in config.items() if key != "_use_default_values"}
+        reads: set[str] = set()
+        settings = Settings(config, "the noise schedule", reads)
         prediction = settings.choice("prediction_type", "epsilon", [kind.value for kind in Prediction])
-        return cls(_betas(settings, config.get("trained_betas")), Prediction(prediction), dict(config))
+        betas = _betas(settings, config.get("trained_betas"))
+        reads |= {"trained_betas", "beta_schedule", "beta_start", "beta_end"}
+        return cls(betas, Prediction(prediction), dict(config), reads)
+
+    def with_options(self, options: Mapping[str, object]) -> NoiseSchedule:
+        """The schedule of the config with ``options`` in place of its entries, and nothing read yet.
+
+        Raises `InputError` as `from_config` does.
+        """
+        return NoiseSchedule.from_config({**self.config, **options})
 
     @property
     def num_train_timesteps(self) -> int:
@@ -73,7 +80,7 @@ class NoiseSchedule:
 
     def settings(self, sampler: str) -> Settings:
         """The config as ``sampler`` reads it; the name appears in error messages."""
-        return Settings(self.config, f"sampler {sampler!r}")
+        return Settings(self.config, f"sampler {sampler!r}", self.reads)
 
     def alphas_cumprod(self, *, zero_terminal_snr: bool = False) -> Float32:
         """ᾱ, float32 [num_train_timesteps], decreasing.
@@ -93,59 +100,6 @@ class NoiseSchedule:
         if zero_terminal_snr:
             alpha_bar[-1] = 2.0**-24
         return np.asarray(np.sqrt((np.float32(1) - alpha_bar) / alpha_bar), dtype=np.float32)
-
-
-def spaced_timesteps(
-    spacing: str, num_train_timesteps: int, steps: int, offset: int, *, span: int | None = None
-) -> Float64:
-    """Timesteps in descending order, float64 [steps]; Table 2 of Lin et al.
-
-    "leading"   multiples of T // steps, plus ``offset``
-    "trailing"  rounded multiples of T / steps counted down from T, minus 1
-    "linspace"  evenly from T − 1 to 0, not rounded
-
-    ``span`` replaces T as the place to start from; "trailing" then gives fewer than ``steps`` timesteps.
-    Raises `InputError` when the model was not trained on one of the timesteps.
-    """
-    span = num_train_timesteps if span is None else span
-    match spacing:
-        case "leading":
-            timesteps = np.arange(steps, dtype=np.float64)[::-1] * (span // steps) + offset
-        case "trailing":
-            # arange may add one element too many by rounding, which would be timestep -1.
-            down = np.arange(span, 0, -num_train_timesteps / steps, dtype=np.float64)[:steps]
-            timesteps = down.round() - 1
-        case "linspace":
-            timesteps = np.linspace(0, span - 1, steps)[::-1]
-        case _:
-            raise InputError(f"timestep spacing {spacing!r} is unknown; use one of {', '.join(SPACINGS)}")
-    for timestep in (timesteps[0], timesteps[-1]):
-        if not 0 <= timestep < num_train_timesteps:
-            raise InputError(
-                f"{steps} steps with timestep_spacing={spacing!r} and steps_offset={offset} visit timestep "
-                f"{timestep:g}, but the model was trained on 0 to {num_train_timesteps - 1}; use fewer steps"
-            )
-    return timesteps
-
-
-def karras_sigmas(sigma_min: float, sigma_max: float, steps: int) -> Float64:
-    """Noise levels from ``sigma_max`` down to ``sigma_min``, float64 [steps]; Karras et al., Eq. 5, ρ = 7."""
-    rho = 7.0
-    ramp = np.linspace(0, 1, steps)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return np.asarray((high + ramp * (low - high)) ** rho, dtype=np.float64)
-
-
-def sigma_to_timestep(sigma: Float64, sigmas: Float32) -> Float64:
-    """The fractional timesteps at which the training schedule ``sigmas`` has the noise levels ``sigma``.
-
-    Linear in log σ between neighbours, clamped to the schedule's ends. ``sigmas`` is increasing.
-    """
-    log_sigma, log_sigmas = np.log(np.maximum(sigma, 1e-10)), np.log(sigmas)
-    low = np.clip(np.searchsorted(log_sigmas, log_sigma, side="right") - 1, 0, len(sigmas) - 2)
-    weight = (log_sigmas[low] - log_sigma) / (log_sigmas[low] - log_sigmas[low + 1])
-    weight = np.clip(weight, 0, 1)
-    return np.asarray((1 - weight) * low + weight * (low + 1), dtype=np.float64)
 
 
 def _betas(settings: Settings, trained: object) -> Float32:

@@ -17,23 +17,30 @@ class Settings:
     Defaults differ: ``timestep_spacing`` is "leading" for DDIM and "linspace" for Euler. This is what
     ``SchedulerClass.from_config(config)`` does when a checkpoint is used with another scheduler than its own.
 
+    ``reads`` collects the keys that were asked for: what nobody asks for is no option of a sampler.
+
     Every method raises `InputError` for a value of the wrong type or one that is not supported.
     """
 
-    def __init__(self, config: Mapping[str, object], reader: str) -> None:
+    def __init__(self, config: Mapping[str, object], reader: str, reads: set[str] | None = None) -> None:
         self._config = config
         self._reader = reader
+        self._reads = set() if reads is None else reads
+
+    def _get(self, key: str, default: object) -> object:
+        self._reads.add(key)
+        return self._config.get(key, default)
 
     def integer(self, key: str, default: int, *, minimum: int) -> int:
         """An integer of ``minimum`` or more."""
-        value = self._config.get(key, default)
+        value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self._error(key, value, f"an integer of {minimum} or more")
         return value
 
     def number(self, key: str, default: float) -> float:
         """Any number but NaN."""
-        value = self._config.get(key, default)
+        value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise self._error(key, value, "a number")
         return float(value)
@@ -47,25 +54,41 @@ class Settings:
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean; null counts as false, as it does in diffusers."""
-        value = self._config.get(key, default)
+        value = self._get(key, default)
         if value is not None and not isinstance(value, bool):
             raise self._error(key, value, "true or false")
         return bool(value)
 
     def choice(self, key: str, default: str, allowed: Collection[str]) -> str:
         """One of the strings in ``allowed``."""
-        value = self._config.get(key, default)
+        value = self._get(key, default)
         if not isinstance(value, str) or value not in allowed:
             raise self._error(key, value, "one of " + ", ".join(repr(name) for name in allowed))
         return value
 
+    def optional(self, key: str) -> float | None:
+        """A number, or None where the key is absent or null."""
+        return self.number(key, 0.0) if self.is_set(key) else None
+
+    def numbers(self, key: str) -> tuple[float, ...] | None:
+        """A list of finite numbers, or None where the key is absent or null."""
+        value = self._get(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or not value:
+            raise self._error(key, value, "a list of numbers")
+        for number in value:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise self._error(key, value, "a list of finite numbers")
+        return tuple(float(number) for number in value)
+
     def is_set(self, key: str) -> bool:
         """Whether the config has the key with another value than null."""
-        return self._config.get(key) is not None
+        return self._get(key, None) is not None
 
     def refuse(self, key: str, neutral: object, way_out: str) -> None:
         """Raise unless the key is absent, null or ``neutral``: any other value would change the result."""
-        value = self._config.get(key, neutral)
+        value = self._get(key, neutral)
         if value is not None and value is not neutral and value != neutral:
             raise InputError(
                 f"{self._reader} does not support {key}={_short(value)} of the scheduler config; {way_out}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import unittest.mock
 import warnings
@@ -11,9 +12,10 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import pytest
 import torch
 
-from fastdiff.samplers import StepTable
+from fastdiff.samplers import NoiseSchedule, StepTable, make_table, sampler_of
 
 CLASSES = {
     "ddim": diffusers.DDIMScheduler,
@@ -21,6 +23,8 @@ CLASSES = {
     "euler": diffusers.EulerDiscreteScheduler,
     "pndm": diffusers.PNDMScheduler,
 }
+EXACT = tuple(CLASSES)
+"""The samplers whose whole configuration space test_tables.py goes through."""
 Model = Callable[[np.ndarray, float], np.ndarray]
 
 
@@ -96,20 +100,95 @@ def table_run(
     """The same from a table: the formula in `fastdiff.samplers.table`, without buffers or kernels."""
     slots: dict[int, np.ndarray] = {}
     x = start * table.init_noise_sigma
+    if table.start_noise is not None and noise is not None:
+        x = x + table.start_noise * noise()
     yield float("nan"), x
     for step in table.steps:
         m = model(step.input_scale * x, step.timestep)
         following = step.update.sample * x + step.update.output * m
         for slot, coef in step.history:
             following = following + coef * slots[slot]
-        if step.clip is not None:
-            x0 = step.clip.x0.sample * x + step.clip.x0.output * m
-            following = following + step.clip.weight * np.clip(x0, -step.clip.limit, step.clip.limit)
-        if table.stochastic and noise is not None:
+        kept = m
+        if step.estimate is not None:
+            value = step.estimate.value
+            limit = step.estimate.limit
+            kept = np.clip(value.sample * x + value.output * m, -limit, limit)
+            following = following + step.estimate.weight * kept
+        if step.noise_coef is not None and noise is not None:
             following = following + step.noise_coef * noise()
         if step.save_sample is not None:
             slots[step.save_sample] = x
         if step.save_output is not None:
-            slots[step.save_output] = m
+            slots[step.save_output] = kept
         x = following
         yield step.timestep, x
+
+
+def assert_follows_diffusers(
+    class_name: str,
+    config: dict,
+    steps: int,
+    *,
+    bound: float = 1e-5,
+    sampler: str | None = None,
+    options: dict | None = None,
+    model: Model = model,
+    shape: tuple[int, ...] = (2, 3, 4),
+    set_timesteps: dict | None = None,
+    step_arguments: dict | None = None,
+    prepare: Callable[[Any], None] | None = None,
+) -> StepTable:
+    """Run diffusers' scheduler and our table on the same start, model outputs and noises; compare every step.
+
+    ``config`` without ``_class_name``; ``sampler`` None is what the class maps to; ``options`` are those of
+    make_table. ``set_timesteps`` and ``step_arguments`` are further arguments of the scheduler's methods,
+    ``prepare`` may change the scheduler afterwards. ``bound`` is relative to the largest sample of a run.
+    Noises are drawn in the order of use: both sides must draw as often.
+    """
+    config = {"_class_name": class_name, **config}
+    name = sampler or sampler_of(config)
+    assert name is not None, f"{class_name} maps to no sampler"
+    table = make_table(name, NoiseSchedule.from_config(config), steps, options=options)
+    start = np.random.default_rng(steps).standard_normal(shape)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        scheduler = getattr(diffusers, class_name).from_config(config)
+        scheduler.set_timesteps(**({"num_inference_steps": steps} | (set_timesteps or {})))
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    if prepare is not None:
+        prepare(scheduler)
+    theirs, drawn = [], []
+
+    def randn_tensor(shape: tuple[int, ...], *_: Any, **__: Any) -> torch.Tensor:
+        drawn.append(np.random.default_rng(len(drawn)).standard_normal(tuple(shape)))
+        return torch.from_numpy(drawn[-1])
+
+    module = sys.modules[type(scheduler).__module__]
+    has_noise = hasattr(module, "randn_tensor")
+    noise = (
+        unittest.mock.patch.object(module, "randn_tensor", randn_tensor)
+        if has_noise
+        else contextlib.nullcontext()
+    )
+    sample = torch.from_numpy(start) * float(scheduler.init_noise_sigma)
+    with _in_float64(scheduler), noise:
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(sample, timestep)
+            output = torch.from_numpy(model(scaled.numpy(), float(timestep)))
+            step = scheduler.step(output, timestep, sample, return_dict=False, **(step_arguments or {}))
+            sample = step[0]
+            theirs.append((float(timestep), sample.numpy()))
+
+    count = itertools.count()
+    _, *ours = table_run(
+        table, start, model, lambda: np.random.default_rng(next(count)).standard_normal(shape)
+    )
+    assert [t for t, _ in ours] == pytest.approx([t for t, _ in theirs], rel=1e-6, abs=1e-6)
+    scale = max(np.abs(x).max() for _, x in theirs)
+    for i, ((_, found), (_, wanted)) in enumerate(zip(ours, theirs, strict=True)):
+        error = np.abs(found - wanted).max() / scale
+        assert error <= bound, f"step {i} of {steps}: relative error {error:.2g} over {bound:g}; {config}"
+    assert next(count) == len(drawn), "drawn another number of noises than diffusers"
+    return table

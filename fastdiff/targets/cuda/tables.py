@@ -58,15 +58,15 @@ def step_arrays(table: StepTable, guidance: float, slots: int) -> StepArrays:
             "guidance": guidance,
             "sample": step.update.sample,
             "output": step.update.output,
-            "noise": step.noise_coef,
+            "noise": step.noise_coef or 0.0,
             "next_scale": scales[i + 1] if i + 1 < len(steps) else 1.0,
         }
-        if step.clip is not None:
+        if step.estimate is not None:
             named |= {
-                "clip_sample": step.clip.x0.sample,
-                "clip_output": step.clip.x0.output,
-                "clip_limit": step.clip.limit,
-                "clip_weight": step.clip.weight,
+                "clip_sample": step.estimate.value.sample,
+                "clip_output": step.estimate.value.output,
+                "clip_limit": step.estimate.limit,
+                "clip_weight": step.estimate.weight,
             }
         rows[i, : len(TABLE_COLUMNS)] = [named.get(name, 0.0) for name in TABLE_COLUMNS]
         for slot, coef in step.history:
