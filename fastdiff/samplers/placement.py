@@ -47,7 +47,7 @@ def sigma_spacing(settings: Settings) -> str | None:
 def placed_sigmas(
     settings: Settings, spacing: str, sigma_min: float, sigma_max: float, steps: int
 ) -> Float64:
-    """``steps`` noise levels from ``sigma_max`` down to ``sigma_min`` by ``spacing``, one of `SIGMA_SPACINGS`.
+    """``steps`` levels from ``sigma_max`` down to ``sigma_min`` by ``spacing``, one of `SIGMA_SPACINGS`.
 
     Reads ``rho`` for "karras" (7) and "polyexponential" (1), and ``align_your_steps`` for the model whose
     table to take ("sd15"), which has levels of its own.
