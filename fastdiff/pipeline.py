@@ -16,7 +16,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +116,8 @@ class Pipeline:
         num: int = 1,
         height: int | None = None,
         width: int | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
         latents: Array | None = None,
         callback: Callback | None = None,
         progress: bool = False,
@@ -125,7 +126,10 @@ class Pipeline:
 
         ``sampler`` None is the checkpoint's own; ``seed`` None draws one, which the result holds; ``height``
         and ``width`` are in pixels, None being the engine's default. ``guidance`` up to 1 skips the
-        unconditional half. ``eta`` is DDIM's η. ``latents``, float32 [pictures, channels, h, w] of unit
+        unconditional half. ``eta`` is η, the share of
+        fresh noise, None being the sampler's own. ``sampler_options`` replace entries of the checkpoint's
+        scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME`` lists them.
+        ``latents``, float32 [pictures, channels, h, w] of unit
         variance, replaces the drawn noise. ``callback(step, total, latents)`` is called after each evaluation
         of the U-Net, ``step`` counting from 1; copy the latents to keep them. ``progress`` draws a bar.
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
@@ -143,6 +147,7 @@ class Pipeline:
             height=height,
             width=width,
             eta=eta,
+            sampler_options=sampler_options,
         )
         return self.run(request, latents, None, callback, progress)
 
@@ -157,7 +162,9 @@ class Pipeline:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
         begin = time.perf_counter()
         check_shapes(self.engine, request, self._others is not None)
-        table = make_table(request.sampler, self.schedule, request.steps, eta=request.eta)
+        table = make_table(
+            request.sampler, self.schedule, request.steps, eta=request.eta, options=request.options
+        )
         generator = Generator(request.seed)
         start = unit_noise(self.engine.manifest.model, request, latents, generator)
         start = start * np.float32(table.init_noise_sigma)

@@ -10,7 +10,7 @@ from fastdiff.samplers.loop import Callback, Denoiser, sample
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Linear, Prediction
 from fastdiff.samplers.random import BatchRows, CudaGenerator, Generator, NoiseSource
-from fastdiff.samplers.registry import SAMPLERS, find_sampler, make_table, sampler_of
+from fastdiff.samplers.registry import SAMPLERS, find_sampler, make_table, options_of, sampler_of
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import Estimate, Langevin, Step, StepTable, Threshold, Variance, step_at
@@ -36,6 +36,7 @@ __all__ = [
     "Variance",
     "find_sampler",
     "make_table",
+    "options_of",
     "sample",
     "sampler_of",
     "step_at",

@@ -13,7 +13,7 @@ from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
 
-__all__ = ["SAMPLERS", "find_sampler", "make_table", "sampler_of"]
+__all__ = ["SAMPLERS", "find_sampler", "make_table", "options_of", "sampler_of"]
 
 _FAMILIES = (ddim, dpmpp, euler, pndm)
 SAMPLERS: dict[str, Sampler] = {
@@ -43,6 +43,14 @@ def find_sampler(name: str) -> Sampler:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(f"unknown sampler {name!r}; {hint}available: {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
+
+
+def options_of(sampler: Sampler) -> tuple[str, ...]:
+    """The options that ``sampler`` reads, besides those of the noise schedule: what a table asked for."""
+    schedule = NoiseSchedule.from_config({}).with_options({})
+    shared = set(schedule.reads)
+    sampler.table(schedule, 10)
+    return tuple(sorted(schedule.reads - shared))
 
 
 def make_table(
