@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "samplers.md"
 EVALUATIONS = (4, 6, 8, 10, 15, 20, 25, 35, 50)
-SCENES_EVALUATIONS = (4, 6, 8, 12, 20, 30, 50)
+SCENES_EVALUATIONS = (4, 6, 8, 12, 20, 50)
 # Samplers for models that are distilled, for another process, or from data to noise, draw nothing here.
 OTHER_MODELS = ("consistency", "edm", "flow", "inverse", "lcm", "tcd")
 CHAIN = {
