@@ -49,11 +49,12 @@ class Denoiser:
     def run(
         self, table: StepTable, start: Array, guidance: float, noise: NoiseSource, callback: Callback | None
     ) -> Array:
-        """All steps of ``table`` from ``start``: in the target's own loop where it has one."""
+        """All steps of ``table`` from ``start``: in the target's own loop where it has one for the table."""
         drawable = not table.stochastic or self._unet.takes_any_noise or isinstance(noise, Generator)
-        if not self._unet.has_loop or not drawable:
+        guided = any(scale != 1 for scale in table.guidance_scales(guidance))
+        states = self._both if guided else self._conditional
+        if states is None or not drawable or not self._unet.runs(table, guidance):
             return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
-        states = self._conditional if self._both is None or guidance == 1 else self._both
         inputs = {"encoder_hidden_states": states}
         latents: Array = self._unet.sample(table, start, inputs, guidance, noise, callback)
         return latents
@@ -86,6 +87,8 @@ class SplitDenoiser:
         with ThreadPoolExecutor(1, "fastdiff-guidance") as thread:
 
             def denoise(sample: Array, timestep: float, guided: bool) -> tuple[Array, Array | None]:
+                if not guided:
+                    return _predict(self._unet, sample, timestep, self._conditional), None
                 # The context waits for the other half also when this one raises.
                 half = thread.submit(_predict, self._other, sample, timestep, self._unconditional)
                 cond = _predict(self._unet, sample, timestep, self._conditional)
