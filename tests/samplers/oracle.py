@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff.samplers import NoiseSchedule, StepTable, make_table, sampler_of
+from fastdiff.samplers import NoiseSchedule, StepTable, Threshold, make_table, sampler_of
 
 CLASSES = {
     "ddim": diffusers.DDIMScheduler,
@@ -105,6 +105,8 @@ def table_run(
     yield float("nan"), x
     for step in table.steps:
         m = model(step.input_scale * x, step.timestep)
+        if table.variance_channels:
+            m = m[:, : m.shape[1] // 2]
         following = step.update.sample * x + step.update.output * m
         for slot, coef in step.history:
             following = following + coef * slots[slot]
@@ -113,6 +115,8 @@ def table_run(
             value = step.estimate.value
             limit = step.estimate.limit
             kept = np.clip(value.sample * x + value.output * m, -limit, limit)
+            if step.estimate.threshold is not None:
+                kept = thresholded(kept, step.estimate.threshold)
             following = following + step.estimate.weight * kept
         if step.noise_coef is not None and noise is not None:
             following = following + step.noise_coef * noise()
@@ -122,6 +126,14 @@ def table_run(
             slots[step.save_output] = kept
         x = following
         yield step.timestep, x
+
+
+def thresholded(x0: np.ndarray, threshold: Threshold) -> np.ndarray:
+    """Dynamic thresholding as `Threshold` defines it, per image."""
+    flat = np.abs(x0.reshape(len(x0), -1))
+    scale = np.minimum(np.maximum(np.quantile(flat, threshold.ratio, axis=1), 1), threshold.maximum)
+    scale = scale.reshape(-1, *[1] * (x0.ndim - 1))
+    return np.clip(x0, -scale, scale) / scale
 
 
 def assert_follows_diffusers(
