@@ -8,14 +8,24 @@ from collections.abc import Mapping
 from itertools import chain
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import ddim, dpmpp, euler, pndm
+from fastdiff.samplers import (
+    ddim,
+    deis,
+    dpm_inverse,
+    dpm_multistep,
+    dpm_singlestep,
+    euler,
+    pndm,
+    sa_solver,
+    unipc,
+)
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
 
 __all__ = ["SAMPLERS", "find_sampler", "make_table", "options_of", "sampler_of"]
 
-_FAMILIES = (ddim, dpmpp, euler, pndm)
+_FAMILIES = (ddim, deis, dpm_inverse, dpm_multistep, dpm_singlestep, euler, pndm, sa_solver, unipc)
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler for sampler in chain.from_iterable(family.SAMPLERS for family in _FAMILIES)
 }
@@ -31,9 +41,21 @@ _SHARED = (
 
 
 def sampler_of(config: Mapping[str, object]) -> str | None:
-    """The sampler for the diffusers class named in a ``scheduler_config.json``; None where there is none."""
+    """The sampler for the diffusers class named in a ``scheduler_config.json``; None where there is none.
+
+    Raises `InputError` where there are samplers for the class, but none for its options.
+    """
     name = config.get("_class_name")
-    return next((sampler.name for sampler in SAMPLERS.values() if name in sampler.classes), None)
+    found = next((sampler.name for sampler in SAMPLERS.values() if sampler.stands_for(config)), None)
+    of_class = [sampler for sampler in SAMPLERS.values() if name in sampler.classes]
+    if found is None and of_class:
+        keys = sorted({key for sampler in of_class for key in sampler.when})
+        values = ", ".join(f"{key}={config.get(key)!r}" for key in keys)
+        raise InputError(
+            f"no sampler is {name} with {values}; correct the config or choose one of "
+            f"{', '.join(sampler.name for sampler in of_class)}"
+        )
+    return found
 
 
 def find_sampler(name: str) -> Sampler:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
@@ -21,8 +21,9 @@ class Sampler:
     evaluations  of the model per step
     stochastic   draws noise unless options forbid it
     paper        authors and title of its source
-    classes      diffusers' scheduler classes that it stands for; `fastdiff.samplers.registry` picks by their
-                 options where several samplers share one
+    classes      diffusers' scheduler classes that it stands for
+    when         the values of a class's options for which it does, where several samplers share the class;
+                 None among them is the key's absence
     any_steps    the step count is not limited to the number of training timesteps
     """
 
@@ -34,3 +35,10 @@ class Sampler:
     paper: str
     classes: tuple[str, ...] = ()
     any_steps: bool = False
+    when: Mapping[str, Collection[object]] = field(default_factory=dict)
+
+    def stands_for(self, config: Mapping[str, object]) -> bool:
+        """Whether this is the sampler of a ``scheduler_config.json``."""
+        return config.get("_class_name") in self.classes and all(
+            config.get(key) in values for key, values in self.when.items()
+        )
