@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff.samplers import NoiseSchedule, StepTable, make_table, sampler_of
+from fastdiff.samplers import NoiseSchedule, StepTable, Threshold, Variance, make_table, sampler_of
 
 CLASSES = {
     "ddim": diffusers.DDIMScheduler,
@@ -46,7 +46,14 @@ class _Float64Torch:
 @contextlib.contextmanager
 def _in_float64(scheduler: Any) -> Iterator[None]:
     """Let a prepared scheduler step in float64, from a schedule that keeps its float32 values."""
-    for name in ("alphas_cumprod", "final_alpha_cumprod", "sigmas"):
+    for name in (
+        "alphas",
+        "alphas_cumprod",
+        "betas",
+        "final_alpha_cumprod",
+        "initial_alpha_cumprod",
+        "sigmas",
+    ):
         if hasattr(scheduler, name):
             setattr(scheduler, name, getattr(scheduler, name).double())
     module = sys.modules[type(scheduler).__module__]
@@ -104,7 +111,9 @@ def table_run(
         x = x + table.start_noise * noise()
     yield float("nan"), x
     for step in table.steps:
-        m = model(step.input_scale * x, step.timestep)
+        m, v = model(step.input_scale * x, step.timestep), None
+        if table.variance_channels:
+            m, v = np.split(m, 2, axis=1)
         following = step.update.sample * x + step.update.output * m
         for slot, coef in step.history:
             following = following + coef * slots[slot]
@@ -113,15 +122,37 @@ def table_run(
             value = step.estimate.value
             limit = step.estimate.limit
             kept = np.clip(value.sample * x + value.output * m, -limit, limit)
+            if step.estimate.threshold is not None:
+                kept = dynamic_threshold(kept, step.estimate.threshold)
             following = following + step.estimate.weight * kept
         if step.noise_coef is not None and noise is not None:
-            following = following + step.noise_coef * noise()
+            z = noise()
+            if step.variance is not None:
+                z = z * learned_deviation(v, step.variance)
+            following = following + step.noise_coef * z
         if step.save_sample is not None:
             slots[step.save_sample] = x
         if step.save_output is not None:
             slots[step.save_output] = kept
         x = following
         yield step.timestep, x
+
+
+def dynamic_threshold(d: np.ndarray, threshold: Threshold) -> np.ndarray:
+    """Saharia et al., image by image."""
+    result = []
+    for image in d:
+        s = np.clip(np.quantile(np.abs(image), threshold.ratio), 1, threshold.maximum)
+        result.append(np.clip(image, -s, s) / s)
+    return np.stack(result)
+
+
+def learned_deviation(v: np.ndarray, variance: Variance) -> np.ndarray:
+    """Nichol and Dhariwal, Eq. 15; the variance itself without its bounds."""
+    if variance.low is None:
+        return np.sqrt(v)
+    f = (v + 1) / 2
+    return np.exp((f * variance.high + (1 - f) * variance.low) / 2)
 
 
 def assert_follows_diffusers(
@@ -172,10 +203,12 @@ def assert_follows_diffusers(
         if has_noise
         else contextlib.nullcontext()
     )
-    sample = torch.from_numpy(start) * float(scheduler.init_noise_sigma)
+    # Schedulers of flow matching start from unit noise and tell the model of the sample as it is.
+    sample = torch.from_numpy(start) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    scale_input = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     with _in_float64(scheduler), noise:
         for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(sample, timestep)
+            scaled = scale_input(sample, timestep)
             output = torch.from_numpy(model(scaled.numpy(), float(timestep)))
             step = scheduler.step(output, timestep, sample, return_dict=False, **(step_arguments or {}))
             sample = step[0]
