@@ -49,7 +49,7 @@ def states(table: StepTable, data: GaussianMixture, start: np.ndarray) -> list[n
 
 
 def flow(data: GaussianMixture, x: np.ndarray, begin: Point, end: Point) -> np.ndarray:
-    """The probability-flow ODE from ``begin`` to ``end``: d(x/α)/dρ = ε with ρ = σ/α; relative error 1e-11."""
+    """The probability-flow ODE from ``begin`` to ``end``: d(x/α)/dρ = ε with ρ = σ/α, to 1e-11."""
     low, high = np.log(end.ratio), np.log(begin.ratio)
 
     def slope(u: float, flat: np.ndarray) -> np.ndarray:
