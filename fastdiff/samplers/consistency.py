@@ -26,10 +26,12 @@ def consistency_point(sigma: float, sigma_min: float, sigma_data: float) -> Poin
 
     f(x, σ_min) = x: Eq. 5 of the paper and appendix C.
     """
+    timestep = 250 * math.log(sigma)
+    sigma = float(np.float32(sigma))  # as diffusers keeps levels
     total = math.hypot(sigma, sigma_data)
     above = sigma - sigma_min
     denoised = Linear(sigma_data**2 / (above**2 + sigma_data**2), above * sigma_data / total)
-    return Point(250 * math.log(sigma), 1.0, sigma, input_scale=1 / total, denoised=denoised)
+    return Point(timestep, 1.0, sigma, input_scale=1 / total, denoised=denoised)
 
 
 def consistency(schedule: NoiseSchedule, steps: int) -> StepTable:
@@ -50,7 +52,7 @@ def consistency(schedule: NoiseSchedule, steps: int) -> StepTable:
     rho, train_steps = settings.positive("rho", 7.0), settings.integer("num_train_timesteps", 40, minimum=2)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     ramp = np.array(_indices(settings, train_steps, steps)[::-1]) / (train_steps - 1)
-    levels: Sequence[float] = ((high + ramp * (low - high)) ** rho).astype(np.float32).tolist()
+    levels: Sequence[float] = ((high + ramp * (low - high)) ** rho).tolist()
 
     rows: list[Step] = []
     for sigma, following in pairwise((*levels, sigma_min)):

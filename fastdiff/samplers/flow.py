@@ -8,12 +8,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from fastdiff.errors import InputError
 from fastdiff.samplers.flow_path import flow_points
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Linear
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
+from fastdiff.samplers.settings import Settings
 from fastdiff.samplers.table import Estimate, Step, StepTable, step_at
 
 __all__ = [
@@ -107,13 +107,9 @@ def flow_euler(schedule: NoiseSchedule, steps: int) -> StepTable:
     """
     settings = schedule.settings("flow_euler")
     stochastic = settings.flag("stochastic_sampling", False)
+    if stochastic:
+        _refuse_inverted(settings)
     points = flow_points(settings, steps)
-    if stochastic and settings.flag("invert_sigmas", False):
-        raise InputError(
-            "stochastic_sampling and invert_sigmas are both set, which leads to noise in diffusers; set one "
-            "to "
-            "false"
-        )
     rows = renoised_steps(points) if stochastic else euler_steps(points)
     return StepTable("flow_euler", tuple(rows))
 
@@ -143,7 +139,14 @@ def flow_lcm(schedule: NoiseSchedule, steps: int) -> StepTable:
     settings = schedule.settings("flow_lcm")
     settings.refuse("scale_factors", None, "set it to null: latents keep their size")
     settings.unused("upscale_mode")
+    _refuse_inverted(settings)
     return StepTable("flow_lcm", tuple(renoised_steps(flow_points(settings, steps))))
+
+
+def _refuse_inverted(settings: Settings) -> None:
+    settings.refuse(
+        "invert_sigmas", False, "with fresh noise in every step diffusers ends in noise; set it to false"
+    )
 
 
 def flow_ancestral(schedule: NoiseSchedule, steps: int) -> StepTable:

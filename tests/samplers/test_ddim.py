@@ -95,7 +95,8 @@ def test_cogvideox(config: dict[str, Any], steps: int) -> None:
 
 
 def test_given_timesteps_are_followed() -> None:
-    """As the next timesteps of the list, where diffusers has no such option: even ones give the same table."""
+    """As the next timesteps of the list, where diffusers has no such option: even ones give the same
+    table."""
     schedule = NoiseSchedule.from_config({})
     leading = make_table("ddim", schedule, 10)
     given = make_table("ddim", schedule, 10, options={"timesteps": list(range(900, -1, -100))})

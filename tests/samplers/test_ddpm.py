@@ -112,7 +112,8 @@ def test_learned_range_lies_between_the_fixed_ones() -> None:
     ],
 )
 def test_unclip(config: dict[str, Any], steps: int) -> None:
-    """With the timestep of the next step, as diffusers' pipeline gives it; all 1000 timesteps use β itself."""
+    """With the timestep of the next step, as diffusers' pipeline gives it; all 1000 timesteps use β
+    itself."""
 
     def tell_next(scheduler: Any) -> None:
         original, following = scheduler.step, [*scheduler.timesteps[1:], None]
