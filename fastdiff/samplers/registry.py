@@ -9,23 +9,47 @@ from itertools import chain
 
 from fastdiff.errors import InputError
 from fastdiff.samplers import (
+    consistency,
     ddim,
+    ddpm,
     deis,
     dpm_inverse,
     dpm_multistep,
     dpm_singlestep,
     euler,
+    flow,
+    ipndm,
+    lcm,
     pndm,
     sa_solver,
+    tcd,
     unipc,
 )
+from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
+from fastdiff.samplers.settings import short
 from fastdiff.samplers.table import StepTable
 
 __all__ = ["SAMPLERS", "find_sampler", "make_table", "options_of", "sampler_of"]
 
-_FAMILIES = (ddim, deis, dpm_inverse, dpm_multistep, dpm_singlestep, euler, pndm, sa_solver, unipc)
+_FAMILIES = (
+    ddim,
+    ddpm,
+    pndm,
+    ipndm,
+    euler,
+    dpm_singlestep,
+    dpm_multistep,
+    unipc,
+    deis,
+    sa_solver,
+    lcm,
+    tcd,
+    consistency,
+    flow,
+    dpm_inverse,
+)
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler for sampler in chain.from_iterable(family.SAMPLERS for family in _FAMILIES)
 }
@@ -110,6 +134,7 @@ def make_table(
             "use another step count or sampler"
         )
     _check_read(sampler, schedule, given)
+    _check_config(sampler, schedule, given)
     return table
 
 
@@ -142,4 +167,24 @@ def _check_read(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, o
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
             f"sampler {sampler.name!r} has no option {key!r}; {hint}it has {', '.join(known) or 'none'}"
+        )
+
+
+def _check_config(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, object]) -> None:
+    """Raise for a key of the sampler's own diffusers class that nobody knows: misspelt, or newer than
+    fastdiff.
+
+    Keys of other classes are left alone, as diffusers does, and so is what a config leaves null.
+    """
+    if schedule.config.get("_class_name") not in sampler.classes:
+        return
+    known = schedule.reads | DIFFUSERS_KEYS | given.keys()
+    for key, value in schedule.config.items():
+        if key in known or key.startswith("_") or value is None:
+            continue
+        near = difflib.get_close_matches(key, sorted(schedule.reads), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"scheduler config has {key}={short(value)}, which sampler {sampler.name!r} does not know; {hint}"
+            "correct the key or remove it"
         )

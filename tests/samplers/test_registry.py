@@ -14,7 +14,7 @@ from tests.samplers.exact import GAUSSIAN, moments, point_of
 SCHEDULE = NoiseSchedule.from_config({**BETAS["scaled_linear"], "clip_sample": False})
 STEPS = (1, 2, 3, 7, 24, 50, 999, 1000)
 # From data to noise, or through a noise level that never falls to 0.
-NOT_DENOISING: dict[str, str] = {}
+NOT_DENOISING: dict[str, str] = {"ddim_inverse": "leads from a picture to noise"}
 
 
 def table_of(name: str, steps: int, schedule: NoiseSchedule = SCHEDULE) -> StepTable | None:
@@ -32,7 +32,9 @@ def table_of(name: str, steps: int, schedule: NoiseSchedule = SCHEDULE) -> StepT
 def test_tables_are_finite_and_consistent(name: str, steps: int) -> None:
     table = table_of(name, steps)
     if table is None:
-        assert steps < 4 or steps >= 999, "refuses an ordinary number of steps"
+        # Consistency models have 40 timesteps.
+        few = 40 if name == "consistency" else 998
+        assert steps < 4 or steps > few, "refuses an ordinary number of steps"
         return
     assert table.sampler == name
     assert table.is_finite()
@@ -58,7 +60,7 @@ def test_stochastic_as_the_registry_says(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_evaluations_as_the_registry_says(name: str) -> None:
     """Up to what starting and ending cost more or less."""
-    few, many = (make_table(name, SCHEDULE, steps) for steps in (24, 48))
+    few, many = (make_table(name, SCHEDULE, steps) for steps in (12, 36))
     assert many.evaluations - few.evaluations == pytest.approx(24 * SAMPLERS[name].evaluations, abs=2)
 
 
@@ -79,6 +81,8 @@ def test_a_single_picture_is_recovered(name: str, steps: int) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_invariant_to_batch_and_reproducible(name: str) -> None:
     """A picture of a batch is the picture alone with its own noise; one seed gives the same bits twice."""
+    if name in NOT_DENOISING:
+        pytest.skip(NOT_DENOISING[name])
     table = make_table(name, SCHEDULE, 6)
     start = np.random.default_rng(1).standard_normal((3, 2)).astype(np.float32)
     start *= np.float32(table.init_noise_sigma)
