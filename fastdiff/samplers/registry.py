@@ -8,14 +8,35 @@ from collections.abc import Mapping
 from itertools import chain
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import ddim, dpmpp, euler, pndm
+from fastdiff.samplers import (
+    ddim,
+    dpm2,
+    dpmpp,
+    dpmpp_2m_sde,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
+    edm,
+    edm_dpmpp,
+    er_sde,
+    euler,
+    euler_ancestral,
+    heun,
+    lms,
+    pndm,
+    res,
+    restart,
+)
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
 
 __all__ = ["SAMPLERS", "find_sampler", "make_table", "options_of", "sampler_of"]
 
-_FAMILIES = (ddim, dpmpp, euler, pndm)
+_FAMILIES = (
+    *(ddim, dpmpp, euler, pndm),
+    *(euler_ancestral, heun, dpm2, lms, edm, edm_dpmpp, dpmpp_sde),
+    *(dpmpp_2s_ancestral, dpmpp_2m_sde, res, er_sde, restart),
+)
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler for sampler in chain.from_iterable(family.SAMPLERS for family in _FAMILIES)
 }
