@@ -8,14 +8,28 @@ from collections.abc import Mapping
 from itertools import chain
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import ddim, dpmpp, euler, pndm
+from fastdiff.samplers import (
+    adaptive,
+    ddim,
+    dpm_adaptive,
+    dpmpp,
+    euler,
+    langevin,
+    pndm,
+    predictor_corrector,
+    score_sde,
+)
+from fastdiff.samplers.adaptive import AdaptiveRun
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
 
-__all__ = ["SAMPLERS", "find_sampler", "make_table", "sampler_of"]
+__all__ = ["SAMPLERS", "find_sampler", "make_adaptive", "make_table", "sampler_of"]
 
-_FAMILIES = (ddim, dpmpp, euler, pndm)
+_FAMILIES = (
+    *(ddim, dpmpp, euler, pndm),
+    *(langevin, predictor_corrector, score_sde, adaptive, dpm_adaptive),
+)
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler for sampler in chain.from_iterable(family.SAMPLERS for family in _FAMILIES)
 }
@@ -81,6 +95,23 @@ def make_table(
         )
     _check_read(sampler, schedule, given)
     return table
+
+
+def make_adaptive(
+    name: str, schedule: NoiseSchedule, *, options: Mapping[str, object] | None = None
+) -> AdaptiveRun:
+    """What `fastdiff.samplers.adaptive.sample_adaptive` runs, for a sampler that chooses its own steps.
+
+    Raises `InputError` for a sampler with fixed steps, and as `make_table` for names and options.
+    """
+    sampler = find_sampler(name)
+    if sampler.adaptive is None:
+        own = ", ".join(other.name for other in SAMPLERS.values() if other.adaptive)
+        raise InputError(f"sampler {name!r} has fixed steps; use make_table, or one of {own}")
+    schedule = schedule.with_options(options or {})
+    run = sampler.adaptive(schedule)
+    _check_read(sampler, schedule, options or {})
+    return run
 
 
 def _check_steps(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> int:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
+
+if TYPE_CHECKING:
+    from fastdiff.samplers.adaptive import AdaptiveRun
 
 __all__ = ["Sampler"]
 
@@ -24,6 +28,8 @@ class Sampler:
     classes      diffusers' scheduler classes that it stands for; `fastdiff.samplers.registry` picks by their
                  options where several samplers share one
     any_steps    the step count is not limited to the number of training timesteps
+    adaptive     for samplers that choose their steps while they run: reads the options of a schedule's
+                 config; ``table`` then raises `InputError`
     """
 
     name: str
@@ -34,3 +40,4 @@ class Sampler:
     paper: str
     classes: tuple[str, ...] = ()
     any_steps: bool = False
+    adaptive: Callable[[NoiseSchedule], AdaptiveRun] | None = None

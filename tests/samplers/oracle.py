@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff.samplers import NoiseSchedule, StepTable, make_table, sampler_of
+from fastdiff.samplers import Langevin, NoiseSchedule, StepTable, make_table, sampler_of
 
 CLASSES = {
     "ddim": diffusers.DDIMScheduler,
@@ -115,13 +115,25 @@ def table_run(
             kept = np.clip(value.sample * x + value.output * m, -limit, limit)
             following = following + step.estimate.weight * kept
         if step.noise_coef is not None and noise is not None:
-            following = following + step.noise_coef * noise()
+            z = noise()
+            following = following + step.noise_coef * z
+            if step.langevin is not None:
+                e = langevin_step_size(step.langevin, kept, z)
+                following = following + e * kept + np.sqrt(2 * e) * z
         if step.save_sample is not None:
             slots[step.save_sample] = x
         if step.save_output is not None:
             slots[step.save_output] = kept
         x = following
         yield step.timestep, x
+
+
+def langevin_step_size(langevin: Langevin, score: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """e of a `Langevin` step, [batch, 1, …] or for the whole batch: the formula in its docstring."""
+    axes = tuple(range(1, score.ndim))
+    norms = [np.sqrt(np.square(array).sum(axes, keepdims=True)) for array in (noise, score)]
+    noise_norm, score_norm = [norm.mean() for norm in norms] if langevin.batch_mean else norms
+    return 2 * langevin.alpha * (langevin.snr * noise_norm / score_norm) ** 2
 
 
 def assert_follows_diffusers(
