@@ -9,11 +9,13 @@ from itertools import chain
 
 from fastdiff.errors import InputError
 from fastdiff.samplers import (
+    adaptive,
     consistency,
     ddim,
     ddpm,
     deis,
     dpm2,
+    dpm_adaptive,
     dpm_inverse,
     dpm_multistep,
     dpm_singlestep,
@@ -28,22 +30,26 @@ from fastdiff.samplers import (
     flow,
     heun,
     ipndm,
+    langevin,
     lcm,
     lms,
     pndm,
+    predictor_corrector,
     res,
     restart,
     sa_solver,
+    score_sde,
     tcd,
     unipc,
 )
+from fastdiff.samplers.adaptive import AdaptiveRun
 from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.settings import short
 from fastdiff.samplers.table import StepTable
 
-__all__ = ["SAMPLERS", "find_sampler", "make_table", "options_of", "sampler_of"]
+__all__ = ["SAMPLERS", "find_sampler", "make_adaptive", "make_table", "options_of", "sampler_of"]
 
 _FAMILIES = (
     ddim,
@@ -68,6 +74,11 @@ _FAMILIES = (
     restart,
     edm,
     edm_dpmpp,
+    langevin,
+    predictor_corrector,
+    score_sde,
+    adaptive,
+    dpm_adaptive,
     lcm,
     tcd,
     consistency,
@@ -119,7 +130,10 @@ def options_of(sampler: Sampler) -> tuple[str, ...]:
     """The options that ``sampler`` reads, besides those of the noise schedule: what a table asked for."""
     schedule = NoiseSchedule.from_config({}).with_options({})
     shared = set(schedule.reads)
-    sampler.table(schedule, 10)
+    if sampler.adaptive is None:
+        sampler.table(schedule, 10)
+    else:
+        sampler.adaptive(schedule)
     return tuple(sorted(schedule.reads - shared))
 
 
@@ -160,6 +174,23 @@ def make_table(
     _check_read(sampler, schedule, given)
     _check_config(sampler, schedule, given)
     return table
+
+
+def make_adaptive(
+    name: str, schedule: NoiseSchedule, *, options: Mapping[str, object] | None = None
+) -> AdaptiveRun:
+    """What `fastdiff.samplers.adaptive.sample_adaptive` runs, for a sampler that chooses its own steps.
+
+    Raises `InputError` for a sampler with fixed steps, and as `make_table` for names and options.
+    """
+    sampler = find_sampler(name)
+    if sampler.adaptive is None:
+        own = ", ".join(other.name for other in SAMPLERS.values() if other.adaptive)
+        raise InputError(f"sampler {name!r} has fixed steps; use make_table, or one of {own}")
+    schedule = schedule.with_options(options or {})
+    run = sampler.adaptive(schedule)
+    _check_read(sampler, schedule, options or {})
+    return run
 
 
 def _check_steps(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> int:
