@@ -12,9 +12,17 @@ from fastdiff.config import ModelSpec
 from fastdiff.engine_dir import Engine
 from fastdiff.errors import InputError
 from fastdiff.request import Request
-from fastdiff.samplers import SAMPLERS, NoiseSource, sampler_of
+from fastdiff.samplers import (
+    SAMPLERS,
+    Guidance,
+    NoiseSchedule,
+    NoiseSource,
+    StepTable,
+    make_table,
+    sampler_of,
+)
 
-__all__ = ["check_shapes", "default_sampler", "unit_noise"]
+__all__ = ["call_table", "check_shapes", "default_sampler", "unit_noise"]
 
 Array = NDArray[np.float32]
 
@@ -30,13 +38,21 @@ def default_sampler(scheduler: Mapping[str, Any]) -> str:
     return name
 
 
+def call_table(schedule: NoiseSchedule, request: Request) -> StepTable:
+    """The sampler's table for a call. Raises InputError, also for guidance that the table cannot have."""
+    table = make_table(request.sampler, schedule, request.steps, eta=request.eta)
+    if isinstance(request.guidance, Guidance):
+        request.guidance.check(table)
+    return table
+
+
 def check_shapes(engine: Engine, request: Request, split_guidance: bool = False) -> None:
     """The sizes of a call against what the modules were built for. Raises InputError.
 
     ``split_guidance``: the halves of guidance run apart and do not add to a batch.
     """
     factor = engine.manifest.model.vae_scale_factor
-    rows = request.pictures * (2 if request.guided and not split_guidance else 1)
+    rows = request.pictures * (1 if split_guidance else request.branches)
     for module, batch in (("unet", rows), ("vae_decoder", request.pictures)):
         shapes = engine.entry(module).shapes
         for side in ("height", "width"):

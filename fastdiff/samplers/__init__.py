@@ -6,6 +6,7 @@ seed ─Generator─▶ noise · table.init_noise_sigma ─sample(table, denoise
 
 from __future__ import annotations
 
+from fastdiff.samplers.guidance import Guidance, read_guidance
 from fastdiff.samplers.loop import Callback, Denoiser, sample
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Linear, Prediction
@@ -23,6 +24,7 @@ __all__ = [
     "Denoiser",
     "Estimate",
     "Generator",
+    "Guidance",
     "Langevin",
     "Linear",
     "NoiseSchedule",
@@ -36,6 +38,7 @@ __all__ = [
     "Variance",
     "find_sampler",
     "make_table",
+    "read_guidance",
     "sample",
     "sampler_of",
     "step_at",

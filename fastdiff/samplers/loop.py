@@ -11,23 +11,26 @@ from numpy.typing import NDArray
 
 from fastdiff.errors import InputError
 from fastdiff.kernels.scheduler_step import scheduler_step
+from fastdiff.samplers.guidance import Guidance
 from fastdiff.samplers.random import NoiseSource
 from fastdiff.samplers.table import Step, StepTable
 
-__all__ = ["Callback", "Denoiser", "sample"]
+__all__ = ["Callback", "Denoiser", "Outputs", "sample"]
 
 Latents = NDArray[np.float32]
 Callback = Callable[[int, int, Latents], None]
+Outputs = tuple[Latents, Latents | None] | tuple[Latents, Latents, Latents]
 
 
 class Denoiser(Protocol):
     """The model as the loop sees it."""
 
-    def __call__(self, sample: Latents, timestep: float, guided: bool) -> tuple[Latents, Latents | None]:
+    def __call__(self, sample: Latents, timestep: float, guided: int) -> Outputs:
         """Return the model's outputs (with the prompt, without it), each float32 and of ``sample``'s shape.
 
-        ``sample`` is scaled already, read-only, and valid until the next call. The second output may be None,
-        and is not looked at, when ``guided`` is false.
+        ``sample`` is scaled already, read-only, and valid until the next call. ``guided`` is how many outputs
+        besides that with the prompt are needed: with 0 the second may be None and is not looked at, with 2 a
+        third follows, with the negative prompt.
         """
 
 
@@ -36,7 +39,7 @@ def sample(
     denoise: Denoiser,
     latents: Latents,
     *,
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
 ) -> Latents:
@@ -44,7 +47,7 @@ def sample(
 
     latents   float32, any shape: unit noise times ``table.init_noise_sigma``; not changed
     guidance  w of classifier-free guidance (Ho and Salimans), uncond + w·(cond − uncond). 1 is no guidance:
-              the denoiser is then called with ``guided`` false
+              the denoiser is then called with ``guided`` 0. `Guidance` has the other methods
     noise     for tables that are ``stochastic``: one array of the latents' shape is drawn per step
     callback  called after every model evaluation with the number of those done, the number of all, and the
               latents, read-only and valid until the callback returns
@@ -53,6 +56,8 @@ def sample(
     passes through and leaves nothing behind. Raises `InputError` for a guidance that is not finite, a missing
     noise source, latents that are not float32, and a missing output of the denoiser.
     """
+    if isinstance(guidance, Guidance):
+        table, guidance, denoise = guidance.bind(table, denoise)
     if not math.isfinite(guidance):
         raise InputError(f"guidance is {guidance}, wanted a finite number; 1 turns guidance off")
     if table.stochastic and noise is None:
@@ -63,7 +68,7 @@ def sample(
         raise InputError(f"latents have dtype {latents.dtype}, wanted float32; use latents.astype('float32')")
     run = _Run(table, np.array(latents, order="C"), guidance, noise)
     for done, step in enumerate(table.steps, start=1):
-        cond, uncond = denoise(run.model_input(step), step.timestep, run.guided)
+        cond, uncond, *_ = denoise(run.model_input(step), step.timestep, run.guided)
         if run.guided and uncond is None:
             raise InputError(f"guidance is {guidance}, but the denoiser gave no output without the prompt")
         run.advance(step, cond, uncond if run.guided else None)
