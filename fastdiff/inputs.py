@@ -53,7 +53,10 @@ def check_shapes(engine: Engine, request: Request, split_guidance: bool = False)
     """
     factor = engine.manifest.model.vae_scale_factor
     rows = request.pictures * (1 if split_guidance else request.branches)
-    for module, batch in (("unet", rows), ("vae_decoder", request.pictures)):
+    batches = [("unet", rows), ("vae_decoder", request.pictures)]
+    if isinstance(request.guidance, Guidance) and request.guidance.interval is not None:
+        batches.append(("unet", request.pictures))  # in the steps outside
+    for module, batch in batches:
         shapes = engine.entry(module).shapes
         for side in ("height", "width"):
             size = getattr(request, side)
@@ -66,7 +69,7 @@ def check_shapes(engine: Engine, request: Request, split_guidance: bool = False)
         if "batch" in shapes and batch not in shapes["batch"]:
             raise InputError(
                 f"{request.pictures} pictures at once need a batch of {batch} in {module}: this engine "
-                f"takes {shapes['batch']}; ask for fewer"
+                f"takes {shapes['batch']}; ask for {'more' if batch < shapes['batch'].minimum else 'fewer'}"
             )
 
 
