@@ -7,6 +7,7 @@ seed ─Generator─▶ noise · table.init_noise_sigma ─sample(table, denoise
 from __future__ import annotations
 
 from fastdiff.samplers.adaptive import AdaptiveRun, sample_adaptive
+from fastdiff.samplers.guidance import Guidance, read_guidance
 from fastdiff.samplers.loop import Callback, Denoiser, sample
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Linear, Prediction
@@ -32,6 +33,7 @@ __all__ = [
     "Denoiser",
     "Estimate",
     "Generator",
+    "Guidance",
     "Langevin",
     "Linear",
     "NoiseSchedule",
@@ -47,6 +49,7 @@ __all__ = [
     "make_adaptive",
     "make_table",
     "options_of",
+    "read_guidance",
     "sample",
     "sample_adaptive",
     "sampler_of",

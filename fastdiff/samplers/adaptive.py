@@ -115,7 +115,7 @@ def sample_adaptive(
     def model(point: Point, x: Float64) -> Float64:
         sample = (point.input_scale * x).astype(np.float32)
         sample.flags.writeable = False
-        cond, uncond = denoise(sample, point.timestep, guided)
+        cond, uncond, *_ = denoise(sample, point.timestep, int(guided))
         if not guided:
             return cond.astype(np.float64)
         if uncond is None:

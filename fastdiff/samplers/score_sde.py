@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.betas import linspace
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Prediction
 from fastdiff.samplers.predictor_corrector import Corrector, Transition, correct, euler_maruyama_step, predict
 from fastdiff.samplers.process import VP
 from fastdiff.samplers.sampler import Sampler
-from fastdiff.samplers.schedule import NoiseSchedule, _linspace
+from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import Step, StepTable, step_at
 
 __all__ = ["SAMPLERS", "score_sde_ve", "score_sde_vp"]
@@ -84,7 +85,7 @@ def _times(eps: float, steps: int) -> Float32:
 
 def _even(start: float, end: float, count: int) -> Float32:
     """`torch.linspace`, float32 [count]."""
-    return _linspace(start, end, count) if count > 1 else np.array([start], dtype=np.float32)
+    return linspace(start, end, count) if count > 1 else np.array([start], dtype=np.float32)
 
 
 def _mean_at_end(rows: list[Step]) -> tuple[Step, ...]:
