@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from scipy.integrate import solve_ivp
@@ -92,6 +93,7 @@ def moments(table: StepTable, mean: float, std: float) -> tuple[float, float]:
     if table.start_noise is not None:
         covariance[0, 0] = table.init_noise_sigma**2 + table.start_noise**2
     for step in table.steps:
+        assert step.linear, "not an affine map"
         point = point_of(step)
         variance = (point.alpha * std) ** 2 + point.sigma**2
         pull = point.alpha * std**2 / variance
@@ -119,3 +121,15 @@ def moments(table: StepTable, mean: float, std: float) -> tuple[float, float]:
         covariance = matrix @ covariance @ matrix.T
         covariance[0, 0] += (step.noise_coef or 0.0) ** 2
     return float(mu[0]), float(covariance[0, 0])
+
+
+def marginal_error(table: StepTable, mean: float, std: float) -> tuple[float, float]:
+    """How far mean and variance are off before the last evaluation, relative to the standard deviation there.
+
+    Not after it: the jump from the last noise level to the clean sample shrinks the variance by a share that
+    does not depend on the steps.
+    """
+    last = point_of(table.steps[-1])
+    found = moments(replace(table, steps=table.steps[:-1]), mean, std)
+    variance = (last.alpha * std) ** 2 + last.sigma**2
+    return abs(found[0] - last.alpha * mean) / np.sqrt(variance), abs(found[1] - variance) / variance
