@@ -14,7 +14,16 @@ from tests.samplers.exact import GAUSSIAN, moments, point_of
 SCHEDULE = NoiseSchedule.from_config({**BETAS["scaled_linear"], "clip_sample": False})
 STEPS = (1, 2, 3, 7, 24, 50, 999, 1000)
 # From data to noise, or through a noise level that never falls to 0.
-NOT_DENOISING: dict[str, str] = {}
+NOT_DENOISING: dict[str, str] = {
+    **dict.fromkeys(
+        [f"{name}_inverse" for name in ("dpmpp_1m", "dpmpp_2m", "dpmpp_3m")]
+        + [f"{name}_inverse" for name in ("dpm_solver_1m", "dpm_solver_2m", "dpm_solver_3m")],
+        "goes from data to noise",
+    ),
+    **dict.fromkeys(
+        ("dpm_solver_1m_sde", "dpm_solver_2m_sde"), "in ε the noise of a long step exceeds its end's level"
+    ),
+}
 
 
 def table_of(name: str, steps: int, schedule: NoiseSchedule = SCHEDULE) -> StepTable | None:
