@@ -49,6 +49,7 @@ CLASS_DEFAULTS: dict[str, dict[str, object]] = {
     "TCDScheduler": _SCALED,
     "CMStochasticIterativeScheduler": {"num_train_timesteps": 40},
     "ScoreSdeVeScheduler": {"num_train_timesteps": 2000},
+    "ScoreSdeVpScheduler": {"num_train_timesteps": 2000},
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
 """What a config of these diffusers classes means by a missing key of the chain. For all others a missing key
