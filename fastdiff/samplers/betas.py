@@ -123,7 +123,8 @@ def unrounded_scaled_linear(betas: Float32) -> Float64 | None:
 def shift_snr(alpha_bar: Floats, scale: float) -> Floats:
     """ᾱ with the signal-to-noise ratio ᾱ/(1 − ᾱ) divided by ``scale``.
 
-    Hoogeboom et al., "Simple Diffusion", section 3.1, as CogVideoX uses it.
+    Hoogeboom et al., "Simple Diffusion: End-to-End Diffusion for High Resolution Images", as CogVideoX uses
+    it.
     """
     return np.asarray(alpha_bar / (scale + (1 - scale) * alpha_bar))
 

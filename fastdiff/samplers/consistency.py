@@ -72,8 +72,7 @@ def _indices(settings: Settings, train_steps: int, steps: int) -> list[int]:
     if steps > train_steps:
         raise InputError(
             f"steps is {steps}, but sampler 'consistency' wants 1 to {train_steps}, the number of timesteps "
-            f"of "
-            "the training; use fewer steps"
+            "of the training; use fewer steps"
         )
     return [t * (train_steps // steps) for t in reversed(range(steps))]
 

@@ -32,12 +32,12 @@ _FLOW_MATCHING = "Lipman et al., Flow Matching for Generative Modeling"
 
 
 def euler_steps(points: Sequence[Point]) -> list[Step]:
-    """X' = x + (σ' − σ)·u with the velocity u = ε − x₀: Eq. 1 of Liu et al. by Euler's method."""
+    """Euler's method for dx/dσ = u with the velocity u = ε − x₀: x' = x + (σ' − σ)·u."""
     return [step_at(point, point.to(following)) for point, following in pairwise(points)]
 
 
 def renoised_steps(points: Sequence[Point]) -> list[Step]:
-    """X' = (1 − σ')·x₀ + σ'·z: multistep consistency sampling on straight lines."""
+    """Multistep consistency sampling on straight lines: x' = (1 − σ')·x₀ + σ'·z."""
     return [
         step_at(point, following.alpha * point.x0, noise_coef=following.sigma)
         for point, following in pairwise(points)
@@ -66,10 +66,15 @@ def heun_steps(
         if following.sigma == 0:
             rows.append(step_at(point, update, noise_coef=noise))
             continue
-        rows.append(step_at(point, update, noise_coef=noise, save_output=0, estimate=Estimate(velocity)))
+        # The output is kept if it is the velocity but for a factor, which then goes into the next row.
+        factor = 1.0 if velocity.sample else velocity.output
+        estimate = Estimate(velocity) if velocity.sample else None
+        rows.append(step_at(point, update, noise_coef=noise, save_output=0, estimate=estimate))
         # From x + h·u₁ back by half of it and on by half of the second velocity.
         update = Linear(1.0, 0.0) + (h / 2) * _velocity(following)
-        rows.append(step_at(following, update, history=((0, -h / 2),), noise_coef=0.0 if gamma else None))
+        rows.append(
+            step_at(following, update, history=((0, -h / 2 * factor),), noise_coef=0.0 if gamma else None)
+        )
     return rows
 
 

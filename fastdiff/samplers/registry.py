@@ -9,7 +9,7 @@ from itertools import chain
 
 from fastdiff.errors import InputError
 from fastdiff.samplers import consistency, ddim, ddpm, dpmpp, euler, flow, ipndm, lcm, pndm, tcd
-from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS
+from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS, FORMER_KEYS
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.settings import short
@@ -134,7 +134,7 @@ def _check_config(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str,
     """
     if schedule.config.get("_class_name") not in sampler.classes:
         return
-    known = schedule.reads | DIFFUSERS_KEYS | given.keys()
+    known = schedule.reads | DIFFUSERS_KEYS | FORMER_KEYS | given.keys()
     for key, value in schedule.config.items():
         if key in known or key.startswith("_") or value is None:
             continue

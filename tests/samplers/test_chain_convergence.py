@@ -91,6 +91,18 @@ def test_f_pndm_has_order_four_on_even_levels() -> None:
     assert slope == pytest.approx(4, abs=0.15)
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_pndm_of_outputs_v_has_order_one(skip: bool) -> None:
+    """diffusers' class turns a mean of several v into ε as if it were the last; "plms" turns each one."""
+    options = {"prediction_type": "v_prediction", "skip_prk_steps": skip}
+    for sampler, order in (("pndm", 1), ("plms" if skip else "f_pndm", 2)):
+        own = options if sampler == "pndm" else {"prediction_type": "v_prediction"}
+        slope = slope_of_error(
+            lambda n, s=sampler, o=own: make_table(s, LOG_SNR, n, options=o), COUNTS, GAUSSIAN
+        )
+        assert slope == pytest.approx(order, abs=0.15)
+
+
 def moment_errors(make: Callable[[int], StepTable], alpha: float, sigma: float) -> np.ndarray:
     """Errors of mean and variance at the level (alpha, sigma), by step count."""
     found = np.array([moments(make(count), MEAN, STD) for count in COUNTS])
