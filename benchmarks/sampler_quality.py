@@ -208,7 +208,7 @@ def _steps_of(name: str, schedule: NoiseSchedule, evaluations: int, options: Map
 
 
 class _Features:
-    """The autoencoder's latents averaged over each quarter: 16 numbers per picture, so that 200 pictures suffice."""
+    """The autoencoder's latents averaged over each quarter: 16 numbers per picture: 200 pictures suffice."""
 
     def __init__(self, pipe: Any) -> None:
         import torch

@@ -19,6 +19,7 @@ __all__ = [
     "BETA_SCHEDULES",
     "CLASS_DEFAULTS",
     "cumulative",
+    "linspace",
     "read_betas",
     "rescale_zero_terminal_snr",
     "shift_snr",
@@ -142,11 +143,11 @@ def _number(default: dict[str, object], key: str, otherwise: float) -> float:
 def _named(name: str, start: float, end: float, count: int) -> Float32:
     match name:
         case "linear":
-            return _linspace(start, end, count)
+            return linspace(start, end, count)
         case "scaled_linear":
-            return np.square(_linspace(start**0.5, end**0.5, count))
+            return np.square(linspace(start**0.5, end**0.5, count))
         case "sigmoid":
-            sigmoid = (1 / (1 + np.exp(-_linspace(-6, 6, count).astype(np.float64)))).astype(np.float32)
+            sigmoid = (1 / (1 + np.exp(-linspace(-6, 6, count).astype(np.float64)))).astype(np.float32)
             return sigmoid * np.float32(end - start) + np.float32(start)
         case "laplace":
             return _betas_of(_laplace, count)
@@ -171,7 +172,7 @@ def _trained(trained: object, count: int) -> Float32:
     return betas
 
 
-def _linspace(start: float, end: float, count: int) -> Float32:
+def linspace(start: float, end: float, count: int) -> Float32:
     """`torch.linspace` in float32 on x86: counted from the nearer end, each term one fused multiply-add."""
     first, last = np.float32(start), np.float32(end)
     step = np.float64((last - first) / np.float32(count - 1))

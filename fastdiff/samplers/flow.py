@@ -127,7 +127,8 @@ def flow_heun(schedule: NoiseSchedule, steps: int) -> StepTable:
     s_tmax.
     """
     settings = schedule.settings("flow_heun")
-    s_churn, s_noise = settings.number("s_churn", 0.0), settings.number("s_noise", 1.0)
+    s_churn = settings.within("s_churn", 0.0, 0.0, math.inf)
+    s_noise = settings.within("s_noise", 1.0, 0.0, math.inf)
     s_tmin, s_tmax = settings.number("s_tmin", 0.0), settings.number("s_tmax", math.inf)
     points = flow_points(settings, steps)
     highest = min(s_churn / (2 * steps - 1), math.sqrt(2) - 1)
@@ -160,7 +161,8 @@ def flow_ancestral(schedule: NoiseSchedule, steps: int) -> StepTable:
     Reads eta (1) and s_noise (1) with the defaults of diffusers' LTXEulerAncestralRFScheduler.
     """
     settings = schedule.settings("flow_ancestral")
-    eta, s_noise = settings.within("eta", 1.0, 0.0, 1.0), settings.number("s_noise", 1.0)
+    eta = settings.within("eta", 1.0, 0.0, 1.0)
+    s_noise = settings.within("s_noise", 1.0, 0.0, math.inf)
     rows = ancestral_steps(flow_points(settings, steps), eta, s_noise)
     return StepTable("flow_ancestral", tuple(rows))
 

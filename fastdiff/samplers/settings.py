@@ -27,6 +27,11 @@ class Settings:
         self._reader = reader
         self._reads = set() if reads is None else reads
 
+    @property
+    def reader(self) -> str:
+        """Who reads, for error messages."""
+        return self._reader
+
     def _get(self, key: str, default: object) -> object:
         self._reads.add(key)
         return self._config.get(key, default)
@@ -88,6 +93,17 @@ class Settings:
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
                 raise self._error(key, value, "a list of finite numbers")
         return tuple(float(number) for number in value)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of integers, empty where the key is absent or null."""
+        value = self._get(key, None)
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple) or any(
+            isinstance(number, bool) or not isinstance(number, int) for number in value
+        ):
+            raise self._error(key, value, "a list of integers")
+        return tuple(value)
 
     def is_set(self, key: str) -> bool:
         """Whether the config has the key with another value than null."""

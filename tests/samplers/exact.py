@@ -49,17 +49,22 @@ def states(table: StepTable, data: GaussianMixture, start: np.ndarray) -> list[n
 
 
 def flow(data: GaussianMixture, x: np.ndarray, begin: Point, end: Point) -> np.ndarray:
-    """The probability-flow ODE from ``begin`` to ``end``: d(x/α)/dρ = ε with ρ = σ/α, to 1e-11."""
-    low, high = np.log(end.ratio), np.log(begin.ratio)
+    """The probability-flow ODE from ``begin`` to ``end``, to 1e-11.
 
-    def slope(u: float, flat: np.ndarray) -> np.ndarray:
-        ratio = np.exp(u)
-        scaled = flat.reshape(x.shape)
-        return (scaled - data.denoise(scaled, 1.0, ratio)).ravel()  # dρ = ρ·du and ε = (x/α − x₀)/ρ
+    Every process is a scaled straight line α = 1 − s, σ = s, on which dx/ds = ε − x₀ = (x − x₀)/s, also where
+    no signal is left (s = 1).
+    """
 
-    solution = solve_ivp(slope, (high, low), (x / begin.alpha).ravel(), "DOP853", rtol=1e-11, atol=1e-13)
+    def slope(log_s: float, flat: np.ndarray) -> np.ndarray:
+        s = np.exp(log_s)
+        state = flat.reshape(x.shape)
+        return (state - data.denoise(state, 1 - s, s)).ravel()
+
+    spans = [np.log(point.sigma / (point.alpha + point.sigma)) for point in (begin, end)]
+    start = (x / (begin.alpha + begin.sigma)).ravel()
+    solution = solve_ivp(slope, spans, start, "DOP853", rtol=1e-11, atol=1e-13)
     assert solution.success
-    return end.alpha * solution.y[:, -1].reshape(x.shape)
+    return (end.alpha + end.sigma) * solution.y[:, -1].reshape(x.shape)
 
 
 def slope_of_error(make: Callable[[int], StepTable], counts: tuple[int, ...], data: GaussianMixture) -> float:
