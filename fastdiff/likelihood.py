@@ -125,7 +125,7 @@ def log_likelihood(
             scaled = (point.input_scale * scale * y).reshape(x0.shape).requires_grad_()
             output = model(scaled, point.timestep)
             traces = torch.zeros(batch, dtype=torch.float64, device=x0.device)
-            for i, vector in enumerate(vectors):
+            for i, vector in enumerate(vectors if output.requires_grad else ()):
                 along = vector.reshape(x0.shape)
                 (product,) = torch.autograd.grad(output, scaled, along, retain_graph=i + 1 < len(vectors))
                 traces += (product * along).reshape(batch, -1).double().sum(1)
