@@ -178,7 +178,7 @@ class Run {
     }
 
   private:
-    // Draws the step's noise, if it wants some.
+    // Draws the step's noise, if it draws any.
     SchedulerStepArgs arguments_of(const float* cond, const float* uncond,
                                    const std::optional<double>& noise_coef) {
         SchedulerStepArgs args;
@@ -188,7 +188,7 @@ class Run {
         args.uncond = uncond;
         if (noise_coef) {
             generator_->fill(noise_.data(), size_);
-            args.noise = noise_.data();
+            if (*noise_coef != 0.0) args.noise = noise_.data();
             args.noise_coef = static_cast<float>(*noise_coef);
         }
         return args;

@@ -176,11 +176,11 @@ class _Run:
             self.slots[step.save_sample], self.x = self.x, out
 
     def _draw(self, step: Step, variance: Latents | None) -> Latents | None:
-        """The noise that ``noise_coef`` multiplies."""
+        """Draw the step's noise, if it draws any; what ``noise_coef`` multiplies, None where that is 0."""
         if not step.draws_noise or self.source is None:
             return None
         self.source.randn(self.x.shape, out=self.noise)
-        if step.noise_coef is None:
+        if not step.noise_coef:
             return None
         if step.variance is None or variance is None:
             return self.noise
