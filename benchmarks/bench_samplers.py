@@ -195,10 +195,11 @@ def bench_bytes(names: list[str]) -> bool:
 
 
 def floor_of(table: StepTable) -> int:
-    """Arrays of the latents' size that all steps must read and write, with guidance in every step."""
+    """Arrays of the latents' size that all steps must read and write."""
     total = 3 if table.start_noise else 0  # sample, noise, sample
-    for step, following in zip(table.steps, (*table.steps[1:], None), strict=True):
-        total += 3  # the sample and both halves of the output
+    rows = zip(table.steps, (*table.steps[1:], None), table.guidance_scales(GUIDANCE), strict=True)
+    for step, following, scale in rows:
+        total += 2 + (scale != 1)  # the sample and one or both halves of the output
         total += len({slot for slot, _ in step.history})
         total += bool(step.noise_coef)
         total += 1  # the sample; saving it exchanges buffers

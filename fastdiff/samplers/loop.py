@@ -92,7 +92,8 @@ def start_sample(table: StepTable, latents: Latents, noise: NoiseSource | None) 
     x = np.array(latents, order="C")
     if table.start_noise is not None and noise is not None:
         drawn = noise.randn(x.shape)
-        scheduler_step(x, x, None, 1.0, 1.0, 0.0, noise=drawn, noise_coef=table.start_noise, out=x)
+        if table.start_noise:
+            scheduler_step(x, x, None, 1.0, 1.0, 0.0, noise=drawn, noise_coef=table.start_noise, out=x)
     return x
 
 
