@@ -71,6 +71,7 @@ AT_TOP = (
     "targets/cuda/session.py",
     "targets/cuda/stages.py",
     "targets/cuda/tables.py",
+    "targets/cuda/threshold.py",
     "targets/cuda/tune.py",
     "targets/cuda/types.py",
     "targets/native/compiler.py",

@@ -143,7 +143,7 @@ class Run {
         if (!table.start_noise) return;
         SchedulerStepArgs args = arguments_of(x_.data(), nullptr, table.start_noise);  // m has no coefficient
         args.sample_coef = 1.0f;
-        apply(args, x_);
+        if (args.noise != nullptr) apply(args, x_);
     }
 
     [[nodiscard]] const std::vector<float>& x() const { return x_; }
@@ -178,7 +178,7 @@ class Run {
     }
 
   private:
-    // Draws the step's noise, if it wants some.
+    // Draws the step's noise, if it draws any.
     SchedulerStepArgs arguments_of(const float* cond, const float* uncond,
                                    const std::optional<double>& noise_coef) {
         SchedulerStepArgs args;
@@ -188,7 +188,7 @@ class Run {
         args.uncond = uncond;
         if (noise_coef) {
             generator_->fill(noise_.data(), size_);
-            args.noise = noise_.data();
+            if (*noise_coef != 0.0) args.noise = noise_.data();
             args.noise_coef = static_cast<float>(*noise_coef);
         }
         return args;
