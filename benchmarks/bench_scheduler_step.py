@@ -118,7 +118,7 @@ def on_gpu(json: Path | None) -> None:
 
         def make_table(shape=shape):
             columns = torch.rand(20, len(reference.TABLE_COLUMNS) + 2, device="cuda")
-            columns[:, reference.TABLE_COLUMNS.index("clip_weight")] = 0.0
+            columns[:, reference.TABLE_COLUMNS.index("estimate_weight")] = 0.0
             saves = torch.tensor([[-1, 0], [-1, 1]] * 10, dtype=torch.int32, device="cuda")
             output = torch.randn(2 * shape[0], *shape[1:], device="cuda").half()
             slots = torch.randn(2, *shape, device="cuda")

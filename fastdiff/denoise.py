@@ -65,15 +65,16 @@ class Denoiser:
         noise: NoiseSource,
         callback: Callback | None,
     ) -> Array:
-        """All steps of ``table`` from ``start``: in the target's own loop where it has one that can."""
+        """All steps of ``table`` from ``start``: in the target's own loop where it has one for the table."""
         if isinstance(guidance, Guidance):
             if not guidance.linear:
                 return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
             table, guidance = guidance.fold(table)
         drawable = not table.stochastic or self._unet.takes_any_noise or isinstance(noise, Generator)
-        if not self._unet.has_loop or not drawable:
+        guided = any(scale != 1 for scale in table.guidance_scales(guidance))
+        states = self._both if guided else self._conditional
+        if states is None or not drawable or not self._unet.runs(table, guidance):
             return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
-        states = self._conditional if self._both is None or guidance == 1 else self._both
         inputs = {"encoder_hidden_states": states}
         latents: Array = self._unet.sample(table, start, inputs, guidance, noise, callback)
         return latents
