@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastdiff.config import ModelSpec
@@ -17,7 +17,7 @@ from fastdiff.errors import InputError
 from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
 from fastdiff.samplers.guidance.read import written
 
-__all__ = ["Request", "check_request"]
+__all__ = ["Request", "check_request", "request_from", "request_values"]
 
 _MAX_SEED = 2**64 - 1
 
@@ -126,6 +126,17 @@ def check_request(
         eta=eta,
         listed=not isinstance(prompt, str),
     )
+
+
+def request_values(request: Request) -> dict[str, Any]:
+    """A checked call in JSON values, which `request_from` gives back."""
+    return {**asdict(request), "guidance": request.settings()["guidance"]}
+
+
+def request_from(values: dict[str, Any]) -> Request:
+    """The call that `request_values` made JSON of."""
+    texts = {name: tuple(values[name]) for name in ("prompts", "negatives")}
+    return Request(**{**values, **texts, "guidance": _guidance(values["guidance"])})
 
 
 def _guidance(value: object) -> float | Guidance:
