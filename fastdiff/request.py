@@ -141,14 +141,13 @@ def request_from(values: dict[str, Any]) -> Request:
 
 def _guidance(value: object) -> float | Guidance:
     """A scale, a Guidance, or one in JSON values."""
-    if isinstance(value, Guidance):
-        return value
-    if isinstance(value, dict):
-        return read_guidance(value)
-    scale = _number("guidance", value)
+    guidance = read_guidance(value) if isinstance(value, dict) else value
+    if not isinstance(guidance, Guidance):
+        guidance = _number("guidance", guidance)
+    scale = guidance.scale if isinstance(guidance, Guidance) else guidance
     if scale < 0.0:
         raise InputError(f"guidance is {scale:g}: it must be 0 or more; 1 switches it off")
-    return scale
+    return guidance
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:

@@ -181,6 +181,8 @@ def test_an_error_of_either_half_goes_through(broken: int) -> None:
         {"prompt": "a red circle"},
         {"prompt": ["a red circle", "a star"], "negative": "blue", "num": 2, "sampler": "ddim", "eta": 1.0},
         {"prompt": "a star", "negative": "blue", "guidance": {"scale": 4, "method": "perp_neg"}},
+        {"prompt": "a star", "guidance": {"scale": 4, "schedule": "linear"}, "sampler": "dpmpp_2m"},
+        {"prompt": "a star", "guidance": {"scale": 0.6, "method": "cfg_pp"}, "sampler": "euler"},
     ],
 )
 def test_split_guidance_makes_the_same_picture(tiny_native_engine: Path, call: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from fastdiff.image import read_metadata
 from fastdiff.manifest import Manifest, ModuleEntry
 from fastdiff.pipeline import Pipeline
 from fastdiff.samplers import Guidance, sample
-from fastdiff.samplers.guidance import APG, CFGPlusPlus, Interval, PerpNeg, Schedule
+from fastdiff.samplers.guidance import APG, CFGPlusPlus, CFGZeroStar, Interval, PerpNeg, Schedule
 from fastdiff.targets.session import Session
 from tests.checkpoints import SCHEDULER, write_tokenizer
 
@@ -390,6 +390,12 @@ def test_linear_guidance_runs_in_a_targets_loop(pipe: Pipeline, guidance: Guidan
     np.testing.assert_array_equal(pipe(**call).latents, wanted.latents)
     assert bool(loop.watched) is compiled
     assert not np.array_equal(wanted.latents, pipe(**{**call, "guidance": 1}).latents)
+
+
+def test_zero_steps_without_guidance(pipe: Pipeline) -> None:
+    """A scale of 1 needs the prompt alone, and the first step still nothing."""
+    pipe("a", steps=4, sampler="euler", seed=0, guidance=Guidance(1.0, CFGZeroStar()))
+    assert [len(call["sample"]) for call in pipe.modules["unet"].calls] == [1, 1, 1]
 
 
 def test_nan_in_a_loop_that_nobody_watches(pipe: Pipeline) -> None:

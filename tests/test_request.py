@@ -117,6 +117,7 @@ def test_perp_neg_needs_a_negative_prompt() -> None:
 
 
 BAD = [
+    ("guidance", Guidance(-2.0), "guidance is -2.*0 or more"),
     ("guidance", {}, "guidance is {}, wanted an entry 'scale'"),
     ("guidance", {"scale": 3, "method": "apgg"}, "guidance method 'apgg'; did you mean apg"),
     ("guidance", [5.0], "guidance is .*a number"),
