@@ -40,7 +40,7 @@ def default_sampler(scheduler: Mapping[str, Any]) -> str:
 
 def call_table(schedule: NoiseSchedule, request: Request) -> StepTable:
     """The sampler's table for a call. Raises InputError, also for guidance that the table cannot have."""
-    table = make_table(request.sampler, schedule, request.steps, eta=request.eta)
+    table = make_table(request.sampler, schedule, request.steps, eta=request.eta, options=request.options)
     if isinstance(request.guidance, Guidance):
         request.guidance.check(table)
     return table

@@ -116,7 +116,8 @@ class Pipeline:
         num: int = 1,
         height: int | None = None,
         width: int | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
         latents: Array | None = None,
         callback: Callback | None = None,
         progress: bool = False,
@@ -126,7 +127,9 @@ class Pipeline:
         ``sampler`` None is the checkpoint's own; ``seed`` None draws one, which the result holds; ``height``
         and ``width`` are in pixels, None being the engine's default. ``guidance`` is the scale of
         classifier-free guidance, up to 1 of which skips the unconditional half, or a `Guidance` with another
-        method, an interval or a schedule, also as the dict in a picture's metadata. ``eta`` is DDIM's η.
+        method, an interval or a schedule, also as the dict in a picture's metadata. ``eta`` is η, the share
+        of fresh noise, None being the sampler's own. ``sampler_options`` replace entries of the checkpoint's
+        scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME`` lists them.
         ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn noise.
         ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step`` counting
         from 1; copy the latents to keep them. ``progress`` draws a bar.
@@ -145,6 +148,7 @@ class Pipeline:
             height=height,
             width=width,
             eta=eta,
+            sampler_options=sampler_options,
         )
         return self.run(request, latents, None, callback, progress)
 

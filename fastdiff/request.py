@@ -6,10 +6,12 @@ way out.
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import secrets
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastdiff.config import ModelSpec
@@ -26,7 +28,8 @@ _MAX_SEED = 2**64 - 1
 class Request:
     """A checked call. ``prompts`` and ``negatives`` are of one length; ``num`` pictures are made of each.
 
-    ``height`` and ``width`` are in picture pixels. ``listed`` says whether the caller gave a list of prompts.
+    ``height`` and ``width`` are in picture pixels. ``eta`` None is the sampler's own. ``listed`` says whether
+    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values.
     """
 
     prompts: tuple[str, ...]
@@ -38,8 +41,9 @@ class Request:
     num: int
     height: int
     width: int
-    eta: float
+    eta: float | None
     listed: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def guided(self) -> bool:
@@ -76,6 +80,7 @@ class Request:
             "height": self.height,
             "width": self.width,
             "eta": self.eta,
+            **({"sampler_options": dict(self.options)} if self.options else {}),
         }
 
 
@@ -92,6 +97,7 @@ def check_request(
     height: object,
     width: object,
     eta: object,
+    sampler_options: object = None,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
 
@@ -107,9 +113,9 @@ def check_request(
         )
     if not isinstance(sampler, str):
         raise InputError(f"sampler is {_show(sampler)}: it must be a name, such as 'ddim'")
-    eta = _number("eta", eta)
-    if not 0.0 <= eta <= 1.0:
-        raise InputError(f"eta is {eta:g}: it must be from 0 (DDIM) to 1 (DDPM)")
+    share = None if eta is None else _number("eta", eta)
+    if share is not None and not 0.0 <= share <= 1.0:
+        raise InputError(f"eta is {share:g}: it must be from 0 (DDIM) to 1 (DDPM)")
     guidance = _guidance(guidance)
     if isinstance(guidance, Guidance) and isinstance(guidance.method, PerpNeg) and not any(negatives):
         raise InputError("guidance 'perp_neg' without a negative prompt: give one, or use 'cfg'")
@@ -123,9 +129,25 @@ def check_request(
         num=_integer("num", num, minimum=1),
         height=_side("height", height, model.default_height, model.size_multiple),
         width=_side("width", width, model.default_width, model.size_multiple),
-        eta=eta,
+        eta=share,
         listed=not isinstance(prompt, str),
+        options=_options(sampler_options),
     )
+
+
+def _options(value: object) -> dict[str, Any]:
+    """Options of a sampler: names with JSON values, so that a picture's metadata can repeat them."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InputError(
+            f"sampler_options is {_show(value)}: it must map names to values, such as {{'rho': 7}}"
+        )
+    try:
+        json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sampler_options is {_show(value)}: {error}; use JSON values") from None
+    return dict(value)
 
 
 def request_values(request: Request) -> dict[str, Any]:

@@ -278,6 +278,17 @@ def test_eta_draws_from_the_generator_after_the_latents(pipe: Pipeline) -> None:
         pipe("a", steps=3, sampler="euler", eta=0.7)
 
 
+def test_sampler_options_replace_the_checkpoints(pipe: Pipeline) -> None:
+    call = {"steps": 4, "sampler": "euler", "seed": 0}
+    karras = pipe("a", **call, sampler_options={"use_karras_sigmas": True})
+    assert not np.array_equal(pipe("a", **call).latents, karras.latents)
+    assert karras.metadata[0]["settings"]["sampler_options"] == {"use_karras_sigmas": True}
+    again = pipe(**karras.metadata[0]["settings"])
+    np.testing.assert_array_equal(again.latents, karras.latents)
+    with pytest.raises(InputError, match="no option 'use_karras_sigma'; did you mean use_karras_sigmas"):
+        pipe("a", **call, sampler_options={"use_karras_sigma": True})
+
+
 def test_given_latents_are_scaled_like_drawn_ones(pipe: Pipeline) -> None:
     from fastdiff.samplers import Generator
 

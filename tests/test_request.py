@@ -30,6 +30,7 @@ CALL = {
     "height": None,
     "width": None,
     "eta": 0.0,
+    "sampler_options": None,
 }
 
 
@@ -154,6 +155,10 @@ BAD = [
     ("sampler", ["ddim"], "ddim.*must be a name"),
     ("eta", 1.5, "eta is 1.5: it must be from 0"),
     ("eta", math.nan, "finite"),
+    ("sampler_options", ["rho"], "rho.*must map names"),
+    ("sampler_options", {1: 2}, "must map names"),
+    ("sampler_options", {"sigmas": {1, 2}}, "JSON"),
+    ("sampler_options", {"rho": math.inf}, "JSON"),
 ]
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
-from fastdiff.cli.values import number, on_terminal, whole
+from fastdiff.cli.values import number, on_terminal, option, whole
 
 if TYPE_CHECKING:
     from fastdiff.pipeline import Pipeline
@@ -30,7 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", metavar="TEXT", default="", help="what the picture does not show")
     parser.add_argument("--steps", metavar="N", type=whole, default=20, help="sampler steps (default: 20)")
     parser.add_argument(
-        "--sampler", metavar="NAME", help="ddim, pndm, euler or dpmpp_2m (default: the checkpoint's own)"
+        "--sampler",
+        metavar="NAME",
+        help="such as dpmpp_2m; fastdiff samplers lists all (default: the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--sampler-option",
+        metavar="KEY=VALUE",
+        type=option,
+        action="append",
+        default=[],
+        help="a setting of the sampler in place of the checkpoint's, such as use_karras_sigmas=true or "
+        "sigmas=14.6,3,0.5; may be given several times; fastdiff samplers NAME lists them",
     )
     parser.add_argument(
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
@@ -38,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
     parser.add_argument("--height", metavar="H", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--width", metavar="W", type=whole, help="pixels (default: the engine's)")
-    parser.add_argument("--eta", metavar="E", type=number, default=0.0, help="η of ddim, 0 to 1 (default: 0)")
+    parser.add_argument(
+        "--eta",
+        metavar="E",
+        type=number,
+        help="share of fresh noise, 0 to 1, for samplers that have one (default: the sampler's own)",
+    )
     parser.add_argument("--threads", metavar="T", type=whole, help="CPU threads (default: every core)")
 
     parser.add_argument(
@@ -79,6 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
         height=arguments.height,
         width=arguments.width,
         eta=arguments.eta,
+        sampler_options=dict(arguments.sampler_option),
         progress=on_terminal(),
     )
     pipe.close()

@@ -72,7 +72,7 @@ def sample(
     scales = table.guidance_scales(guidance)
     for done, (step, scale) in enumerate(zip(table.steps, scales, strict=True), start=1):
         guided = scale != 1
-        cond, uncond, *_ = denoise(run.model_input(step), step.timestep, guided)
+        cond, uncond, *_ = denoise(run.model_input(step), step.timestep, int(guided))
         if guided and uncond is None:
             raise InputError(f"guidance is {scale}, but the denoiser gave no output without the prompt")
         following = table.steps[done] if done < table.evaluations else None

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
@@ -70,7 +70,8 @@ class PipelinePool:
         num: int = 1,
         height: int | None = None,
         width: int | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
         latents: Array | None = None,
         progress: bool = False,
     ) -> Result:
@@ -93,6 +94,7 @@ class PipelinePool:
             height=height,
             width=width,
             eta=eta,
+            sampler_options=sampler_options,
         )
         jobs = self._jobs(request, latents)
         with self._lock:
