@@ -177,7 +177,8 @@ def run_table(
         last = time.perf_counter()
 
     try:
-        guidance = request.guidance if request.guided else 1.0
+        whole = request.guided or isinstance(request.guidance, Guidance)
+        guidance = request.guidance if whole else 1.0
         latents = denoise.run(table, start, guidance, noise, after_step if watched else None)
     finally:
         if bar is not None:

@@ -11,7 +11,7 @@ import math
 import operator
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastdiff.config import ModelSpec
@@ -19,7 +19,7 @@ from fastdiff.errors import InputError
 from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
 from fastdiff.samplers.guidance.read import written
 
-__all__ = ["Request", "check_request"]
+__all__ = ["Request", "check_request", "request_from", "request_values"]
 
 _MAX_SEED = 2**64 - 1
 
@@ -150,16 +150,26 @@ def _options(value: object) -> dict[str, Any]:
     return dict(value)
 
 
+def request_values(request: Request) -> dict[str, Any]:
+    """A checked call in JSON values, which `request_from` gives back."""
+    return {**asdict(request), "guidance": request.settings()["guidance"]}
+
+
+def request_from(values: dict[str, Any]) -> Request:
+    """The call that `request_values` made JSON of."""
+    texts = {name: tuple(values[name]) for name in ("prompts", "negatives")}
+    return Request(**{**values, **texts, "guidance": _guidance(values["guidance"])})
+
+
 def _guidance(value: object) -> float | Guidance:
     """A scale, a Guidance, or one in JSON values."""
-    if isinstance(value, Guidance):
-        return value
-    if isinstance(value, dict):
-        return read_guidance(value)
-    scale = _number("guidance", value)
+    guidance = read_guidance(value) if isinstance(value, dict) else value
+    if not isinstance(guidance, Guidance):
+        guidance = _number("guidance", guidance)
+    scale = guidance.scale if isinstance(guidance, Guidance) else guidance
     if scale < 0.0:
         raise InputError(f"guidance is {scale:g}: it must be 0 or more; 1 switches it off")
-    return scale
+    return guidance
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:

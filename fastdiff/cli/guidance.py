@@ -113,9 +113,7 @@ def chosen_guidance(arguments: argparse.Namespace) -> float | Guidance:
         value["schedule"] = _schedule(arguments.guidance_schedule, arguments.guidance_floor)
         if "factors" in value["schedule"]:
             if scale is not None:
-                raise InputError(
-                    "--guidance beside a --guidance-schedule of scales: leave one of the two out"
-                )
+                raise InputError("--guidance beside a --guidance-schedule of scales: leave one out")
             scale = 1.0
     elif arguments.guidance_floor is not None:
         raise InputError("--guidance-floor without --guidance-schedule: give a schedule, or leave it out")

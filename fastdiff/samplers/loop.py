@@ -55,7 +55,7 @@ def sample(
     latents   float32, any shape: unit noise times ``table.init_noise_sigma``; not changed
     guidance  w of classifier-free guidance (Ho and Salimans), uncond + w·(cond − uncond), in steps without
               one of their own. 1 is no guidance: the denoiser is then called with ``guided`` 0. `Guidance`
-              has the other methods
+              has other methods, intervals and schedules
     noise     for tables that are ``stochastic``: an array of the latents' shape is drawn for the start and
               for each step, where the table says so, in this order
     callback  called after every model evaluation with the number of those done, the number of all, and the

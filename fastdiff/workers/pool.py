@@ -7,7 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
 from fastdiff.progress import progress_bar
-from fastdiff.request import Request, check_request
+from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
 from fastdiff.samplers import Generator, Guidance, NoiseSchedule
 from fastdiff.workers.process import Crew, Job, Place
@@ -133,8 +133,7 @@ class PipelinePool:
             if not jobs:
                 check_shapes(self.engine, part)
             noise = {"batch": request.pictures, "begin": begin, "drawn": latents is None}
-            values = {**asdict(part), "guidance": part.settings()["guidance"]}
-            body = {"request": values, "noise": noise if table.stochastic else None}
+            body = {"request": request_values(part), "noise": noise if table.stochastic else None}
             jobs.append(Job(len(jobs), (body, {"latents": start[rows.start : rows.stop]})))
         return jobs
 

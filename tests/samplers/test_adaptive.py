@@ -64,7 +64,7 @@ def test_order_of_the_pairs(pair):
 
 @PAIRS
 def test_solutions_and_costs_are_those_of_scipy(pair):
-    """The same formulas with another controller: the error is within the tolerance's reach, the cost alike."""
+    """The same formulas with another controller: error and cost are much the same."""
     method = {5: "RK45", 3: "RK23"}[pair.order]
     previous = math.inf
     for tolerance in (1e-3, 1e-5, 1e-7):

@@ -161,7 +161,6 @@ def test_outputs_that_each_step_needs(guidance: Guidance, wanted: list[int]) -> 
         if not isinstance(guidance.method, CFGPlusPlus):
             assert [1 if scale == 1 else 2 for scale in scales] == wanted
         assert (call == 1) == (set(wanted) == {1})
-        return
     asked: list[int] = []
 
     def record(x: np.ndarray, timestep: float, guided: int) -> tuple[np.ndarray | None, ...]:

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
+from scipy.stats import norm
 
 from fastdiff.samplers import Guidance, NoiseSchedule, StepTable, make_table
 from fastdiff.samplers.guidance import APG, CFGPlusPlus, CFGZeroStar, Interval, PerpNeg, Schedule
@@ -24,6 +26,7 @@ CONFIG = {
 SCHEDULE = NoiseSchedule.from_config(CONFIG)
 COND, UNCOND = Gaussian(0.8, 0.5), Gaussian(-0.2, 0.9)
 SAME_SPREAD = Gaussian(-0.2, 0.5)
+MIXTURE = Mixture((0.3, 0.7), (COND, UNCOND))
 START = np.random.default_rng(5).standard_normal((3, 4))
 
 
@@ -124,14 +127,13 @@ def test_the_limit_of_a_multistep_solver(guidance: Guidance, scales: object, unc
 @pytest.mark.parametrize("w", [0.0, 1.0, 2.5, 7.0])
 def test_the_guided_score_is_that_of_the_powers(w: float) -> None:
     """∇ log p(y|c)^w·p(y)^(1−w) at every level, for a class of a mixture, by differences of log densities."""
-    mixture = Mixture((0.3, 0.7), (COND, UNCOND))
     alone = Mixture((1.0,), (COND,))
     y = np.linspace(-2.5, 2.5, 41)
     table = make_table("ddim", SCHEDULE, 6)
     seen: list[np.ndarray] = []
 
     def record(sample: np.ndarray, timestep: float, guided: int) -> tuple[np.ndarray, ...]:
-        return exact(SCHEDULE, COND, mixture)(y, timestep, 1)
+        return exact(SCHEDULE, COND, MIXTURE)(y, timestep, 1)
 
     bound, call_scale, denoise = Guidance(w).bind(table, record)
     for step in bound.steps:
@@ -141,11 +143,54 @@ def test_the_guided_score_is_that_of_the_powers(w: float) -> None:
         seen.append(uncond + scale * (cond - uncond))
 
         def log_power(at: np.ndarray, alpha: float = alpha, sigma: float = sigma) -> np.ndarray:
-            return w * alone.log_density(at, alpha, sigma) + (1 - w) * mixture.log_density(at, alpha, sigma)
+            return w * alone.log_density(at, alpha, sigma) + (1 - w) * MIXTURE.log_density(at, alpha, sigma)
 
         h = 1e-4 * sigma
         score = (log_power(y + h) - log_power(y - h)) / (2 * h)
         assert_close(seen[-1], -sigma * score, rel_l2=1e-6)
+
+
+def ratio_solution(state: np.ndarray, w: float, sigma: float, end: float) -> np.ndarray:
+    """The guided ODE for a class of `MIXTURE` in x/α, dx/dσ = ε, by a Runge-Kutta method of order 8."""
+
+    def slope(at: float, x: np.ndarray) -> np.ndarray:
+        uncond = MIXTURE.epsilon(x, 1.0, at)
+        return uncond + w * (COND.epsilon(x, 1.0, at) - uncond)
+
+    run = solve_ivp(slope, (sigma, end), state.ravel(), method="DOP853", rtol=1e-9, atol=1e-11)
+    return run.y[:, -1].reshape(state.shape)
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("euler", 1), ("dpmpp_2m", 2)])
+def test_a_class_of_a_mixture(sampler: str, order: int, w: float) -> None:
+    """The states at timestep 199 go to those of the exact ODE, at the sampler's order."""
+    denoise = exact(SCHEDULE, COND, MIXTURE)
+    errors = []
+    for steps in (50, 200):
+        table = make_table(sampler, SCHEDULE, steps)
+        levels, row = ends(table), table.timesteps.index(199)
+        wanted = ratio_solution(first_ratio_state(table, START), w, levels[0], levels[row])
+        states = [x for _, x in guided_run(table, Guidance(w), denoise, START)]
+        alpha = 1.0 if sampler == "euler" else level(SCHEDULE, 199)[0]
+        errors.append(np.abs(states[row] / alpha - wanted).max())
+    assert errors[1] < {1: 0.02, 2: 1e-3}[order]
+    assert errors[1] < errors[0] / (0.75 * 4**order)
+
+
+@pytest.mark.parametrize(("w", "data"), [(0.0, MIXTURE), (1.0, Mixture((1.0,), (COND,)))])
+def test_without_guidance_quantiles_go_to_quantiles(w: float, data: Mixture) -> None:
+    """In one dimension the ODE keeps the order of states, so each goes to the same quantile of the data."""
+    table = make_table("dpmpp_2m", SCHEDULE, 200)
+    row, levels = table.timesteps.index(199), ends(table)
+    states = [x for _, x in guided_run(table, Guidance(w), exact(SCHEDULE, COND, MIXTURE), START)]
+
+    def quantile(x: np.ndarray, sigma: float) -> np.ndarray:
+        parts = zip(data.weights, data.classes, strict=True)
+        return sum(p * norm.cdf(x, one.mean, math.hypot(one.spread, sigma)) for p, one in parts)
+
+    start = quantile(first_ratio_state(table, START), levels[0])
+    assert_close(quantile(states[row] / level(SCHEDULE, 199)[0], levels[row]), start, rel_l2=1e-3)
 
 
 def moments(table: StepTable, guidance: Guidance) -> tuple[float, float]:
@@ -224,7 +269,7 @@ SAME = [
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 def test_what_equals_plain_guidance(sampler: str, guidance: Guidance) -> None:
     table = make_table(sampler, SCHEDULE, 10)
-    denoise = exact(SCHEDULE, COND, Mixture((0.3, 0.7), (COND, UNCOND)), Gaussian(-1.0, 0.4))
+    denoise = exact(SCHEDULE, COND, MIXTURE, Gaussian(-1.0, 0.4))
     wanted = last(guided_run(table, 4.0, denoise, START))
     assert_close(last(guided_run(table, guidance, denoise, START)), wanted, rel_l2=1e-10)
 

@@ -16,8 +16,8 @@ __all__ = ["CFGZeroStar"]
 class CFGZeroStar(Method):
     """m = s·uncond + w·(cond − s·uncond) with s = ⟨cond, uncond⟩/‖uncond‖² of each image, and 0 at first.
 
-    s is the optimal scale of the paper's section 4.1: s·uncond is the projection of cond. In the first
-    ``zero_steps`` steps m is 0 (section 4.2), where a flow stays where it is; the model is not evaluated.
+    s is the paper's optimized scale: s·uncond is the projection of cond. In the first ``zero_steps`` steps m
+    is 0, the paper's zero-init, where a flow stays where it is; the model is not evaluated.
     Made for flows, whose output is a velocity; for other predictions the formula is applied to the output.
     """
 

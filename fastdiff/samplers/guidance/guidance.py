@@ -128,10 +128,11 @@ class Guidance:
     def bind(self, table: StepTable, denoise: Denoiser) -> tuple[StepTable, float, Denoiser]:
         """Table, scale and denoiser with which a loop that knows plain guidance alone runs this one.
 
-        For one run: what is not linear keeps its state in the denoiser. Raises `InputError` as `fold` does.
+        For one run: what is not linear keeps its state in the denoiser. Raises `InputError` as `check` does.
         """
         if self.linear:
             return *self.fold(table), denoise
+        self.check(table)
         return table.with_guidance((1.0,) * len(table.steps)), 1.0, _Combined(self, table, denoise)
 
     def _plain_scale(self, scale: float) -> float:

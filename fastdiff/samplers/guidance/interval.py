@@ -20,7 +20,7 @@ UNITS = ("sigma", "share")
 class Interval:
     """Steps outside have no guidance, and need only the evaluation with the prompt.
 
-    unit "sigma"  guidance where ``low`` < σ ≤ ``high``, Eq. 4 of the paper, with σ = noise/signal of the
+    unit "sigma"  guidance where ``low`` < σ ≤ ``high``, as in the paper, with σ = noise/signal of the
                   state, Karras et al.'s σ. The paper takes 0.28 to 5.42 for Stable Diffusion XL
     unit "share"  guidance in the steps from ``low`` to ``high`` as shares of all, 0 to 1, in the order of
                   sampling: int(low·n) ≤ i < int(high·n), like start and stop of diffusers' guiders

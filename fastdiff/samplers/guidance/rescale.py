@@ -9,7 +9,7 @@ __all__ = ["rescaled"]
 
 
 def rescaled(guided: Array, cond: Array, phi: float) -> Array:
-    """φ·m·std(cond)/std(m) + (1 − φ)·m for each image: Eq. 15 and 16, section 3.4.
+    """φ·m·std(cond)/std(m) + (1 − φ)·m for each image: section 3.4.
 
     High scales widen the output's spread, which overexposes pictures. An image without any spread stays.
     """

@@ -26,8 +26,8 @@ SHAPES: dict[str, Callable[[float, float], float]] = {
 }
 """Factors of the scale at the share s of the steps, 0 at the start and 1 at the end; p is the power.
 
-Section 3 of the paper with s = 1 − t/T. All have the mean 1, as there, but "powered_cosine" (Eq. 8), the half
-cosine, which grows to 1: its mean is ½ at power 1.
+The paper's with s = 1 − t/T. All have the mean 1, as there, but "powered_cosine", the half cosine, which
+grows to 1: its mean is ½ at power 1.
 """
 
 
