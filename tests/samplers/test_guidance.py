@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from fastdiff.errors import InputError
 from fastdiff.samplers import (
+    SAMPLERS,
+    Generator,
     Guidance,
     NoiseSchedule,
     Point,
@@ -87,6 +89,37 @@ def test_the_loop_equals_the_run_in_float64(name: str, guidance: Guidance) -> No
     table = TABLES[name]
     found = sample(table, denoise, LATENTS * np.float32(table.init_noise_sigma), guidance=guidance)
     assert_close(found, last(guided_run(table, guidance, denoise, LATENTS)), rel_l2=2e-5)
+
+
+WITH_TABLE = tuple(name for name, sampler in SAMPLERS.items() if not sampler.adaptive)
+
+
+@pytest.mark.parametrize("name", WITH_TABLE)
+def test_every_sampler_takes_guidance_with_state(name: str) -> None:
+    """Every step has a noise level, so that an interval and the predicted clean sample are known."""
+    table = make_table(name, SCHEDULE, 5)
+    guidance = Guidance(3.0, APG(0.5, -0.5, 2.0), Schedule("sine", floor=1.5), Interval(0.3, 8.0), 0.5)
+    assert 2 in guidance.evaluations(table)
+    found = sample(
+        table, denoise, LATENTS * np.float32(table.init_noise_sigma), guidance=guidance, noise=Generator(1)
+    )
+    noise = Generator(1)
+    wanted = last(guided_run(table, guidance, denoise, LATENTS, lambda: noise.randn(SHAPE)))
+    assert_close(found, wanted, rel_l2=1e-4)
+
+
+@pytest.mark.parametrize("name", WITH_TABLE)
+def test_every_sampler_folds_cfg_pp_or_says_why_not(name: str) -> None:
+    table = make_table(name, SCHEDULE, 5)
+    uses_history = any(step.history for step in table.steps)
+    try:
+        folded, _ = Guidance(0.6, CFGPlusPlus()).fold(table)
+    except InputError as error:
+        assert "first order" in str(error)
+        assert uses_history or any(step.estimate or not step.linear for step in table.steps)
+    else:
+        assert not uses_history
+        assert all(math.isfinite(step.guidance or math.nan) for step in folded.steps)
 
 
 @pytest.mark.parametrize("name", TABLES)
