@@ -37,6 +37,7 @@ from machine import alternate, copier, describe
 from fastdiff import _C
 from fastdiff.config import SizeRange, TensorSpec
 from fastdiff.denoise import Denoiser
+from fastdiff.errors import InputError
 from fastdiff.kernels import reference, scheduler_step
 from fastdiff.samplers import SAMPLERS, Generator, NoiseSchedule, StepTable, loop, make_table, sample
 from fastdiff.targets.graph import Graph, Node, Value
@@ -49,13 +50,15 @@ LATENT = (4, 16, 16)
 """Of ``scenes``."""
 TABLE_BAR, LOOP_BAR = 5e-3, 0.03
 LARGE = (16, 4, 512, 512)  # 67 MB each: no cache holds two
-CONFIG = {
+STABLE_DIFFUSION = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
     "steps_offset": 1,
 }
+CONFIGS = (STABLE_DIFFUSION, {"prediction_type": "flow_prediction"}, {"prediction_type": "score"}, {})
+"""A sampler runs with the first that it takes."""
 
 
 class Nothing(Session):
@@ -94,32 +97,49 @@ def native_graph(folder: Path) -> Any:
     return _C.NativeSession(_C.NativeModule(str(folder / "nothing.fdn")), 1)
 
 
-def tables(names: list[str], steps: int) -> dict[str, StepTable]:
-    schedule = NoiseSchedule.from_config(CONFIG)
-    return {name: make_table(name, schedule, steps) for name in names}
+def table_of(name: str, config: dict[str, object]) -> StepTable:
+    """With a schedule made anew, as by a pipeline that was just opened."""
+    return make_table(name, NoiseSchedule.from_config(config), STEPS)
 
 
-def bench_tables(names: list[str], rounds: int) -> bool:
-    """A schedule is made anew each time, as by a pipeline that was just opened."""
+def configs_of(names: list[str]) -> dict[str, dict[str, object]]:
+    """A config for each sampler that takes one of CONFIGS; says why another has none."""
+    found: dict[str, dict[str, object]] = {}
+    for name in names:
+        reasons = []
+        for config in CONFIGS:
+            try:
+                table_of(name, config)
+            except InputError as error:
+                reasons.append(str(error))
+                continue
+            found[name] = config
+            break
+        else:
+            print(f"{name} is left out: {reasons[0]}")
+    return found
+
+
+def bench_tables(configs: dict[str, dict[str, object]], rounds: int) -> bool:
     print(f"{'sampler':>24} {'evaluations':>12} {'table ms':>9}")
     good = True
-    for name in names:
-        table = tables([name], STEPS)[name]
+    for name, config in configs.items():
+        table = table_of(name, config)
         if not table.is_finite() or not table.steps:
             raise SystemExit(f"{name}: the table is not finite; no figures")
-        seconds = alternate({name: functools.partial(tables, [name], STEPS)}, rounds=rounds)[name]
+        seconds = alternate({name: functools.partial(table_of, name, config)}, rounds=rounds)[name]
         good &= seconds <= TABLE_BAR
         print(f"{name:>24} {table.evaluations:12} {seconds * 1e3:9.2f}{over(seconds, TABLE_BAR)}")
     return good
 
 
-def bench_loops(names: list[str], rounds: int, step_seconds: float) -> bool:
+def bench_loops(tables: dict[str, StepTable], rounds: int, step_seconds: float) -> bool:
     heads = " ".join(f"{f'{n} in {where}':>13}" for n in PICTURES for where in ("Python", "C++"))
     print(f"us per evaluation, share of {step_seconds * 1e3:g} ms per picture\n{'sampler':>24} {heads}")
     good = True
     with tempfile.TemporaryDirectory() as folder:
         native = native_graph(Path(folder))
-        for name, table in tables(names, STEPS).items():
+        for name, table in tables.items():
             cells = []
             for pictures in PICTURES:
                 functions = loops(name, table, pictures, native)
@@ -164,11 +184,11 @@ def loops(name: str, table: StepTable, pictures: int, native: Any) -> dict[str, 
     return {"Python": in_python, "C++": in_cpp}
 
 
-def bench_bytes(names: list[str]) -> bool:
+def bench_bytes(tables: dict[str, StepTable]) -> bool:
     """Arrays that the kernel is given while a table runs, against those that the table needs."""
     print(f"arrays read and written per evaluation\n{'sampler':>24} {'kernel':>8} {'floor':>8} {'ratio':>6}")
     good = True
-    for name, table in tables(names, STEPS).items():
+    for name, table in tables.items():
         moved = 0
 
         def count(*given: Any, **more: Any) -> Any:
@@ -195,10 +215,11 @@ def bench_bytes(names: list[str]) -> bool:
 
 
 def floor_of(table: StepTable) -> int:
-    """Arrays of the latents' size that all steps must read and write, with guidance in every step."""
+    """Arrays of the latents' size that all steps must read and write."""
     total = 3 if table.start_noise else 0  # sample, noise, sample
-    for step, following in zip(table.steps, (*table.steps[1:], None), strict=True):
-        total += 3  # the sample and both halves of the output
+    rows = zip(table.steps, (*table.steps[1:], None), table.guidance_scales(GUIDANCE), strict=True)
+    for step, following, scale in rows:
+        total += 2 + (scale != 1)  # the sample and one or both halves of the output
         total += len({slot for slot, _ in step.history})
         total += bool(step.noise_coef)
         total += 1  # the sample; saving it exchanges buffers
@@ -250,13 +271,14 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=6.6, help="the denoiser's time for one picture")
     parser.add_argument("--sampler", action="append", choices=SAMPLERS, help="only this one; may be repeated")
     arguments = parser.parse_args()
-    names = arguments.sampler or list(SAMPLERS)
+    configs = configs_of(arguments.sampler or list(SAMPLERS))
+    tables = {name: table_of(name, config) for name, config in configs.items()}
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     print(describe(threads=1))
-    good = bench_tables(names, arguments.rounds)
-    good &= bench_loops(names, arguments.rounds, arguments.step_ms / 1e3)
-    good &= bench_bytes(names)
+    good = bench_tables(configs, arguments.rounds)
+    good &= bench_loops(tables, arguments.rounds, arguments.step_ms / 1e3)
+    good &= bench_bytes(tables)
     bench_bandwidth(max(3, arguments.rounds // 3))
     print("all within their bars" if good else "marked with !: over its bar, or more arrays than the floor")
 

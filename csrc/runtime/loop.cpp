@@ -143,7 +143,7 @@ class Run {
         if (!table.start_noise) return;
         SchedulerStepArgs args = arguments_of(x_.data(), nullptr, table.start_noise);  // m has no coefficient
         args.sample_coef = 1.0f;
-        apply(args, x_);
+        if (args.noise != nullptr) apply(args, x_);
     }
 
     [[nodiscard]] const std::vector<float>& x() const { return x_; }

@@ -50,6 +50,7 @@ CLASS_DEFAULTS: dict[str, dict[str, object]] = {
     "TCDScheduler": _SCALED,
     "CMStochasticIterativeScheduler": {"num_train_timesteps": 40},
     "ScoreSdeVeScheduler": {"num_train_timesteps": 2000},
+    "ScoreSdeVpScheduler": {"num_train_timesteps": 2000},
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
 """What a config of these diffusers classes means by a missing key of the chain. For all others a missing key
@@ -123,7 +124,8 @@ def unrounded_scaled_linear(betas: Float32) -> Float64 | None:
 def shift_snr(alpha_bar: Floats, scale: float) -> Floats:
     """ᾱ with the signal-to-noise ratio ᾱ/(1 − ᾱ) divided by ``scale``.
 
-    Hoogeboom et al., "Simple Diffusion", section 3.1, as CogVideoX uses it.
+    Hoogeboom et al., "Simple Diffusion: End-to-End Diffusion for High Resolution Images", as CogVideoX uses
+    it.
     """
     return np.asarray(alpha_bar / (scale + (1 - scale) * alpha_bar))
 

@@ -45,9 +45,7 @@ class Chain:
         return self.alpha_bar[timestep] if timestep >= 0 else self.final
 
     def at(self, timestep: int, *, told: int | None = None) -> Point:
-        """The point of ``timestep``, or the end where it is below 0; ``told`` is what the denoiser is
-        told.
-        """
+        """The point of ``timestep``, or the end where it is below 0; the denoiser is told ``told``."""
         alpha_bar = self.level(timestep)
         told = max(timestep, 0) if told is None else told
         return Point(float(told), math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar), self.prediction)
@@ -129,8 +127,7 @@ def given_indices(settings: Settings, train_steps: int, steps: int) -> list[int]
         if timestep != int(timestep) or timestep >= train_steps:
             raise InputError(
                 f"timesteps has {timestep:g}, wanted integers from 0 to {train_steps - 1}, on which the "
-                f"model "
-                "was trained; correct timesteps"
+                "model was trained; correct timesteps"
             )
     return [int(t) for t in given]
 

@@ -47,7 +47,8 @@ def consistency(schedule: NoiseSchedule, steps: int) -> StepTable:
     sigma_min, sigma_max = settings.positive("sigma_min", 0.002), settings.positive("sigma_max", 80.0)
     if sigma_min > sigma_max:
         raise InputError(f"sigma_min is {sigma_min:g}, wanted at most sigma_max, {sigma_max:g}; correct one")
-    sigma_data, s_noise = settings.positive("sigma_data", 0.5), settings.number("s_noise", 1.0)
+    sigma_data = settings.positive("sigma_data", 0.5)
+    s_noise = settings.within("s_noise", 1.0, 0.0, math.inf)
     clipping = Clipping(1.0) if settings.flag("clip_denoised", True) else Clipping()
     rho, train_steps = settings.positive("rho", 7.0), settings.integer("num_train_timesteps", 40, minimum=2)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -72,8 +73,7 @@ def _indices(settings: Settings, train_steps: int, steps: int) -> list[int]:
     if steps > train_steps:
         raise InputError(
             f"steps is {steps}, but sampler 'consistency' wants 1 to {train_steps}, the number of timesteps "
-            f"of "
-            "the training; use fewer steps"
+            "of the training; use fewer steps"
         )
     return [t * (train_steps // steps) for t in reversed(range(steps))]
 

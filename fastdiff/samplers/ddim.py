@@ -81,8 +81,7 @@ def ddim_inverse(schedule: NoiseSchedule, steps: int) -> StepTable:
     if chain.level(starts[-1]) == 1 and schedule.prediction is Prediction.SAMPLE:
         raise InputError(
             "sampler 'ddim_inverse' cannot use prediction_type='sample' with set_alpha_to_one=True: there is "
-            "no "
-            "noise to predict at the first step; set set_alpha_to_one to false"
+            "no noise to predict at the first step; set set_alpha_to_one to false"
         )
     rows = [
         ddim_step(chain.at(start, told=t), chain.at(t), clipping=clipping)

@@ -69,8 +69,7 @@ def _table(schedule: NoiseSchedule, steps: int) -> StepTable:
     orders = multistep_orders(path.steps, order, lower_order_final=falls, euler_at_final=False)
     if schedule.prediction is Prediction.FLOW and not settings.flag("use_flow_sigmas", False):
         raise InputError(
-            "sampler 'deis' cannot use prediction_type='flow_prediction' without use_flow_sigmas; set it to "
-            "true"
+            "sampler 'deis' wants use_flow_sigmas=True for prediction_type='flow_prediction'; set it to true"
         )
     if schedule.prediction is Prediction.V:  # ε from x₀, which on a flow's path is not v's own
         path = replace(path, points=tuple(replace(point, denoised=point.x0) for point in path.points))

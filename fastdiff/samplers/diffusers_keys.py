@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DIFFUSERS_KEYS"]
+__all__ = ["DIFFUSERS_KEYS", "FORMER_KEYS"]
 
 DIFFUSERS_KEYS = frozenset(
     {
@@ -117,3 +117,6 @@ DIFFUSERS_KEYS = frozenset(
 )
 """Every parameter of a scheduler class of diffusers 0.42. A sampler ignores those of other classes than its
 own, as diffusers does when a config is used with another scheduler."""
+
+FORMER_KEYS = frozenset({"tensor_format"})
+"""Parameters of the first versions of diffusers, found in old checkpoints, that never changed a sample."""

@@ -32,16 +32,15 @@ def distilled_timesteps(settings: Settings, schedule: NoiseSchedule, sampler: st
         if strength != 1:
             raise InputError(
                 f"timesteps and strength={strength:g} are both set; leave strength out and give the "
-                f"timesteps "
-                "that remain"
+                "timesteps that remain"
             )
         return given
     remaining = int(original * strength)
     if steps > remaining:
         raise InputError(
             f"steps is {steps}, but sampler {sampler!r} wants at most {remaining} for "
-            f"original_inference_steps={original} and strength={strength:g}; use fewer steps or raise one of "
-            f"them"
+            f"original_inference_steps={original} and strength={strength:g}; use fewer steps or "
+            "raise one of them"
         )
     distillation = np.arange(remaining, 0, -1) * (train_steps // original) - 1
     return [

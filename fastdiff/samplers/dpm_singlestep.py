@@ -41,7 +41,7 @@ def dpm_singlestep(
     heun: bool = False,
     exact: bool = False,
 ) -> list[Move]:
-    """Algorithms 1 to 4 of "DPM-Solver" and 1 of "DPM-Solver++", whose inner points are points of the path.
+    """Algorithms 1 and 2 of "DPM-Solver" and 1 of "DPM-Solver++"; inner points are points of the path.
 
     Evaluation i is number ``orders[i]`` of its block. The move after it goes from the block's first point s
     to the next point, with the order of its number; those that the next move starts over are the stages.

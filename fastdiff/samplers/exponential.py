@@ -6,8 +6,9 @@ h = λ_t − λ_s and Dₖ the k-th derivative of the prediction in (λ − λ_s
 
     x_t = carry·x_s + scale·Σₖ wₖ·Dₖ + noise·ε,   wₖ = z·φₖ₊₁(z)
 
-for the predicted sample (Eq. 8 of Lu et al., "DPM-Solver++"; Eq. 13 of Xue et al., "SA-Solver") or the
-predicted noise (Eq. 3.4 of Lu et al., "DPM-Solver"). Solvers differ in how they estimate Dₖ.
+for the predicted sample (Proposition 4.1 of Lu et al., "DPM-Solver++"; with noise, section 4 of Xue et al.,
+"SA-Solver") or the predicted noise (Proposition 3.1 of Lu et al., "DPM-Solver"). Solvers differ in how they
+estimate Dₖ.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def leg(s: Point, t: Point, form: Form, tau: float = 0.0) -> Leg:
 
 
 def phi(k: int, z: float) -> float:
-    """φₖ(z) = ∫₀¹ e^{(1−v)z}·v^{k−1}/(k−1)! dv, k ≥ 1, and φ₀ = eᶻ; Hochbruck and Ostermann, Eq. 2.10."""
+    """φₖ(z) = ∫₀¹ e^{(1−v)z}·v^{k−1}/(k−1)! dv, and φ₀ = eᶻ: Hochbruck and Ostermann, "Exponential
+    Integrators".
+    """
     if abs(z) < 1:
         return math.fsum(z**j / math.factorial(j + k) for j in range(18))
     if k == 0:

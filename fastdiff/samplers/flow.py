@@ -32,12 +32,12 @@ _FLOW_MATCHING = "Lipman et al., Flow Matching for Generative Modeling"
 
 
 def euler_steps(points: Sequence[Point]) -> list[Step]:
-    """X' = x + (σ' − σ)·u with the velocity u = ε − x₀: Eq. 1 of Liu et al. by Euler's method."""
+    """Euler's method for dx/dσ = u with the velocity u = ε − x₀: x' = x + (σ' − σ)·u."""
     return [step_at(point, point.to(following)) for point, following in pairwise(points)]
 
 
 def renoised_steps(points: Sequence[Point]) -> list[Step]:
-    """X' = (1 − σ')·x₀ + σ'·z: multistep consistency sampling on straight lines."""
+    """Multistep consistency sampling on straight lines: x' = (1 − σ')·x₀ + σ'·z."""
     return [
         step_at(point, following.alpha * point.x0, noise_coef=following.sigma)
         for point, following in pairwise(points)
@@ -66,10 +66,15 @@ def heun_steps(
         if following.sigma == 0:
             rows.append(step_at(point, update, noise_coef=noise))
             continue
-        rows.append(step_at(point, update, noise_coef=noise, save_output=0, estimate=Estimate(velocity)))
+        # The output is kept if it is the velocity but for a factor, which then goes into the next row.
+        factor = 1.0 if velocity.sample else velocity.output
+        estimate = Estimate(velocity) if velocity.sample else None
+        rows.append(step_at(point, update, noise_coef=noise, save_output=0, estimate=estimate))
         # From x + h·u₁ back by half of it and on by half of the second velocity.
         update = Linear(1.0, 0.0) + (h / 2) * _velocity(following)
-        rows.append(step_at(following, update, history=((0, -h / 2),), noise_coef=0.0 if gamma else None))
+        rows.append(
+            step_at(following, update, history=((0, -h / 2 * factor),), noise_coef=0.0 if gamma else None)
+        )
     return rows
 
 
@@ -122,7 +127,8 @@ def flow_heun(schedule: NoiseSchedule, steps: int) -> StepTable:
     s_tmax.
     """
     settings = schedule.settings("flow_heun")
-    s_churn, s_noise = settings.number("s_churn", 0.0), settings.number("s_noise", 1.0)
+    s_churn = settings.within("s_churn", 0.0, 0.0, math.inf)
+    s_noise = settings.within("s_noise", 1.0, 0.0, math.inf)
     s_tmin, s_tmax = settings.number("s_tmin", 0.0), settings.number("s_tmax", math.inf)
     points = flow_points(settings, steps)
     highest = min(s_churn / (2 * steps - 1), math.sqrt(2) - 1)
@@ -155,7 +161,8 @@ def flow_ancestral(schedule: NoiseSchedule, steps: int) -> StepTable:
     Reads eta (1) and s_noise (1) with the defaults of diffusers' LTXEulerAncestralRFScheduler.
     """
     settings = schedule.settings("flow_ancestral")
-    eta, s_noise = settings.within("eta", 1.0, 0.0, 1.0), settings.number("s_noise", 1.0)
+    eta = settings.within("eta", 1.0, 0.0, 1.0)
+    s_noise = settings.within("s_noise", 1.0, 0.0, math.inf)
     rows = ancestral_steps(flow_points(settings, steps), eta, s_noise)
     return StepTable("flow_ancestral", tuple(rows))
 

@@ -42,20 +42,17 @@ def flow_points(settings: Settings, steps: int) -> list[Point]:
     Timesteps are σ times num_train_timesteps (1000). Reads, with the defaults of diffusers'
     FlowMatchEulerDiscreteScheduler:
 
-    shift                  of all levels (1)
-    use_dynamic_shifting   by exp(mu) or mu instead, as time_shift_type says ("exponential" or "linear");
-    ``mu``
-                           is an option, or grows from base_shift (0.5) to max_shift (1.15) while
-                           ``image_seq_len``, the number of image tokens, does from base_image_seq_len (256)
-                           to max_image_seq_len (4096)
-    shift_terminal         stretches the levels so that the last is this; 0 and null leave them
-    use_karras_sigmas, …   places the levels anew between the highest and the lowest, or sigma_max and
-    sigma_min:
-                           see `fastdiff.samplers.placement`
-    invert_sigmas          the model is told 1 − σ, and its output leads to the data
-    sigmas, timesteps      levels and what the denoiser is told, in place of even ones; levels are shifted,
-    given
-                           timesteps are not, but the levels that follow from them without sigmas are
+    shift                 of all levels (1)
+    use_dynamic_shifting  the shift is exp(mu) instead, or mu itself, as time_shift_type says ("exponential"
+                          or "linear"). ``mu`` is an option, or grows from base_shift (0.5) to max_shift
+                          (1.15) while ``image_seq_len``, the number of image tokens, does from
+                          base_image_seq_len (256) to max_image_seq_len (4096)
+    shift_terminal        stretches the levels so that the last is this; 0 and null leave them
+    use_karras_sigmas     and the other keys of `fastdiff.samplers.placement` place the levels anew between
+                          the highest and the lowest, or sigma_max and sigma_min
+    invert_sigmas         the model is told 1 − σ, and its output leads to the data
+    sigmas, timesteps     levels, and what the denoiser is told, in place of even ones. Levels are shifted,
+                          also those that follow from timesteps alone; given timesteps are told as they are
 
     As in diffusers, even levels end at the lowest level of the training after its shift, which is then
     shifted again. prediction_type is "flow_prediction" unless set.
@@ -66,8 +63,7 @@ def flow_points(settings: Settings, steps: int) -> list[Point]:
     if inverted and prediction is not Prediction.FLOW:
         raise InputError(
             f"invert_sigmas is set with prediction_type={prediction.value!r}, wanted 'flow_prediction', the "
-            f"only "
-            "output with a direction; set one of the two"
+            "only output with a direction; set one of the two"
         )
     shift, dynamic = settings.positive("shift", 1.0), _dynamic_shift(settings)
     sigmas, timesteps = given_sigmas(settings, steps), given_timesteps(settings, steps)
@@ -80,8 +76,8 @@ def flow_points(settings: Settings, steps: int) -> list[Point]:
     sigmas = _placed(settings, _stretched(settings, sigmas), steps)
     if sigmas[0] > 1:
         raise InputError(
-            f"the flow starts at noise level {sigmas[0]:g}, wanted at most 1; correct sigmas, timesteps or "
-            f"sigma_max"
+            f"the flow starts at noise level {sigmas[0]:g}, wanted at most 1; correct sigmas, timesteps "
+            "or sigma_max"
         )
     # diffusers keeps levels in float32.
     levels = [float(sigma) for sigma in sigmas.astype(np.float32)]
@@ -123,8 +119,7 @@ def _mu(low: float, high: float, few: int, many: int, tokens: float | None) -> f
     if many == few:
         raise InputError(
             f"base_image_seq_len and max_image_seq_len are both {few}, wanted two sizes; correct the config "
-            f"or "
-            "set option mu"
+            "or set option mu"
         )
     return low + (high - low) * (tokens - few) / (many - few)
 

@@ -1,6 +1,6 @@
 """iPNDM: the linear multistep method of PNDM, "Pseudo Numerical Methods for Diffusion Models on Manifolds"
 (Liu et al.), started by its own lower orders: Zhang and Chen, "Fast Sampling of Diffusion Models with
-Exponential Integrator", section 3.2.
+Exponential Integrator".
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ def _levels(settings: Settings, steps: int) -> list[float]:
     if len(given) != steps + 1:
         raise InputError(
             f"trained_betas of the scheduler config has {len(given)} entries, sampler 'ipndm' wants one more "
-            f"than "
-            f"steps, {steps + 1}; use {len(given) - 1} steps"
+            f"than steps, {steps + 1}; use {len(given) - 1} steps"
         )
     if not all(0 <= level <= 1 for level in given):
         raise InputError("trained_betas of the scheduler config goes beyond 0 to 1; correct the config")

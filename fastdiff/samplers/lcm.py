@@ -21,7 +21,7 @@ _SIGMA_DATA = 0.5
 
 
 def lcm(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Multistep consistency sampling, Algorithm 3 of the paper: f(x, t) is noised to the next timestep.
+    """Multistep sampling of the paper: f(x, t) is noised to the next timestep.
 
     f = c_skip·x + c_out·x₀ with c_skip = ¼/((s·t)² + ¼), c_out = s·t/√((s·t)² + ¼) and s the option
     timestep_scaling (10). The last step ends in f itself. Reads what `distilled_timesteps` does, and with the

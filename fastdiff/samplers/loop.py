@@ -73,10 +73,15 @@ def sample(
     for done, (step, scale) in enumerate(zip(table.steps, scales, strict=True), start=1):
         guided = scale != 1
         cond, uncond, *_ = denoise(run.model_input(step), step.timestep, int(guided))
+        variance = None
         if guided and uncond is None:
             raise InputError(f"guidance is {scale}, but the denoiser gave no output without the prompt")
+        if table.variance_channels:
+            cond, variance = _halves(cond)
+            uncond = None if uncond is None else _halves(uncond)[0]
+        # The step makes m of both: uncond + scale·(cond − uncond), or cond alone.
         following = table.steps[done] if done < table.evaluations else None
-        run.advance(step, following, cond, uncond if guided else None, scale)
+        run.advance(step, following, cond, uncond if guided else None, scale, variance)
         if callback is not None:
             callback(done, table.evaluations, _read_only(run.x))
     return run.x
@@ -98,7 +103,8 @@ def start_sample(table: StepTable, latents: Latents, noise: NoiseSource | None) 
     x = np.array(latents, order="C")
     if table.start_noise is not None and noise is not None:
         drawn = noise.randn(x.shape)
-        scheduler_step(x, x, None, 1.0, 1.0, 0.0, noise=drawn, noise_coef=table.start_noise, out=x)
+        if table.start_noise:
+            scheduler_step(x, x, None, 1.0, 1.0, 0.0, noise=drawn, noise_coef=table.start_noise, out=x)
     return x
 
 
@@ -115,7 +121,6 @@ class _Run:
 
         self.x = x
         self.source = noise
-        self.variance_channels = table.variance_channels
         self.slots = [buffer(True) for _ in range(table.slots)]
         self.noise = buffer(any(step.draws_noise for step in steps))
         self.scaled = buffer(any(step.input_scale != 1 for step in steps))
@@ -130,13 +135,15 @@ class _Run:
         return _read_only(self.x if step.input_scale == 1 else self.scaled)
 
     def advance(
-        self, step: Step, following: Step | None, cond: Latents, uncond: Latents | None, guidance: float
+        self,
+        step: Step,
+        following: Step | None,
+        cond: Latents,
+        uncond: Latents | None,
+        guidance: float,
+        variance: Latents | None,
     ) -> None:
         """One step, and the model's input in the one that follows."""
-        variance = None
-        if self.variance_channels:
-            cond, variance = _halves(cond)
-            uncond = None if uncond is None else _halves(uncond)[0]
         noise = self._draw(step, variance)
         estimate = step.estimate or _OUTPUT
         history = [self.slots[slot] for slot, _ in step.history]

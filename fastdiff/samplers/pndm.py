@@ -25,7 +25,7 @@ SAVED_SAMPLE, SECOND_SLOPE, THIRD_SLOPE = RING, RING + 1, RING + 2
 def improved_euler_start(
     points: Sequence[Point], first: Move, again: Move | None, *, raw: bool = False
 ) -> list[Step]:
-    """Eq. 15 of the paper, pseudo improved Euler: the first step by Euler, then with the mean of the slopes
+    """Pseudo improved Euler, which starts S-PNDM: the first step by Euler, then with the mean of the slopes
     at both of its ends. ``again`` is the same move, or None where there is but one step.
     """
     point = points[0]
@@ -66,8 +66,8 @@ def runge_kutta_start(
 
 
 def pndm(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Diffusers' PNDMScheduler: linear multistep in ε, started by three pseudo Runge-Kutta steps of four
-    evaluations each, or, with skip_prk_steps, which Stable Diffusion sets, by pseudo improved Euler.
+    """The PNDMScheduler of diffusers: linear multistep in ε, started by three pseudo Runge-Kutta steps of
+    four evaluations each, or, with skip_prk_steps, which Stable Diffusion sets, by pseudo improved Euler.
 
     Reads timesteps and, with the defaults of that class, timestep_spacing, steps_offset, set_alpha_to_one and
     skip_prk_steps. A model that predicts v has its outputs extrapolated as they are, as there; samplers
@@ -97,13 +97,14 @@ def plms(schedule: NoiseSchedule, steps: int) -> StepTable:
 
 
 def s_pndm(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """S-PNDM, Algorithm 3 of the paper: two slopes, extrapolated to (3·e − e_before)/2; options as `plms`."""
+    """S-PNDM of the paper: two slopes, extrapolated to (3·e − e_before)/2; options as `plms`."""
     return _named(schedule, "s_pndm", steps, start="euler", order=2)
 
 
 def f_pndm(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """F-PNDM, Algorithm 2 of the paper: four slopes, started by three pseudo Runge-Kutta steps: nine
-    evaluations more than steps. Options as `plms`.
+    """F-PNDM of the paper: four slopes, started by three pseudo Runge-Kutta steps.
+
+    Nine evaluations more than steps. Options as `plms`.
 
     The paper proves order 2 for it; it has order 4 where the steps are even in σ/α.
     """

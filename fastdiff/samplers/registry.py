@@ -43,7 +43,7 @@ from fastdiff.samplers import (
     unipc,
 )
 from fastdiff.samplers.adaptive import AdaptiveRun
-from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS
+from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS, FORMER_KEYS
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.settings import short
@@ -233,7 +233,7 @@ def _check_config(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str,
     """
     if schedule.config.get("_class_name") not in sampler.classes:
         return
-    known = schedule.reads | DIFFUSERS_KEYS | given.keys()
+    known = schedule.reads | DIFFUSERS_KEYS | FORMER_KEYS | given.keys()
     for key, value in schedule.config.items():
         if key in known or key.startswith("_") or value is None:
             continue

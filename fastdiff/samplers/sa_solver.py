@@ -108,7 +108,7 @@ SAMPLERS = (
     Sampler(
         "sa_solver",
         _table,
-        order=1,
+        order=2,
         evaluations=1,
         stochastic=True,
         paper="Xue et al., SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models",

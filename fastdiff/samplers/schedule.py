@@ -64,6 +64,8 @@ class NoiseSchedule:
         reads: set[str] = set()
         settings = Settings(config, "the noise schedule", reads)
         prediction = settings.choice("prediction_type", "epsilon", [kind.value for kind in Prediction])
+        # Old checkpoints say it in this way.
+        settings.refuse("predict_epsilon", True, "remove it and set prediction_type to 'sample'")
         betas = read_betas(settings, config.get("_class_name"), config.get("trained_betas"), reads)
         return cls(betas, Prediction(prediction), dict(config), reads)
 

@@ -21,7 +21,7 @@ __all__ = ["SAMPLERS", "tcd"]
 
 
 def tcd(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Strategic stochastic sampling, Algorithm 4 of the paper: go to s = (1 − γ)·t', then noise from s to t'.
+    """Strategic stochastic sampling of the paper: go to s = (1 − γ)·t', then noise from s to t'.
 
     γ, also called eta, is 0, deterministic, to 1, as in LCM; 0.3 unless set. The last step ends at timestep
     0. Reads what `distilled_timesteps` does and rescale_betas_zero_snr; like diffusers' TCDScheduler it never

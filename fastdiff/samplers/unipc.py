@@ -35,7 +35,7 @@ def unipc(
     bh1: bool = False,
     uncorrected: Collection[int] = (),
 ) -> list[Move]:
-    """Algorithm 5 to 8 of the paper: UniP-p, then UniC-p once the model has seen the prediction.
+    """Algorithms 1 and 2 of the paper: UniP-p, then UniC-p once the model has seen the prediction.
 
     The corrector moves the sample that the model has seen by estimates alone, as predictor and corrector
     carry the sample alike; so it becomes part of the next predictor. Steps in ``uncorrected`` have none.
@@ -65,7 +65,7 @@ def unipc(
 
 
 def _weights(step: Leg, ratios: Sequence[float], base: float) -> list[float]:
-    """ρ of R·ρ·B(h) = φ, Eq. 5 and 12 of the paper."""
+    """ρ with R·ρ·B(h) = φ, Theorem 3.1 of the paper, in the prediction that ``step`` integrates."""
     if not ratios:
         return []
     powers = np.vander(ratios, increasing=True).T

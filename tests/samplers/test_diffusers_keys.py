@@ -48,9 +48,19 @@ def test_unknown_key_has_a_near_match() -> None:
     [
         {"_class_name": "DDIMScheduler", "use_karras_sigmas": True},  # of another class
         {"_class_name": "DDIMScheduler", "timestep_values": None},  # null means nothing
+        {
+            "_class_name": "DDIMScheduler",
+            "tensor_format": "pt",
+            "predict_epsilon": True,
+        },  # of old checkpoints
         {"_class_name": "EulerDiscreteScheduler", "brand_new": 1},  # of a class that is not the sampler's
         {"brand_new": 1},  # of no class
     ],
 )
 def test_keys_that_are_none_of_the_sampler_s_business(config: dict[str, Any]) -> None:
     make_table("ddim", NoiseSchedule.from_config(config), 10)
+
+
+def test_prediction_of_old_checkpoints() -> None:
+    with pytest.raises(InputError, match=r"predict_epsilon=False .*set prediction_type to 'sample'"):
+        NoiseSchedule.from_config({"predict_epsilon": False})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import NoiseSchedule, make_table
+from fastdiff.samplers import NoiseSchedule, Step, StepTable, make_table
 from tests.samplers.configs import BETAS, PREDICTIONS
 from tests.samplers.exact import point_of
 from tests.samplers.oracle import assert_follows_diffusers
@@ -70,6 +72,63 @@ def test_gamma_is_eta() -> None:
     assert make_table("tcd", schedule, 4, options={"gamma": 0.6}) == make_table("tcd", schedule, 4, eta=0.6)
     assert make_table("tcd", schedule, 4) == make_table("tcd", schedule, 4, eta=0.3)
     assert not make_table("tcd", schedule, 4, eta=0.0).stochastic
+
+
+MEAN, STD = 0.7, 0.6
+
+
+def moments_of(
+    table: StepTable, outputs: Callable[[Step], tuple[float, float]], variance: float
+) -> tuple[float, float]:
+    """Mean and variance where the model's output is gain·x + shift, from the right mean and ``variance``."""
+    mean = MEAN * point_of(table.steps[0]).alpha
+    for step in table.steps:
+        assert step.estimate is None
+        assert not step.history
+        gain, shift = outputs(step)
+        factor = step.update.sample + step.update.output * gain
+        mean = factor * mean + step.update.output * shift
+        variance = factor**2 * variance + (step.noise_coef or 0.0) ** 2
+    return mean, variance
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8, 30])
+def test_perfect_consistency_model(steps: int) -> None:
+    """For data N(μ, s²) the exact consistency function makes exact samples, at every number of steps.
+
+    It leads to the lowest level: f = μ + (x − μ)·√((s² + σ_min²)/(s² + σ²)).
+    """
+    schedule = NoiseSchedule.from_config({"num_train_timesteps": 40, "clip_denoised": False})
+    table = make_table("consistency", schedule, steps)
+
+    def outputs(step: Step) -> tuple[float, float]:
+        point = point_of(step)
+        kept = math.sqrt((STD**2 + 0.002**2) / (STD**2 + point.sigma**2))
+        f = point.x0
+        return (kept - f.sample) / f.output, MEAN * (1 - kept) / f.output
+
+    mean, variance = moments_of(table, outputs, STD**2 + point_of(table.steps[0]).sigma ** 2)
+    assert mean == pytest.approx(MEAN, rel=1e-9)
+    assert variance == pytest.approx(STD**2 + 0.002**2, rel=1e-5)  # levels are float32
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [1, 2, 8, 50])
+def test_perfect_latent_consistency_model(steps: int, prediction: str) -> None:
+    """The same for f = c_skip·x + c_out·x₀, which leads to the data itself."""
+    table = make_table("lcm", NoiseSchedule.from_config({"prediction_type": prediction}), steps)
+
+    def outputs(step: Step) -> tuple[float, float]:
+        point, scaled = point_of(step), 10 * step.timestep
+        c_skip, c_out = 0.25 / (scaled**2 + 0.25), scaled / math.sqrt(scaled**2 + 0.25)
+        kept = STD / math.hypot(point.alpha * STD, point.sigma)
+        x0 = point.x0
+        gain = (kept - c_skip - c_out * x0.sample) / (c_out * x0.output)
+        return gain, MEAN * (1 - point.alpha * kept) / (c_out * x0.output)
+
+    first = point_of(table.steps[0])
+    found = moments_of(table, outputs, (first.alpha * STD) ** 2 + first.sigma**2)
+    assert found == pytest.approx((MEAN, STD**2), rel=1e-9)
 
 
 CONSISTENCY_OPTIONS: list[dict[str, Any]] = [

@@ -128,16 +128,6 @@ def test_no_signal_to_divide_by():
         ("euler", "use_exponential_sigmas", True),
         ("euler", "use_beta_sigmas", True),
         ("euler", "interpolation_type", "log_linear"),
-        ("dpmpp_2m", "thresholding", True),
-        ("dpmpp_2m", "solver_order", 3),
-        ("dpmpp_2m", "solver_order", 1),
-        ("dpmpp_2m", "algorithm_type", "sde-dpmsolver++"),
-        ("dpmpp_2m", "algorithm_type", "dpmsolver"),
-        ("dpmpp_2m", "variance_type", "learned_range"),
-        ("dpmpp_2m", "use_exponential_sigmas", True),
-        ("dpmpp_2m", "use_beta_sigmas", True),
-        ("dpmpp_2m", "use_lu_lambdas", True),
-        ("dpmpp_2m", "use_flow_sigmas", True),
     ],
 )
 def test_settings_that_would_change_the_picture(sampler, key, value):
@@ -147,12 +137,6 @@ def test_settings_that_would_change_the_picture(sampler, key, value):
     assert "; " in message
     # The neutral value and null are no obstacle, nor is the key for a sampler whose class does not have it.
     make_table("ddim", NoiseSchedule.from_config({key: value}), 5)
-
-
-def test_sigma_range_of_dpmpp():
-    message = error_of({"use_karras_sigmas": True, "sigma_min": 0.1}, "dpmpp_2m")
-    assert "sigma_min=0.1" in message
-    make_table("dpmpp_2m", NoiseSchedule.from_config({"sigma_min": 0.1}), 5)
 
 
 def test_continuous_timesteps_of_euler():

@@ -143,6 +143,8 @@ def test_other_placements() -> None:
         ("flow_euler", {"prediction_type": "epsilon", "invert_sigmas": True}, 5, "wanted 'flow_prediction'"),
         ("flow_lcm", {"scale_factors": [2.0]}, 5, "scale_factors"),
         ("flow_heun", {"s_churn": "much"}, 5, "wants a number"),
+        ("flow_heun", {"s_churn": -1.0}, 5, "a number from 0 to inf"),
+        ("flow_ancestral", {"s_noise": -1.0}, 5, "a number from 0 to inf"),
         (
             "flow_euler",
             {"use_dynamic_shifting": True, "image_seq_len": 10, "max_image_seq_len": 256},

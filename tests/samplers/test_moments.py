@@ -1,7 +1,7 @@
 """Mean and variance of every stochastic sampler on Gaussian data, propagated exactly, against the marginals.
 
-No Monte Carlo: with a perfect denoiser for such data each row is an affine map, so that mean and covariance of
-the sample and the slots follow from the table. Their error falls with the steps as the registry states; on a
+No Monte Carlo: with a perfect denoiser for such data each row is an affine map, so that mean and covariance
+of the sample and the slots follow from the table. Their error falls with the steps as the registry states; on a
 Gaussian some fall faster.
 """
 
@@ -32,8 +32,8 @@ ON_CHAIN = ("ddpm", "unclip", "karras_ve", "score_sde_vp", "flow_ancestral")
 # These jump to an estimate of the clean sample and add noise anew, which a distilled model is trained for; a
 # denoiser's estimate has too little variance at any step count.
 DISTILLED = ("lcm", "tcd", "consistency", "flow_lcm")
-# The first two converge in the steps at each noise level, the step of the last follows norms and is not affine:
-# test_langevin.py, test_predictor_corrector.py.
+# The first two converge in the steps at each noise level, the step of the last follows norms, which is
+# not affine: test_langevin.py, test_predictor_corrector.py.
 LANGEVIN = ("ncsn", "ncsnv2", "score_sde_ve")
 STOCHASTIC = [
     name

@@ -26,8 +26,8 @@ CHAIN = NoiseSchedule.from_config(
         "set_alpha_to_one": False,
     }
 )
-# The first steps of a linear multistep method have a lower order. At σ = 14.6 the solution is so straight in σ
-# that their error does not show, and the slope is that of the later steps.
+# The first steps of a linear multistep method have a lower order. At σ = 14.6 the solution is so straight in
+# σ that their error does not show, and the slope is that of the later steps.
 OPTIONS: dict[str, dict[str, Any]] = {"lms": {"sigma_spacing": "log_snr", "sigma_max": 1.0}}
 ON_CHAIN = (
     *("ddim", "ddim_inverse", "ddim_cogvideox", "pndm", "plms", "s_pndm", "f_pndm", "ipndm"),
