@@ -6,16 +6,20 @@ way out.
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastdiff.config import ModelSpec
 from fastdiff.errors import InputError
+from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
+from fastdiff.samplers.guidance.read import written
 
-__all__ = ["Request", "check_request"]
+__all__ = ["Request", "check_request", "request_from", "request_values"]
 
 _MAX_SEED = 2**64 - 1
 
@@ -24,25 +28,39 @@ _MAX_SEED = 2**64 - 1
 class Request:
     """A checked call. ``prompts`` and ``negatives`` are of one length; ``num`` pictures are made of each.
 
-    ``height`` and ``width`` are in picture pixels. ``listed`` says whether the caller gave a list of prompts.
+    ``height`` and ``width`` are in picture pixels. ``eta`` None is the sampler's own. ``listed`` says whether
+    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values.
     """
 
     prompts: tuple[str, ...]
     negatives: tuple[str, ...]
     steps: int
     sampler: str
-    guidance: float
+    guidance: float | Guidance
     seed: int
     num: int
     height: int
     width: int
-    eta: float
+    eta: float | None
     listed: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def guided(self) -> bool:
-        """Whether the unconditional half is computed. As in diffusers, guidance up to 1 switches it off."""
-        return self.guidance > 1.0
+        """Whether the unconditional half is computed. As in diffusers, a number up to 1 switches it off."""
+        return self.branches > 1
+
+    @property
+    def branches(self) -> int:
+        """The most outputs of the model in one step: 1, with guidance 2, and 3 if a method needs them."""
+        if isinstance(self.guidance, Guidance):
+            return self.guidance.branches
+        return 2 if self.guidance > 1.0 else 1
+
+    @property
+    def scale(self) -> float:
+        """The scale of the guidance."""
+        return self.guidance.scale if isinstance(self.guidance, Guidance) else self.guidance
 
     @property
     def pictures(self) -> int:
@@ -56,12 +74,13 @@ class Request:
             "negative": list(self.negatives) if self.listed else self.negatives[0],
             "steps": self.steps,
             "sampler": self.sampler,
-            "guidance": self.guidance,
+            "guidance": written(self.guidance) if isinstance(self.guidance, Guidance) else self.guidance,
             "seed": self.seed,
             "num": self.num,
             "height": self.height,
             "width": self.width,
             "eta": self.eta,
+            **({"sampler_options": dict(self.options)} if self.options else {}),
         }
 
 
@@ -78,6 +97,7 @@ def check_request(
     height: object,
     width: object,
     eta: object,
+    sampler_options: object = None,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
 
@@ -93,12 +113,12 @@ def check_request(
         )
     if not isinstance(sampler, str):
         raise InputError(f"sampler is {_show(sampler)}: it must be a name, such as 'ddim'")
-    eta = _number("eta", eta)
-    if not 0.0 <= eta <= 1.0:
-        raise InputError(f"eta is {eta:g}: it must be from 0 (DDIM) to 1 (DDPM)")
-    guidance = _number("guidance", guidance)
-    if guidance < 0.0:
-        raise InputError(f"guidance is {guidance:g}: it must be 0 or more; 1 switches it off")
+    share = None if eta is None else _number("eta", eta)
+    if share is not None and not 0.0 <= share <= 1.0:
+        raise InputError(f"eta is {share:g}: it must be from 0 (DDIM) to 1 (DDPM)")
+    guidance = _guidance(guidance)
+    if isinstance(guidance, Guidance) and isinstance(guidance.method, PerpNeg) and not any(negatives):
+        raise InputError("guidance 'perp_neg' without a negative prompt: give one, or use 'cfg'")
     return Request(
         prompts=prompts,
         negatives=negatives,
@@ -109,9 +129,47 @@ def check_request(
         num=_integer("num", num, minimum=1),
         height=_side("height", height, model.default_height, model.size_multiple),
         width=_side("width", width, model.default_width, model.size_multiple),
-        eta=eta,
+        eta=share,
         listed=not isinstance(prompt, str),
+        options=_options(sampler_options),
     )
+
+
+def _options(value: object) -> dict[str, Any]:
+    """Options of a sampler: names with JSON values, so that a picture's metadata can repeat them."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InputError(
+            f"sampler_options is {_show(value)}: it must map names to values, such as {{'rho': 7}}"
+        )
+    try:
+        json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sampler_options is {_show(value)}: {error}; use JSON values") from None
+    return dict(value)
+
+
+def request_values(request: Request) -> dict[str, Any]:
+    """A checked call in JSON values, which `request_from` gives back."""
+    return {**asdict(request), "guidance": request.settings()["guidance"]}
+
+
+def request_from(values: dict[str, Any]) -> Request:
+    """The call that `request_values` made JSON of."""
+    texts = {name: tuple(values[name]) for name in ("prompts", "negatives")}
+    return Request(**{**values, **texts, "guidance": _guidance(values["guidance"])})
+
+
+def _guidance(value: object) -> float | Guidance:
+    """A scale, a Guidance, or one in JSON values."""
+    guidance = read_guidance(value) if isinstance(value, dict) else value
+    if not isinstance(guidance, Guidance):
+        guidance = _number("guidance", guidance)
+    scale = guidance.scale if isinstance(guidance, Guidance) else guidance
+    if scale < 0.0:
+        raise InputError(f"guidance is {scale:g}: it must be 0 or more; 1 switches it off")
+    return guidance
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ ALLOWED = {
     "kernels/cuda": {"torch", "cuda"},
     "kernels/reference.py": {"torch"},
     "kernels/triton": {"torch", "triton"},
+    "likelihood.py": {"torch"},
     "targets/cuda": {"torch", "triton", "cuda"},
     "targets/native/compiler.py": {"torch"},
     "targets/onnxruntime": {"onnxruntime", "onnx", "onnxscript", "torch"},

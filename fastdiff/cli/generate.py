@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from fastdiff.cli.values import number, on_terminal, whole
+from fastdiff.cli.guidance import add_guidance, chosen_guidance
+from fastdiff.cli.values import number, on_terminal, option, whole
 
 if TYPE_CHECKING:
     from fastdiff.pipeline import Pipeline
@@ -29,14 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", metavar="TEXT", default="", help="what the picture does not show")
     parser.add_argument("--steps", metavar="N", type=whole, default=20, help="sampler steps (default: 20)")
     parser.add_argument(
-        "--sampler", metavar="NAME", help="ddim, pndm, euler or dpmpp_2m (default: the checkpoint's own)"
+        "--sampler",
+        metavar="NAME",
+        help="such as dpmpp_2m; fastdiff samplers lists all (default: the checkpoint's own)",
     )
     parser.add_argument(
-        "--guidance",
-        metavar="G",
-        type=number,
-        default=5.0,
-        help="classifier-free guidance scale; 1 switches it off and halves the time (default: 5)",
+        "--sampler-option",
+        metavar="KEY=VALUE",
+        type=option,
+        action="append",
+        default=[],
+        help="a setting of the sampler in place of the checkpoint's, such as use_karras_sigmas=true or "
+        "sigmas=14.6,3,0.5; may be given several times; fastdiff samplers NAME lists them",
     )
     parser.add_argument(
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
@@ -44,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
     parser.add_argument("--height", metavar="H", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--width", metavar="W", type=whole, help="pixels (default: the engine's)")
-    parser.add_argument("--eta", metavar="E", type=number, default=0.0, help="η of ddim, 0 to 1 (default: 0)")
+    parser.add_argument(
+        "--eta",
+        metavar="E",
+        type=number,
+        help="share of fresh noise, 0 to 1, for samplers that have one (default: the sampler's own)",
+    )
     parser.add_argument("--threads", metavar="T", type=whole, help="CPU threads (default: every core)")
 
     parser.add_argument(
@@ -64,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
+    add_guidance(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -71,18 +82,20 @@ def run(arguments: argparse.Namespace) -> None:
     from fastdiff.image import check_output
 
     check_output(arguments.output)
+    guidance = chosen_guidance(arguments)
     pipe = _open(arguments)
     result = pipe(
         arguments.prompt,
         negative=arguments.negative,
         steps=arguments.steps,
         sampler=arguments.sampler,
-        guidance=arguments.guidance,
+        guidance=guidance,
         seed=arguments.seed,
         num=arguments.num,
         height=arguments.height,
         width=arguments.width,
         eta=arguments.eta,
+        sampler_options=dict(arguments.sampler_option),
         progress=on_terminal(),
     )
     pipe.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
+from typing import Any
 
 from fastdiff.errors import TargetError
 
-__all__ = ["byte_size", "number", "on_terminal", "require_build_extra", "whole"]
+__all__ = ["byte_size", "number", "on_terminal", "option", "require_build_extra", "whole"]
 
 _BUILD_EXTRA = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
@@ -27,6 +29,17 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def option(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE``, for argparse. The value is JSON, numbers with commas between, or else a string."""
+    key, equals, value = text.partition("=")
+    if not key.strip() or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as rho=7")
+    try:
+        return key.strip(), json.loads(f"[{value}]" if "," in value and "[" not in value else value)
+    except ValueError:
+        return key.strip(), value
 
 
 def byte_size(count: float) -> str:

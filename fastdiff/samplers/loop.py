@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from fastdiff.errors import InputError
 from fastdiff.kernels.scheduler_step import scheduler_step
 from fastdiff.samplers.extras import add_langevin, apply_threshold, deviation
+from fastdiff.samplers.guidance import Guidance
 from fastdiff.samplers.prediction import Linear
 from fastdiff.samplers.random import NoiseSource
 from fastdiff.samplers.table import Estimate, Step, StepTable
 
-__all__ = ["Callback", "Denoiser", "check_run", "sample", "start_sample"]
+__all__ = ["Callback", "Denoiser", "Outputs", "check_run", "sample", "start_sample"]
 
 Latents = NDArray[np.float32]
 Callback = Callable[[int, int, Latents], None]
+Outputs = tuple[Latents, Latents | None] | tuple[Latents, Latents, Latents]
 
 _OUTPUT = Estimate(Linear(0.0, 1.0))
 """d = m, in steps without an estimate."""
@@ -28,13 +30,14 @@ _OUTPUT = Estimate(Linear(0.0, 1.0))
 class Denoiser(Protocol):
     """The model as the loop sees it."""
 
-    def __call__(self, sample: Latents, timestep: float, guided: bool) -> tuple[Latents, Latents | None]:
+    def __call__(self, sample: Latents, timestep: float, guided: int) -> Outputs:
         """Return the model's outputs (with the prompt, without it), each float32 and of ``sample``'s shape.
 
         For a table with ``variance_channels`` they have twice as many channels, the second axis.
 
-        ``sample`` is scaled already, read-only, and valid until the next call. The second output may be None,
-        and is not looked at, when ``guided`` is false.
+        ``sample`` is scaled already, read-only, and valid until the next call. ``guided`` is how many outputs
+        besides that with the prompt are needed: with 0 the second may be None and is not looked at, with 2 a
+        third follows, with the negative prompt.
         """
 
 
@@ -43,7 +46,7 @@ def sample(
     denoise: Denoiser,
     latents: Latents,
     *,
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
 ) -> Latents:
@@ -51,7 +54,8 @@ def sample(
 
     latents   float32, any shape: unit noise times ``table.init_noise_sigma``; not changed
     guidance  w of classifier-free guidance (Ho and Salimans), uncond + w·(cond − uncond), in steps without
-              one of their own. 1 is no guidance: the denoiser is then called with ``guided`` false
+              one of their own. 1 is no guidance: the denoiser is then called with ``guided`` 0. `Guidance`
+              has other methods, intervals and schedules
     noise     for tables that are ``stochastic``: an array of the latents' shape is drawn for the start and
               for each step, where the table says so, in this order
     callback  called after every model evaluation with the number of those done, the number of all, and the
@@ -61,12 +65,14 @@ def sample(
     passes through and leaves nothing behind. Raises `InputError` for a guidance that is not finite, a missing
     noise source, latents that are not float32, and a missing output of the denoiser.
     """
+    if isinstance(guidance, Guidance):
+        table, guidance, denoise = guidance.bind(table, denoise)
     check_run(table, latents, guidance, noise)
     run = _Run(table, start_sample(table, latents, noise), noise)
     scales = table.guidance_scales(guidance)
     for done, (step, scale) in enumerate(zip(table.steps, scales, strict=True), start=1):
         guided = scale != 1
-        cond, uncond = denoise(run.model_input(step), step.timestep, guided)
+        cond, uncond, *_ = denoise(run.model_input(step), step.timestep, int(guided))
         variance = None
         if guided and uncond is None:
             raise InputError(f"guidance is {scale}, but the denoiser gave no output without the prompt")

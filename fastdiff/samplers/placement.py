@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -86,7 +88,7 @@ def _given(settings: Settings, key: str, steps: int) -> Float64 | None:
         raise InputError(
             f"steps is {steps}, but {key} has {len(values)} entries; ask for {len(values)} steps"
         )
-    if any(later >= earlier for earlier, later in zip(values, values[1:], strict=False)):
+    if any(later >= earlier for earlier, later in pairwise(values)):
         raise InputError(f"{key} is {list(values)}, wanted numbers that decrease; sort them")
     if values[-1] < 0:
         raise InputError(f"{key} ends with {values[-1]:g}, wanted 0 or more")

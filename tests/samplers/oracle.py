@@ -54,7 +54,14 @@ class _Float64Torch:
 @contextlib.contextmanager
 def _in_float64(scheduler: Any) -> Iterator[None]:
     """Let a prepared scheduler step in float64, from a schedule that keeps its float32 values."""
-    for name in ("alphas_cumprod", "final_alpha_cumprod", "sigmas"):
+    for name in (
+        "alphas",
+        "alphas_cumprod",
+        "betas",
+        "final_alpha_cumprod",
+        "initial_alpha_cumprod",
+        "sigmas",
+    ):
         if hasattr(scheduler, name):
             setattr(scheduler, name, getattr(scheduler, name).double())
     module = sys.modules[type(scheduler).__module__]
@@ -227,10 +234,12 @@ def assert_follows_diffusers(
         if has_noise
         else contextlib.nullcontext()
     )
-    sample = torch.from_numpy(start) * float(scheduler.init_noise_sigma)
+    # Schedulers of flow matching start from unit noise and tell the model of the sample as it is.
+    sample = torch.from_numpy(start) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    scale_input = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     with _in_float64(scheduler), noise:
         for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(sample, timestep)
+            scaled = scale_input(sample, timestep)
             output = torch.from_numpy(model(scaled.numpy(), float(timestep)))
             step = scheduler.step(output, timestep, sample, return_dict=False, **(step_arguments or {}))
             sample = step[0]
