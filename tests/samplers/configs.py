@@ -89,7 +89,11 @@ def every_table(steps: int) -> dict[str, StepTable]:
     """A table of each sampler that has tables, from the first of a few configs that it takes."""
     found: dict[str, StepTable] = {}
     for name in SAMPLERS:
-        for config in (STABLE_DIFFUSION, {"prediction_type": "flow_prediction"}, {"prediction_type": "score"}):
+        for config in (
+            STABLE_DIFFUSION,
+            {"prediction_type": "flow_prediction"},
+            {"prediction_type": "score"},
+        ):
             try:
                 found[name] = make_table(name, NoiseSchedule.from_config(config), steps)
             except InputError:
