@@ -126,9 +126,9 @@ def test_no_signal_to_divide_by():
     ("sampler", "key", "value"),
     [
         ("flow_lcm", "scale_factors", [2.0]),
-        ("euler", "use_exponential_sigmas", True),
-        ("euler", "use_beta_sigmas", True),
-        ("euler", "interpolation_type", "log_linear"),
+        ("flow_lcm", "invert_sigmas", True),
+        ("dpmpp_2m_inverse", "use_flow_sigmas", True),
+        ("dpmpp_2m_inverse", "sigma_min", 0.1),
     ],
 )
 def test_settings_that_would_change_the_picture(sampler, key, value):
@@ -138,12 +138,6 @@ def test_settings_that_would_change_the_picture(sampler, key, value):
     assert "; " in message
     # The neutral value and null are no obstacle, nor is the key for a sampler whose class does not have it.
     make_table("ddim", NoiseSchedule.from_config({key: value}), 5)
-
-
-def test_continuous_timesteps_of_euler():
-    config = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
-    assert "timestep_type='continuous'" in error_of(config, "euler")
-    make_table("euler", NoiseSchedule.from_config({"timestep_type": "continuous"}), 5)
 
 
 @pytest.mark.parametrize(
