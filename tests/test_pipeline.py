@@ -212,8 +212,8 @@ def test_sampler_is_the_checkpoints_own(tmp_path: Path) -> None:
     assert make(tmp_path / "a")("a", steps=2, seed=0).metadata[0]["settings"]["sampler"] == "pndm"
     euler = make(tmp_path / "b", _class_name="EulerDiscreteScheduler")
     assert euler("a", steps=2, seed=0).metadata[0]["settings"]["sampler"] == "euler"
-    other = make(tmp_path / "c", _class_name="UniPCMultistepScheduler")
-    with pytest.raises(InputError, match=r"UniPCMultistepScheduler.*choose one of .*ddim"):
+    other = make(tmp_path / "c", _class_name="VQDiffusionScheduler")
+    with pytest.raises(InputError, match=r"VQDiffusionScheduler.*choose one of .*ddim"):
         other("a", steps=2)
     assert other("a", steps=2, sampler="ddim", seed=0).images
 

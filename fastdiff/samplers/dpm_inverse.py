@@ -16,10 +16,9 @@ from fastdiff.samplers.dpm_multistep import (
     ALGORITHM_TYPES,
     ORDERS,
     PAPERS,
-    SOLVER_TYPES,
     dpm_multistep,
-    exact_third_order,
     multistep_orders,
+    solver_options,
 )
 from fastdiff.samplers.exponential import Form
 from fastdiff.samplers.lambda_path import Float64, LambdaPath, read_path
@@ -84,7 +83,7 @@ def _table(name: str, form: Form, order: int, schedule: NoiseSchedule, steps: in
     defaults. Its stochastic forms give NaN, as no noise makes up for a level that rises, and are not here.
     """
     settings = schedule.settings(name)
-    heun = settings.choice("solver_type", "midpoint", SOLVER_TYPES) == "heun"
+    options = solver_options(settings, order, sde=False)
     path = _path(schedule, settings, steps)
     orders = multistep_orders(
         path.steps,
@@ -92,8 +91,7 @@ def _table(name: str, form: Form, order: int, schedule: NoiseSchedule, steps: in
         lower_order_final=settings.flag("lower_order_final", True),
         euler_at_final=settings.flag("euler_at_final", False),
     )
-    exact = exact_third_order(settings, order)
-    return path.table(name, dpm_multistep(path.points, orders, form, heun=heun, exact=exact), form)
+    return path.table(name, dpm_multistep(path.points, orders, form, **options), form)
 
 
 def _sampler(name: str, form: Form, order: int) -> Sampler:

@@ -95,6 +95,8 @@ def _table(schedule: NoiseSchedule, steps: int) -> StepTable:
     falls = settings.flag("lower_order_final", True)
     tau = settings.number("tau", 1.0)
     first, last = settings.number("tau_first", 800.0), settings.number("tau_last", 200.0)
+    if tau < 0:
+        raise InputError(f"tau is {tau:g}, wanted 0 or more; 0 is the ODE and 1 the SDE")
     path = lambda_path(schedule, settings, steps, RULES)
     count = path.steps
     predictor = [min(predicts, i + 1, count - i if falls else predicts) for i in range(count)]

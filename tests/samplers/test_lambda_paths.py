@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
+import diffusers
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -217,6 +219,33 @@ def test_thresholding_where_diffusers_fails():
     assert np.abs(found - last_sample(make_table("sa_solver", SCHEDULE, 9, options=plain))).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2s"])
+def test_eta_and_s_noise_along_the_sde(name):
+    """Without η the ODE; with it, the samples' spread about their mean is s_noise times as wide."""
+    ode = make_table(f"{name}_sde", SCHEDULE, 9, options={"eta": 0.0})
+    assert ode.steps == make_table(name, SCHEDULE, 9).steps
+    assert not ode.stochastic
+    one, two = (
+        make_table(f"{name}_sde", SCHEDULE, 9, options={"eta": 0.4, "s_noise": s}) for s in (1.0, 2.0)
+    )
+    assert [2 * step.noise_coef for step in one.steps] == [step.noise_coef for step in two.steps]
+    assert [step.update for step in one.steps] == [step.update for step in two.steps]
+    assert last_sample(one) == pytest.approx(last_sample(two))
+
+
+@pytest.mark.parametrize("class_name", ALL)
+def test_every_parameter_of_the_class_is_read(class_name):
+    """By the class's sampler, in picking it, or by the schedule."""
+    parameters = set(inspect.signature(getattr(diffusers, class_name)).parameters)
+    config = {"_class_name": class_name, "use_karras_sigmas": class_name != INVERSE}
+    name = sampler_of(config)
+    schedules = [NoiseSchedule.from_config(config), NoiseSchedule.from_config({})]
+    for schedule in schedules:
+        SAMPLERS[name].table(schedule, 5)
+    read = schedules[0].reads | schedules[1].reads | set(SAMPLERS[name].when)
+    assert parameters - read == ({"flow_shift"} if class_name == INVERSE else set())
+
+
 def test_variance_channels_of_sa_solver():
     assert make_table("sa_solver", SCHEDULE, 9, options={"variance_type": "learned"}).variance_channels
 
@@ -292,6 +321,8 @@ def test_flow_prediction_off_a_flow_is_read_as_diffusers_reads_it():
             "wants use_flow_sigmas=True for prediction_type='flow",
         ),
         ("deis", {"solver_order": 4}, "solver_order is 4, but sampler 'deis' wants 1 to 3"),
+        ("dpmpp_2m_sde", {"eta": -0.5}, "eta is -0.5 and s_noise 1, wanted 0 or more"),
+        ("sa_solver", {"tau": -1.0}, "tau is -1, wanted 0 or more"),
         ("sa_solver", {"tau_func": "t"}, "remove it and use tau, tau_first and tau_last"),
         (
             "sa_solver",
