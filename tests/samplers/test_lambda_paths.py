@@ -33,7 +33,6 @@ SCHEDULE = NoiseSchedule.from_config(BETAS["scaled_linear"])
 OURS = tuple(
     name for name, sampler in SAMPLERS.items() if any(class_name in ALL for class_name in sampler.classes)
 )
-FORWARD = tuple(name for name in OURS if not name.endswith("_inverse"))
 START = np.random.default_rng(3).standard_normal((2, 3, 4))
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
@@ -149,11 +148,11 @@ def test_repeated_timesteps(class_name):
         assert len(set(table.timesteps)) < 150 == len({point_of(step).sigma for step in table.steps})
 
 
-@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("name", OURS)
 def test_as_many_steps_as_timesteps(name):
     """Levels may be placed as densely as one likes, timesteps not."""
     table = make_table(name, SCHEDULE, 1000, options={"sigma_spacing": "karras"})
-    assert table.evaluations == 1000
+    assert table.evaluations == 1000 or name.endswith("_inverse")
     with pytest.raises(InputError, match=r"steps is 1000, but sampler .* wants at most 999 for this noise"):
         make_table(name, SCHEDULE, 1000)
 
@@ -193,6 +192,28 @@ def test_levels_beyond_diffusers(name, options, levels):
         points = [point_of(s) for s in make_table(name, SCHEDULE, 7, options={**options, **FLOW}).steps]
         assert [point.ratio for point in points] == pytest.approx(levels, rel=1e-4)
         assert all(point.alpha + point.sigma == pytest.approx(1) for point in points)
+
+
+def test_bh1_ends_without_noise():
+    """Where diffusers computes 0·∞: the last step leads to the predicted x₀."""
+    last = make_table("unipc", SCHEDULE, 10, options={"solver_type": "bh1"}).steps[-1]
+    assert (last.update, last.history) == (point_of(last).x0, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "option"),
+    [
+        ("dpmpp_2m", {"solver_type": "bh2"}, {"solver_type": "midpoint"}),
+        ("dpmpp_2s", {"solver_type": "logrho"}, {"solver_type": "midpoint"}),
+        ("dpmpp_2m_inverse", {"solver_type": "bh1"}, {"solver_type": "midpoint"}),
+        ("unipc", {"solver_type": "heun"}, {"solver_type": "bh2"}),
+        ("deis", {"solver_type": "bh2", "algorithm_type": "dpmsolver++"}, {"solver_type": "logrho"}),
+    ],
+)
+def test_types_of_other_solvers(name, alias, option):
+    """Read as diffusers reads them, so that a checkpoint's config of another multistep solver works."""
+    tables = [make_table(name, SCHEDULE, 10, options=options) for options in (alias, option, {})]
+    assert tables[0] == tables[1] == tables[2]
 
 
 def test_a_name_wins_over_the_config():
