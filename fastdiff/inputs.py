@@ -12,9 +12,19 @@ from fastdiff.config import ModelSpec
 from fastdiff.engine_dir import Engine
 from fastdiff.errors import InputError
 from fastdiff.request import Request
-from fastdiff.samplers import SAMPLERS, NoiseSource, sampler_of
+from fastdiff.samplers import (
+    AdaptiveRun,
+    Guidance,
+    NoiseSchedule,
+    NoiseSource,
+    StepTable,
+    find_sampler,
+    make_adaptive,
+    make_table,
+    sampler_of,
+)
 
-__all__ = ["check_shapes", "default_sampler", "unit_noise"]
+__all__ = ["call_table", "check_shapes", "default_sampler", "unit_noise"]
 
 Array = NDArray[np.float32]
 
@@ -25,9 +35,28 @@ def default_sampler(scheduler: Mapping[str, Any]) -> str:
     if name is None:
         raise InputError(
             f"the checkpoint's own scheduler, {scheduler.get('_class_name')}, has no sampler here: "
-            f"choose one of {', '.join(SAMPLERS)}"
+            "choose one; fastdiff samplers lists all"
         )
     return name
+
+
+def call_table(schedule: NoiseSchedule, request: Request) -> StepTable | AdaptiveRun:
+    """The sampler's table for a call, or what runs a sampler that chooses its own steps.
+
+    Raises InputError, also for guidance that the sampler cannot have.
+    """
+    if find_sampler(request.sampler).adaptive is None:
+        table = make_table(request.sampler, schedule, request.steps, eta=request.eta, options=request.options)
+        if isinstance(request.guidance, Guidance):
+            request.guidance.check(table)
+        return table
+    if isinstance(request.guidance, Guidance):
+        raise InputError(
+            f"sampler {request.sampler!r} chooses its own steps and takes guidance as a scale alone, found a "
+            "method, schedule, interval or rescale; leave them out or use another sampler"
+        )
+    eta = {} if request.eta is None else {"eta": request.eta}
+    return make_adaptive(request.sampler, schedule, options={**request.options, **eta})
 
 
 def check_shapes(engine: Engine, request: Request, split_guidance: bool = False) -> None:
@@ -36,8 +65,11 @@ def check_shapes(engine: Engine, request: Request, split_guidance: bool = False)
     ``split_guidance``: the halves of guidance run apart and do not add to a batch.
     """
     factor = engine.manifest.model.vae_scale_factor
-    rows = request.pictures * (2 if request.guided and not split_guidance else 1)
-    for module, batch in (("unet", rows), ("vae_decoder", request.pictures)):
+    rows = request.pictures * (1 if split_guidance else request.branches)
+    batches = [("unet", rows), ("vae_decoder", request.pictures)]
+    if isinstance(request.guidance, Guidance) and request.guidance.interval is not None:
+        batches.append(("unet", request.pictures))  # in the steps outside
+    for module, batch in batches:
         shapes = engine.entry(module).shapes
         for side in ("height", "width"):
             size = getattr(request, side)
@@ -50,7 +82,7 @@ def check_shapes(engine: Engine, request: Request, split_guidance: bool = False)
         if "batch" in shapes and batch not in shapes["batch"]:
             raise InputError(
                 f"{request.pictures} pictures at once need a batch of {batch} in {module}: this engine "
-                f"takes {shapes['batch']}; ask for fewer"
+                f"takes {shapes['batch']}; ask for {'more' if batch < shapes['batch'].minimum else 'fewer'}"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastdiff.cli.guidance import add_guidance, chosen_guidance
 from fastdiff.cli.values import number, on_terminal, option, whole
 
 if TYPE_CHECKING:
@@ -43,13 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sigmas=14.6,3,0.5; may be given several times; fastdiff samplers NAME lists them",
     )
     parser.add_argument(
-        "--guidance",
-        metavar="G",
-        type=number,
-        default=5.0,
-        help="classifier-free guidance scale; 1 switches it off and halves the time (default: 5)",
-    )
-    parser.add_argument(
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
     )
     parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
@@ -80,20 +74,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
+    add_guidance(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate, write and name the pictures. Raises FastdiffError before anything is written."""
     from fastdiff.image import check_output
+    from fastdiff.samplers import find_sampler
 
     check_output(arguments.output)
+    guidance = chosen_guidance(arguments)
     pipe = _open(arguments)
     result = pipe(
         arguments.prompt,
         negative=arguments.negative,
         steps=arguments.steps,
         sampler=arguments.sampler,
-        guidance=arguments.guidance,
+        guidance=guidance,
         seed=arguments.seed,
         num=arguments.num,
         height=arguments.height,
@@ -105,11 +102,13 @@ def run(arguments: argparse.Namespace) -> None:
     pipe.close()
     names = result.save(arguments.output)
     settings, timings = result.metadata[0]["settings"], result.timings
+    own = find_sampler(settings["sampler"]).adaptive is not None
+    steps = len(timings.steps) if own else settings["steps"]
     step = sum(timings.steps) / len(timings.steps)
     print(*names, sep="\n")
     print(
-        f"seed {result.seed}, {settings['width']} x {settings['height']}, {settings['steps']} steps of "
-        f"{settings['sampler']}, {1000 * step:.1f} ms per step, {timings.total:.2f} s"
+        f"seed {result.seed}, {settings['width']} x {settings['height']}, {steps} steps of {settings['sampler']}, "
+        f"{1000 * step:.1f} ms per step, {timings.total:.2f} s"
     )
 
 

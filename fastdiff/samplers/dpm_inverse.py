@@ -38,6 +38,7 @@ def _path(schedule: NoiseSchedule, settings: Settings, steps: int) -> LambdaPath
     refused: diffusers lets them fall there too, which is no inversion.
     """
     settings.refuse("use_flow_sigmas", False, "set it to false: there is no inversion of flows")
+    settings.unused("flow_shift")
     for key in ("sigma_min", "sigma_max"):
         settings.refuse(key, None, "remove it")
     train_steps, train_sigmas = schedule.num_train_timesteps, schedule.sigmas()

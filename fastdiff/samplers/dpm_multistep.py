@@ -16,6 +16,7 @@ from fastdiff.errors import InputError
 from fastdiff.samplers.exponential import Form, leg
 from fastdiff.samplers.lambda_path import LambdaPath, PathRules, lambda_path
 from fastdiff.samplers.moves import Move
+from fastdiff.samplers.noise_options import not_negative
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
@@ -30,6 +31,7 @@ __all__ = [
     "SOLVER_TYPES",
     "check_end",
     "dpm_multistep",
+    "exact_third_order",
     "multistep_orders",
     "solver_options",
 ]
@@ -114,23 +116,24 @@ def check_end(path: LambdaPath, form: Form, sampler: str) -> None:
         )
 
 
+def exact_third_order(settings: Settings, order: int) -> bool:
+    """Option exact_third_order of solvers of order 3: mend what diffusers has of its own."""
+    return order == 3 and settings.flag("exact_third_order", False)
+
+
 def solver_options(settings: Settings, order: int, sde: bool) -> dict[str, Any]:
-    """The options of both kinds of solvers: solver_type; for order 3 exact_third_order, which mends what
-    diffusers has of its own; along the SDE eta (1) and s_noise (1), which diffusers does not have.
+    """The options of both kinds of solvers: solver_type; for order 3 exact_third_order; along the SDE eta (1)
+    and s_noise (1), which diffusers does not have.
 
     ``eta`` is τ², as in k-diffusion's samplers: 0 is the ODE.
     """
     options: dict[str, Any] = {
         "heun": settings.choice("solver_type", "midpoint", SOLVER_TYPES) == "heun",
-        "exact": order == 3 and settings.flag("exact_third_order", False),
+        "exact": exact_third_order(settings, order),
     }
     if sde:
-        eta, s_noise = settings.number("eta", 1.0), settings.number("s_noise", 1.0)
-        if eta < 0 or s_noise < 0:
-            raise InputError(
-                f"eta is {eta:g} and s_noise {s_noise:g}, wanted 0 or more; 1 is the sampler as published"
-            )
-        options |= {"tau": math.sqrt(eta), "s_noise": s_noise}
+        options["tau"] = math.sqrt(not_negative(settings, "eta", 1.0))
+        options["s_noise"] = not_negative(settings, "s_noise", 1.0)
     return options
 
 

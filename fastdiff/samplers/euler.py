@@ -4,63 +4,67 @@ Generative Models".
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
-
+from fastdiff.samplers.noise_options import Churn, churned
 from fastdiff.samplers.path import Point
-from fastdiff.samplers.prediction import Prediction
+from fastdiff.samplers.prediction import Linear, Prediction
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
-from fastdiff.samplers.spacing import SPACINGS, karras_sigmas, sigma_to_timestep, spaced_timesteps
-from fastdiff.samplers.table import StepTable, step_at
+from fastdiff.samplers.sigma_path import SigmaPath, sigma_path
+from fastdiff.samplers.table import Step, StepTable, step_at
 
-__all__ = ["SAMPLERS", "euler"]
+__all__ = ["SAMPLERS", "euler", "euler_steps", "euler_table", "euler_with_late_churn"]
+
+
+def euler_steps(starts: Sequence[Point], ends: Sequence[Point], noises: Sequence[float | None]) -> list[Step]:
+    """Algorithm 2 of the paper without its second-order correction: x' = x + (σ' − σ)·dx/dσ + noise.
+
+    ``starts`` are raised above the ``ends`` of the steps before them by churn, whose ``noises`` follow each
+    step.
+    """
+    return [
+        step_at(here, here.to(there), noise_coef=noise)
+        for here, there, noise in zip(starts, ends, noises, strict=True)
+    ]
+
+
+def euler_with_late_churn(path: SigmaPath, churn: Churn) -> list[Step]:
+    """Churn as diffusers has it: the denoiser is evaluated before the noise is added, not after.
+
+    The output for (x, σ) is then read as that for the raised sample x̂ at σ̂; for v-prediction with the
+    factors of σ. What is left at the end of a path of ε-prediction is the noise of the last step.
+    """
+    rows = []
+    for here, there in pairwise(path.points):
+        sigma, noise = churn.lift(here.sigma, len(path.points) - 1)
+        raised = here if noise is None else path.at(sigma)
+        reading = here if here.denoised is None and here.prediction is Prediction.V else raised
+        share = (there.sigma - sigma) / sigma
+        update = Linear(1 + share, 0.0) + -share * reading.x0
+        rows.append(step_at(here, update, noise_coef=None if noise is None else update.sample * noise))
+    return rows
 
 
 def euler(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Algorithm 1 of the paper without its second-order correction: x' = x + (σ' − σ)·dx/dσ.
+    """Here x = x₀ + σ·ε, and the denoiser sees x/√(σ² + 1), or what its preconditioning says.
 
-    Here x = x₀ + σ·ε, and the denoiser sees x/√(σ² + 1). Reads timestep_spacing, steps_offset,
-    use_karras_sigmas, sigma_min, sigma_max, final_sigmas_type and rescale_betas_zero_snr with the defaults of
-    diffusers' EulerDiscreteScheduler.
+    Reads what `sigma_path` reads and s_churn, s_tmin, s_tmax and s_noise. ``churn_noise`` "before" the
+    evaluation is the paper's; "after" is what s_churn of EulerDiscreteScheduler.step does.
     """
-    settings = schedule.settings("euler")
-    for key in ("use_exponential_sigmas", "use_beta_sigmas"):
-        settings.refuse(key, False, "set it to false or use use_karras_sigmas")
-    settings.refuse("interpolation_type", "linear", "set it to 'linear'")
-    if schedule.prediction is Prediction.V:
-        settings.refuse("timestep_type", "discrete", "set it to 'discrete'")
-    spacing = settings.choice("timestep_spacing", "linspace", SPACINGS)
-    offset = settings.integer("steps_offset", 0, minimum=0)
-    final_sigma = settings.choice("final_sigmas_type", "zero", ("zero", "sigma_min"))
+    return euler_table("euler", schedule, sigma_path(schedule, schedule.settings("euler"), steps))
 
-    train_sigmas = schedule.sigmas(zero_terminal_snr=settings.flag("rescale_betas_zero_snr", False))
-    # diffusers holds fractional timesteps and noise levels in float32.
-    timesteps = spaced_timesteps(spacing, schedule.num_train_timesteps, steps, offset).astype(np.float32)
-    sigmas = np.interp(timesteps, np.arange(len(train_sigmas)), train_sigmas)
-    if settings.flag("use_karras_sigmas", False):
-        sigma_min, sigma_max = (
-            settings.positive(key, 1.0) if settings.is_set(key) else float(spaced)
-            for key, spaced in (("sigma_min", sigmas[-1]), ("sigma_max", sigmas[0]))
-        )
-        sigmas = karras_sigmas(sigma_min, sigma_max, steps)
-        timesteps = sigma_to_timestep(sigmas, train_sigmas).astype(np.float32)
-    last = train_sigmas[0] if final_sigma == "sigma_min" else 0.0
-    levels = [float(sigma) for sigma in np.append(sigmas, last).astype(np.float32)]
 
-    points = [
-        Point(float(timestep), 1.0, sigma, schedule.prediction, 1 / math.sqrt(sigma**2 + 1))
-        for timestep, sigma in zip(np.append(timesteps, 0), levels, strict=True)
-    ]
-    rows = [step_at(point, point.to(following)) for point, following in pairwise(points)]
-    # The training samples at level σ have variance σ² + 1; diffusers leaves out the 1 for the spacings that
-    # start at the last timestep. Rounded as there, so that the first latents are the same.
-    start = np.float32(max(levels))
-    if spacing == "leading":
-        start = np.sqrt(np.square(start) + np.float32(1))
-    return StepTable("euler", tuple(rows), init_noise_sigma=float(start))
+def euler_table(name: str, schedule: NoiseSchedule, path: SigmaPath) -> StepTable:
+    """The table of `euler` for ``path``."""
+    settings = schedule.settings(name)
+    churn = Churn.read(settings)
+    if settings.choice("churn_noise", "before", ("before", "after")) == "after":
+        return StepTable(name, tuple(euler_with_late_churn(path, churn)), path.init_noise_sigma)
+    starts, noises = churned(path, churn)
+    rows = euler_steps(starts, path.points[1:], noises[1:])
+    return StepTable(name, tuple(rows), path.init_noise_sigma, start_noise=noises[0])
 
 
 SAMPLERS = (

@@ -158,6 +158,7 @@ def _levels(
     """Timesteps and levels of the evaluations, and whether the timesteps follow from the levels."""
     train_steps = schedule.num_train_timesteps
     spacing = sigma_spacing(settings)
+    low, high = _range(settings, train_sigmas)
     sigmas = given_sigmas(settings, steps)
     timesteps = given_timesteps(settings, steps)
     shift = read_flow_shift(settings, of_unipc=rules.flow_from_one, flow=flow)
@@ -175,7 +176,6 @@ def _levels(
         if settings.flag("use_lu_lambdas", False):
             levels = _lu_levels(train_sigmas, steps)
         else:
-            low, high = _range(settings, train_sigmas)
             levels = placed_sigmas(settings, spacing, low, high, steps)
         if flow:
             levels = levels / (1 + levels)

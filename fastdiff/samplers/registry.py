@@ -9,23 +9,82 @@ from itertools import chain
 
 from fastdiff.errors import InputError
 from fastdiff.samplers import (
+    adaptive,
+    consistency,
     ddim,
+    ddpm,
     deis,
+    dpm2,
+    dpm_adaptive,
     dpm_inverse,
     dpm_multistep,
     dpm_singlestep,
+    dpmpp_2m_sde,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
+    edm,
+    edm_dpmpp,
+    er_sde,
     euler,
+    euler_ancestral,
+    flow,
+    heun,
+    ipndm,
+    langevin,
+    lcm,
+    lms,
     pndm,
+    predictor_corrector,
+    res,
+    restart,
     sa_solver,
+    score_sde,
+    tcd,
     unipc,
 )
+from fastdiff.samplers.adaptive import AdaptiveRun
+from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS, FORMER_KEYS
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
+from fastdiff.samplers.settings import short
 from fastdiff.samplers.table import StepTable
 
-__all__ = ["SAMPLERS", "find_sampler", "make_table", "options_of", "sampler_of"]
+__all__ = ["SAMPLERS", "find_sampler", "make_adaptive", "make_table", "options_of", "sampler_of"]
 
-_FAMILIES = (ddim, deis, dpm_inverse, dpm_multistep, dpm_singlestep, euler, pndm, sa_solver, unipc)
+_FAMILIES = (
+    ddim,
+    ddpm,
+    pndm,
+    ipndm,
+    euler,
+    euler_ancestral,
+    heun,
+    dpm2,
+    lms,
+    dpm_singlestep,
+    dpm_multistep,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
+    dpmpp_2m_sde,
+    unipc,
+    deis,
+    sa_solver,
+    res,
+    er_sde,
+    restart,
+    edm,
+    edm_dpmpp,
+    langevin,
+    predictor_corrector,
+    score_sde,
+    adaptive,
+    dpm_adaptive,
+    lcm,
+    tcd,
+    consistency,
+    flow,
+    dpm_inverse,
+)
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler for sampler in chain.from_iterable(family.SAMPLERS for family in _FAMILIES)
 }
@@ -63,7 +122,7 @@ def find_sampler(name: str) -> Sampler:
     if name not in SAMPLERS:
         near = difflib.get_close_matches(str(name).lower(), SAMPLERS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"unknown sampler {name!r}; {hint}available: {', '.join(SAMPLERS)}")
+        raise InputError(f"unknown sampler {name!r}; {hint}fastdiff samplers lists all {len(SAMPLERS)}")
     return SAMPLERS[name]
 
 
@@ -71,7 +130,10 @@ def options_of(sampler: Sampler) -> tuple[str, ...]:
     """The options that ``sampler`` reads, besides those of the noise schedule: what a table asked for."""
     schedule = NoiseSchedule.from_config({}).with_options({})
     shared = set(schedule.reads)
-    sampler.table(schedule, 10)
+    if sampler.adaptive is None:
+        sampler.table(schedule, 10)
+    else:
+        sampler.adaptive(schedule)
     return tuple(sorted(schedule.reads - shared))
 
 
@@ -110,7 +172,25 @@ def make_table(
             "use another step count or sampler"
         )
     _check_read(sampler, schedule, given)
+    _check_config(sampler, schedule, given)
     return table
+
+
+def make_adaptive(
+    name: str, schedule: NoiseSchedule, *, options: Mapping[str, object] | None = None
+) -> AdaptiveRun:
+    """What `fastdiff.samplers.adaptive.sample_adaptive` runs, for a sampler that chooses its own steps.
+
+    Raises `InputError` for a sampler with fixed steps, and as `make_table` for names and options.
+    """
+    sampler = find_sampler(name)
+    if sampler.adaptive is None:
+        own = ", ".join(other.name for other in SAMPLERS.values() if other.adaptive)
+        raise InputError(f"sampler {name!r} has fixed steps; use make_table, or one of {own}")
+    schedule = schedule.with_options(options or {})
+    run = sampler.adaptive(schedule)
+    _check_read(sampler, schedule, options or {})
+    return run
 
 
 def _check_steps(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> int:
@@ -142,4 +222,24 @@ def _check_read(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, o
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
             f"sampler {sampler.name!r} has no option {key!r}; {hint}it has {', '.join(known) or 'none'}"
+        )
+
+
+def _check_config(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, object]) -> None:
+    """Raise for a key of the sampler's own diffusers class that nobody knows: misspelt, or newer than
+    fastdiff.
+
+    Keys of other classes are left alone, as diffusers does, and so is what a config leaves null.
+    """
+    if schedule.config.get("_class_name") not in sampler.classes:
+        return
+    known = schedule.reads | DIFFUSERS_KEYS | FORMER_KEYS | given.keys()
+    for key, value in schedule.config.items():
+        if key in known or key.startswith("_") or value is None:
+            continue
+        near = difflib.get_close_matches(key, sorted(schedule.reads), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"scheduler config has {key}={short(value)}, which sampler {sampler.name!r} does not know; {hint}"
+            "correct the key or remove it"
         )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
+
+if TYPE_CHECKING:
+    from fastdiff.samplers.adaptive import AdaptiveRun
 
 __all__ = ["Sampler"]
 
@@ -25,6 +29,8 @@ class Sampler:
     when         the values of a class's options for which it does, where several samplers share the class;
                  None among them is the key's absence
     any_steps    the step count is not limited to the number of training timesteps
+    adaptive     for samplers that choose their steps while they run: reads the options of a schedule's
+                 config; ``table`` then raises `InputError`
     """
 
     name: str
@@ -35,6 +41,7 @@ class Sampler:
     paper: str
     classes: tuple[str, ...] = ()
     any_steps: bool = False
+    adaptive: Callable[[NoiseSchedule], AdaptiveRun] | None = None
     when: Mapping[str, Collection[object]] = field(default_factory=dict)
 
     def stands_for(self, config: Mapping[str, object]) -> bool:

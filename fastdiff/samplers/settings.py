@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from fastdiff.errors import InputError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "short"]
 
 
 class Settings:
@@ -55,6 +55,13 @@ class Settings:
         value = self.number(key, default)
         if not 0 < value < math.inf:
             raise self._error(key, value, "a number above 0")
+        return value
+
+    def within(self, key: str, default: float, low: float, high: float) -> float:
+        """A number from ``low`` to ``high``."""
+        value = self.number(key, default)
+        if not low <= value <= high:
+            raise self._error(key, value, f"a number from {low:g} to {high:g}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -107,15 +114,20 @@ class Settings:
         value = self._get(key, neutral)
         if value is not None and value is not neutral and value != neutral:
             raise InputError(
-                f"{self._reader} does not support {key}={_short(value)} of the scheduler config; {way_out}"
+                f"{self._reader} does not support {key}={short(value)} of the scheduler config; {way_out}"
             )
+
+    def unused(self, *keys: str) -> None:
+        """Note keys that the diffusers class has too but that change nothing in its steps."""
+        self._reads.update(keys)
 
     def _error(self, key: str, value: object, wanted: str) -> InputError:
         return InputError(
-            f"scheduler config has {key}={_short(value)}, {self._reader} wants {wanted}; correct the config"
+            f"scheduler config has {key}={short(value)}, {self._reader} wants {wanted}; correct the config"
         )
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """The value as Python writes it, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -38,15 +38,16 @@ def error_of(config: dict, sampler: str = "ddim", steps: object = 20, **argument
 )
 def test_unknown_sampler_with_a_near_match(name, near):
     message = error_of(STABLE_DIFFUSION, name)
-    assert message.startswith(f"unknown sampler '{name}'; did you mean {near}")
-    assert message.endswith(f"available: {', '.join(SAMPLERS)}")
+    assert message.startswith(f"unknown sampler '{name}'; did you mean ")
+    assert near in message.removesuffix("fastdiff samplers lists all")
+    assert message.endswith(f"fastdiff samplers lists all {len(SAMPLERS)}")
 
 
 @pytest.mark.parametrize("name", ["", "heun3", "XXXX", None, 3])
 def test_unknown_sampler(name):
     message = error_of(STABLE_DIFFUSION, name)
     assert message.startswith(f"unknown sampler {name!r}")
-    assert all(sampler in message for sampler in EXACT)
+    assert "fastdiff samplers" in message
 
 
 @pytest.mark.parametrize("sampler", EXACT)
@@ -124,7 +125,7 @@ def test_no_signal_to_divide_by():
 @pytest.mark.parametrize(
     ("sampler", "key", "value"),
     [
-        ("ddim", "thresholding", True),
+        ("flow_lcm", "scale_factors", [2.0]),
         ("euler", "use_exponential_sigmas", True),
         ("euler", "use_beta_sigmas", True),
         ("euler", "interpolation_type", "log_linear"),
@@ -136,9 +137,7 @@ def test_settings_that_would_change_the_picture(sampler, key, value):
     assert f"sampler '{sampler}'" in message
     assert "; " in message
     # The neutral value and null are no obstacle, nor is the key for a sampler whose class does not have it.
-    other = {"ddim": "euler", "euler": "ddim"}[sampler]
-    if key != "thresholding":
-        make_table(other, NoiseSchedule.from_config({key: value}), 5) if other == "ddim" else None
+    make_table("ddim", NoiseSchedule.from_config({key: value}), 5)
 
 
 def test_continuous_timesteps_of_euler():
@@ -150,7 +149,7 @@ def test_continuous_timesteps_of_euler():
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [
-        ("beta_schedule", "sigmoid", "one of 'linear', 'scaled_linear', 'squaredcos_cap_v2'"),
+        ("beta_schedule", "quadratic", "one of 'linear', 'scaled_linear', 'squaredcos_cap_v2'"),
         ("beta_schedule", None, "one of 'linear'"),
         ("prediction_type", "trigflow", "one of 'epsilon', 'v_prediction', 'sample'"),
         ("timestep_spacing", "even", "one of 'leading', 'trailing', 'linspace'"),

@@ -1,0 +1,73 @@
+"""DPM-Solver++ in several steps, for the ODE and for SDEs with any amount of noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from fastdiff.samplers.path import Point
+from fastdiff.samplers.table import Step
+from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, x0_step
+
+__all__ = ["multistep_sde"]
+
+
+def multistep_sde(
+    points: Sequence[Point],
+    orders: Sequence[int],
+    eta: float,
+    s_noise: float = 1.0,
+    *,
+    midpoint: bool = True,
+    last_noise: float | None = None,
+    clip: Clipping = UNCLIPPED,
+) -> list[Step]:
+    """The steps x' = (σ'/σ)·e^{−ηh}·x + α'·∫ e^{(1+η)(τ−h)}·(1 + η)·D dτ + σ'·√(1 − e^{−2ηh})·z, h = λ' − λ.
+
+    Lu et al., "DPM-Solver++", section 5 and Eq. 14 (η = 0) and 18 (η = 1); η in between is k-diffusion's. D
+    is a polynomial in λ through the latest predictions, as many as ``orders`` says for each step, up to 3 and
+    never more than there are. In the second order ``midpoint`` takes half of the first weight for the
+    slope instead of its integral. The third weighs the second difference with half of its integral, as the
+    authors, diffusers and k-diffusion do, so that the error is of second order. The step to σ = 0 is D;
+    ``last_noise`` is its noise, 0 where noise is drawn and not used.
+    """
+    rows: list[Step] = []
+    keep = max(orders) - 1  # slots; the prediction of row i is in slot i modulo their number
+    for i, (here, there) in enumerate(pairwise(points)):
+        save = i % keep if keep else None
+        if there.sigma == 0:
+            rows.append(x0_step(here, 0.0, there.alpha, clip, noise_coef=last_noise))
+            continue
+        h = there.log_snr - here.log_snr
+        newest, *older = _weights(points[: i + 1], h, min(orders[i], i + 1), eta, midpoint)
+        rows.append(
+            x0_step(
+                here,
+                there.sigma / here.sigma * math.exp(-eta * h),
+                there.alpha * newest,
+                clip,
+                save=save,
+                history=tuple(((i - 1 - j) % keep, there.alpha * weight) for j, weight in enumerate(older)),
+                noise_coef=there.sigma * math.sqrt(-math.expm1(-2 * eta * h)) * s_noise if eta else None,
+            )
+        )
+    return rows
+
+
+def _weights(points: Sequence[Point], h: float, order: int, eta: float, midpoint: bool) -> list[float]:
+    """Of the predictions at the last ``order`` points, the newest first, for a step of ``h``."""
+    decay = (1 + eta) * h
+    gain = -math.expm1(-decay)
+    if order == 1 or h == 0:
+        return [gain]
+    r0 = (points[-1].log_snr - points[-2].log_snr) / h
+    phi2 = 1 - gain / decay
+    if order == 2:
+        slope = (gain / 2 if midpoint else phi2) / r0
+        return [gain + slope, -slope]
+    r1 = (points[-2].log_snr - points[-3].log_snr) / h
+    # D' = d₀ + r₀/(r₀ + r₁)·(d₀ − d₁) and D'' = (d₀ − d₁)/(r₀ + r₁) of the differences d₀ and d₁.
+    bend = (phi2 * r0 - (phi2 / decay - 0.5)) / (r0 + r1)
+    newer, older = (phi2 + bend) / r0, -bend / r1
+    return [gain + newer, older - newer, -older]
