@@ -81,7 +81,7 @@ def sigma_path(
     timesteps, sigmas = _levels(schedule, settings, train_sigmas, steps, spacing, round_karras)
     if len(sigmas) == steps:
         to_zero = settings.choice("final_sigmas_type", "zero", ("zero", "sigma_min")) == "zero"
-        sigmas = np.append(sigmas, 0.0 if to_zero else train_sigmas[0])
+        sigmas = np.append(sigmas, 0.0 if to_zero else min(sigmas[-1], train_sigmas[0]))
     levels = [float(sigma) for sigma in sigmas.astype(np.float32)]
     points = [point(float(t), sigma) for t, sigma in zip(timesteps, levels, strict=False)]
     # The training samples at level σ have variance σ² + 1; diffusers leaves out the 1 for the spacings that

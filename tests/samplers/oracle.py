@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff.samplers import NoiseSchedule, StepTable, make_table, sampler_of
+from fastdiff.samplers import NoiseSchedule, StepTable, Threshold, make_table, sampler_of
 
 CLASSES = {
     "ddim": diffusers.DDIMScheduler,
@@ -113,6 +113,7 @@ def table_run(
             value = step.estimate.value
             limit = step.estimate.limit
             kept = np.clip(value.sample * x + value.output * m, -limit, limit)
+            kept = thresholded(kept, step.estimate.threshold)
             following = following + step.estimate.weight * kept
         if step.noise_coef is not None and noise is not None:
             following = following + step.noise_coef * noise()
@@ -122,6 +123,16 @@ def table_run(
             slots[step.save_output] = kept
         x = following
         yield step.timestep, x
+
+
+def thresholded(x: np.ndarray, threshold: Threshold | None) -> np.ndarray:
+    """Each image clipped to a quantile of its absolute values, from 1 to the maximum, and divided by it."""
+    if threshold is None:
+        return x
+    axes = tuple(range(1, x.ndim))
+    quantile = np.quantile(np.abs(x), threshold.ratio, axis=axes, keepdims=True)
+    s = np.clip(quantile, 1, max(threshold.maximum, 1))
+    return np.clip(x, -s, s) / s
 
 
 def assert_follows_diffusers(
