@@ -90,7 +90,7 @@ SAMPLERS = (
     Sampler(
         "dpm2_ancestral",
         dpm2_ancestral,
-        order=1,
+        order=2,
         evaluations=2,
         stochastic=True,
         paper="Lu et al., DPM-Solver; Crowson, k-diffusion",

@@ -42,7 +42,7 @@ SAMPLERS = (
     Sampler(
         "dpmpp_2m_sde",
         dpmpp_2m_sde,
-        order=1,
+        order=2,
         evaluations=1,
         stochastic=True,
         paper="Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
@@ -50,7 +50,7 @@ SAMPLERS = (
     Sampler(
         "dpmpp_3m_sde",
         dpmpp_3m_sde,
-        order=1,
+        order=2,
         evaluations=1,
         stochastic=True,
         paper="Lu et al., DPM-Solver++; Crowson, k-diffusion",

@@ -55,7 +55,7 @@ SAMPLERS = (
     Sampler(
         "dpmpp_2s_ancestral",
         dpmpp_2s_ancestral,
-        order=1,
+        order=2,
         evaluations=2,
         stochastic=True,
         paper="Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",

@@ -84,7 +84,7 @@ SAMPLERS = (
     Sampler(
         "dpmpp_sde",
         dpmpp_sde,
-        order=1,
+        order=2,
         evaluations=2,
         stochastic=True,
         paper="Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",

@@ -91,12 +91,12 @@ SAMPLERS = (
     ),
     Sampler("edm_heun", edm_heun, order=2, evaluations=2, stochastic=False, paper=PAPER, any_steps=True),
     Sampler(
-        "edm_stochastic", edm_stochastic, order=1, evaluations=2, stochastic=True, paper=PAPER, any_steps=True
+        "edm_stochastic", edm_stochastic, order=2, evaluations=2, stochastic=True, paper=PAPER, any_steps=True
     ),
     Sampler(
         "karras_ve",
         karras_ve,
-        order=1,
+        order=2,
         evaluations=2,
         stochastic=True,
         paper=PAPER,

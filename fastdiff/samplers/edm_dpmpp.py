@@ -87,7 +87,7 @@ SAMPLERS = (
     Sampler(
         "cosine_dpmpp_sde",
         cosine_dpmpp_sde,
-        order=1,
+        order=2,
         evaluations=1,
         stochastic=True,
         paper=PAPER,

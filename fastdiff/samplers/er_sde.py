@@ -104,7 +104,7 @@ SAMPLERS = (
     Sampler(
         "er_sde",
         er_sde,
-        order=1,
+        order=2,
         evaluations=1,
         stochastic=True,
         paper="Cui et al., Elucidating the Solution Space of Extended Reverse-Time SDE for Diffusion Models",

@@ -77,7 +77,7 @@ SAMPLERS = (
     Sampler(
         "res_multistep_ancestral",
         res_multistep_ancestral,
-        order=1,
+        order=2,
         evaluations=1,
         stochastic=True,
         paper=PAPER,
