@@ -29,9 +29,10 @@ def dpmpp_sde_steps(
     brownian: bool = True,
     clip: Clipping = UNCLIPPED,
 ) -> list[Step]:
-    """U = (s/σ)·x + (1 − s/σ)·D(x) + σ_up·z₁, x' = (σ_down/σ)·x + (1 − σ_down/σ)·D̄ + σ'_up·z,
-    D̄ = (1 − 1/2r)·D(x) + D(u)/2r; s and σ_up are the ancestral step to the inner level, and log of that
-    lies at the share ``r`` of the step.
+    """The steps x' = (σ_down/σ)·x + (1 − σ_down/σ)·D̄ + σ_up·z with D̄ = (1 − 1/2r)·D(x) + D(u)/2r.
+
+    Here u = (s_down/σ)·x + (1 − s_down/σ)·D(x) + s_up·z₁ lies at an inner level, which divides the step in
+    log σ in the ratio of ``r`` to 1 − r; both parts are ancestral.
 
     ``brownian``: z₁ and z belong to one Brownian motion in σ, the first over the part of the interval down to
     the inner level, so z = c₁·z₁ + c₂·z₂, where z₁ is found in u. Otherwise z is independent of z₁.

@@ -89,10 +89,8 @@ SAMPLERS = (
         classes=("EDMEulerScheduler",),
         any_steps=True,
     ),
-    Sampler("edm_heun", edm_heun, order=2, evaluations=2, stochastic=False, paper=PAPER, any_steps=True),
-    Sampler(
-        "edm_stochastic", edm_stochastic, order=2, evaluations=2, stochastic=True, paper=PAPER, any_steps=True
-    ),
+    Sampler("edm_heun", edm_heun, order=2, evaluations=2, stochastic=False, paper=PAPER),
+    Sampler("edm_stochastic", edm_stochastic, order=2, evaluations=2, stochastic=True, paper=PAPER),
     Sampler(
         "karras_ve",
         karras_ve,

@@ -94,7 +94,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "thresholding": True},
         {"algorithm_type": "sde-dpmsolver++", "solver_order": 1, "final_sigmas_type": "sigma_min"},
     ],
-    "DPMSolverSDEScheduler": [*PLACES, *FLAGS],
+    "DPMSolverSDEScheduler": [{}, *({**SHORT, **config} for config in (*PLACES, *FLAGS))],
     "CosineDPMSolverMultistepScheduler": [
         {},
         {"prediction_type": "epsilon"},

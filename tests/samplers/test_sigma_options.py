@@ -183,8 +183,7 @@ def test_more_steps_than_the_chain_has():
 def test_presets_of_restart(preset):
     table = table_of("restart", 36, {"restart_preset": preset}, {"sigma_data": 0.5})
     check(table)
-    intervals = zip(*[iter(PRESETS[preset])] * 4, strict=True)
-    more = sum(2 * k * (n - 1) for n, k, _, _ in intervals)
+    more = sum(2 * interval.times * (interval.levels - 1) for interval in PRESETS[preset])
     assert table.evaluations == 71 + more
     assert table.stochastic == (preset != "none")
 
