@@ -118,7 +118,7 @@ def on_gpu(json: Path | None) -> None:
 
         def make_table(shape=shape):
             columns = torch.rand(20, len(reference.TABLE_COLUMNS) + 2, device="cuda")
-            columns[:, reference.TABLE_COLUMNS.index("clip_weight")] = 0.0
+            columns[:, reference.TABLE_COLUMNS.index("estimate_weight")] = 0.0
             saves = torch.tensor([[-1, 0], [-1, 1]] * 10, dtype=torch.int32, device="cuda")
             output = torch.randn(2 * shape[0], *shape[1:], device="cuda").half()
             slots = torch.randn(2, *shape, device="cuda")
@@ -173,11 +173,12 @@ def on_cpu(rounds: int) -> None:
             functions = {}
             for isa in _C.available_isas():
                 functions[isa] = functools.partial(
-                    scheduler_step, *arguments, out=out, guided=guided, isa=isa
+                    scheduler_step, *arguments, out=out, estimate=guided, isa=isa
                 )
                 out.fill(np.nan)
                 guided.fill(np.nan)
-                verify(functions[isa](), wanted, f"{shape}, {label}, {isa}")
+                functions[isa]()
+                verify((out, guided), wanted, f"{shape}, {label}, {isa}")
             functions["PyTorch"] = functools.partial(reference.scheduler_step, *tensors)
 
             moved = out.nbytes * (4 + has_guidance + history_count + with_noise)

@@ -140,8 +140,15 @@ def scheduler_step(
     history_coefs: Sequence[float],
     noise: FloatArray | None,
     noise_coef: float,
+    estimate_sample: float,
+    estimate_output: float,
+    estimate_limit: float,
+    estimate_coef: float,
+    next_scale: float,
     out: FloatArray,
-    guided: FloatArray,
+    estimate: FloatArray | None,
+    next: FloatArray | None,
+    next_again: FloatArray | None,
     isa: str | None = None,
 ) -> None: ...
 def timestep_embedding(

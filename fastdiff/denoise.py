@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from fastdiff.errors import NumericError
 from fastdiff.progress import progress_bar
 from fastdiff.request import Request
-from fastdiff.samplers import Callback, Generator, NoiseSource, StepTable, sample
+from fastdiff.samplers import Callback, Generator, Guidance, NoiseSource, StepTable, sample
+from fastdiff.samplers.loop import Outputs
 
 if TYPE_CHECKING:
     from fastdiff.targets.session import Session
@@ -23,19 +24,29 @@ Array = NDArray[np.float32]
 
 
 class Denoiser:
-    """The U-Net as the sampler loop calls it, with classifier-free guidance as one batch.
+    """The U-Net as the sampler loop calls it, with guidance as one batch.
 
-    ``conditional`` and ``unconditional`` are [batch, tokens, hidden]; the latter None without guidance.
-    The batch is [unconditional, conditional], the order of diffusers.
+    ``conditional``, ``unconditional`` and ``negative`` are [batch, tokens, hidden]; the second None without
+    guidance, the third with methods that need no three branches. The batch is [unconditional, conditional],
+    the order of diffusers, then negative.
     """
 
-    def __init__(self, unet: Session, conditional: Array, unconditional: Array | None) -> None:
+    def __init__(
+        self, unet: Session, conditional: Array, unconditional: Array | None, negative: Array | None = None
+    ) -> None:
         self._unet = unet
         self._conditional = conditional
         self._both = None if unconditional is None else np.concatenate([unconditional, conditional])
+        self._all = None
+        if self._both is not None and negative is not None:
+            self._all = np.concatenate([self._both, negative])
 
-    def __call__(self, sample: Array, timestep: float, guided: bool) -> tuple[Array, Array | None]:
-        """Outputs (conditional, unconditional) for ``sample`` [batch, channels, h, w], already scaled."""
+    def __call__(self, sample: Array, timestep: float, guided: int) -> Outputs:
+        """Outputs (conditional, unconditional[, negative]) for ``sample`` [batch, channels, h, w], scaled."""
+        if guided == 2 and self._all is not None:
+            output = self._predict(np.concatenate([sample] * 3), timestep, self._all)
+            unconditional, conditional, negative = np.split(output, 3)
+            return conditional, unconditional, negative
         if not guided or self._both is None:
             return self._predict(sample, timestep, self._conditional), None
         output = self._predict(np.concatenate([sample, sample]), timestep, self._both)
@@ -47,13 +58,23 @@ class Denoiser:
         return not self._unet.has_loop or self._unet.waits_per_step
 
     def run(
-        self, table: StepTable, start: Array, guidance: float, noise: NoiseSource, callback: Callback | None
+        self,
+        table: StepTable,
+        start: Array,
+        guidance: float | Guidance,
+        noise: NoiseSource,
+        callback: Callback | None,
     ) -> Array:
-        """All steps of ``table`` from ``start``: in the target's own loop where it has one."""
+        """All steps of ``table`` from ``start``: in the target's own loop where it has one for the table."""
+        if isinstance(guidance, Guidance):
+            if not guidance.linear:
+                return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
+            table, guidance = guidance.fold(table)
         drawable = not table.stochastic or self._unet.takes_any_noise or isinstance(noise, Generator)
-        if not self._unet.has_loop or not drawable:
+        guided = any(scale != 1 for scale in table.guidance_scales(guidance))
+        states = self._both if guided else self._conditional
+        if states is None or not drawable or not self._unet.runs(table, guidance):
             return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
-        states = self._conditional if self._both is None or guidance == 1 else self._both
         inputs = {"encoder_hidden_states": states}
         latents: Array = self._unet.sample(table, start, inputs, guidance, noise, callback)
         return latents
@@ -65,31 +86,56 @@ class Denoiser:
 class SplitDenoiser:
     """The U-Net twice, on two devices, one for each half of classifier-free guidance, at the same time.
 
-    ``unet`` computes with ``conditional``, ``other`` with ``unconditional``, both [batch, tokens, hidden];
-    neither needs room for both halves. The sampler loop runs on the host, whatever loops the sessions have:
-    every step sends the latents to both devices and fetches both outputs. Which half a session computes is
-    all that differs from ``Denoiser``, so that pictures are equal but for rounding.
+    ``unet`` computes with ``conditional``, ``other`` with ``unconditional`` and after it with ``negative``
+    where a method needs that, all [batch, tokens, hidden]; neither needs room for more than one of them. The
+    sampler loop runs on the host, whatever loops the sessions have: every step sends the latents to both
+    devices and fetches the outputs. What a session computes is all that differs from ``Denoiser``, so that
+    pictures are equal but for rounding.
     """
 
     waits_per_step = True
 
-    def __init__(self, unet: Session, other: Session, conditional: Array, unconditional: Array) -> None:
+    def __init__(
+        self,
+        unet: Session,
+        other: Session,
+        conditional: Array,
+        unconditional: Array,
+        negative: Array | None = None,
+    ) -> None:
         self._unet = unet
         self._other = other
         self._conditional = conditional
         self._unconditional = unconditional
+        self._negative = negative
 
     def run(
-        self, table: StepTable, start: Array, guidance: float, noise: NoiseSource, callback: Callback | None
+        self,
+        table: StepTable,
+        start: Array,
+        guidance: float | Guidance,
+        noise: NoiseSource,
+        callback: Callback | None,
     ) -> Array:
         """All steps of ``table`` from ``start``. One thread computes beside the caller's until it returns."""
         with ThreadPoolExecutor(1, "fastdiff-guidance") as thread:
 
-            def denoise(sample: Array, timestep: float, guided: bool) -> tuple[Array, Array | None]:
-                # The context waits for the other half also when this one raises.
-                half = thread.submit(_predict, self._other, sample, timestep, self._unconditional)
+            def denoise(sample: Array, timestep: float, guided: int) -> Outputs:
+                states = (self._unconditional, self._negative)[:guided]
+                # The context waits for the others also when this one raises.
+                others = [
+                    thread.submit(_predict, self._other, sample, timestep, state)
+                    for state in states
+                    if state is not None
+                ]
                 cond = _predict(self._unet, sample, timestep, self._conditional)
-                return cond, half.result()
+                match [other.result() for other in others]:
+                    case [unconditional, negative]:
+                        return cond, unconditional, negative
+                    case [unconditional]:
+                        return cond, unconditional
+                    case _:
+                        return cond, None
 
             return sample(table, denoise, start, guidance=guidance, noise=noise, callback=callback)
 
@@ -131,7 +177,8 @@ def run_table(
         last = time.perf_counter()
 
     try:
-        guidance = request.guidance if request.guided else 1.0
+        whole = request.guided or isinstance(request.guidance, Guidance)
+        guidance = request.guidance if whole else 1.0
         latents = denoise.run(table, start, guidance, noise, after_step if watched else None)
     finally:
         if bar is not None:
@@ -146,5 +193,5 @@ def _check_finite(latents: Array, step: int, total: int, request: Request) -> No
     if not np.isfinite(latents).all():
         raise NumericError(
             f"NaN or infinity in the latents after step {step} of {total}: use a guidance lower than "
-            f"{request.guidance:g}, or check the engine with fastdiff verify"
+            f"{request.scale:g}, or check the engine with fastdiff verify"
         )

@@ -12,9 +12,17 @@ from fastdiff.config import ModelSpec
 from fastdiff.engine_dir import Engine
 from fastdiff.errors import InputError
 from fastdiff.request import Request
-from fastdiff.samplers import SAMPLERS, NoiseSource, sampler_of
+from fastdiff.samplers import (
+    SAMPLERS,
+    Guidance,
+    NoiseSchedule,
+    NoiseSource,
+    StepTable,
+    make_table,
+    sampler_of,
+)
 
-__all__ = ["check_shapes", "default_sampler", "unit_noise"]
+__all__ = ["call_table", "check_shapes", "default_sampler", "unit_noise"]
 
 Array = NDArray[np.float32]
 
@@ -30,14 +38,25 @@ def default_sampler(scheduler: Mapping[str, Any]) -> str:
     return name
 
 
+def call_table(schedule: NoiseSchedule, request: Request) -> StepTable:
+    """The sampler's table for a call. Raises InputError, also for guidance that the table cannot have."""
+    table = make_table(request.sampler, schedule, request.steps, eta=request.eta, options=request.options)
+    if isinstance(request.guidance, Guidance):
+        request.guidance.check(table)
+    return table
+
+
 def check_shapes(engine: Engine, request: Request, split_guidance: bool = False) -> None:
     """The sizes of a call against what the modules were built for. Raises InputError.
 
     ``split_guidance``: the halves of guidance run apart and do not add to a batch.
     """
     factor = engine.manifest.model.vae_scale_factor
-    rows = request.pictures * (2 if request.guided and not split_guidance else 1)
-    for module, batch in (("unet", rows), ("vae_decoder", request.pictures)):
+    rows = request.pictures * (1 if split_guidance else request.branches)
+    batches = [("unet", rows), ("vae_decoder", request.pictures)]
+    if isinstance(request.guidance, Guidance) and request.guidance.interval is not None:
+        batches.append(("unet", request.pictures))  # in the steps outside
+    for module, batch in batches:
         shapes = engine.entry(module).shapes
         for side in ("height", "width"):
             size = getattr(request, side)
@@ -50,7 +69,7 @@ def check_shapes(engine: Engine, request: Request, split_guidance: bool = False)
         if "batch" in shapes and batch not in shapes["batch"]:
             raise InputError(
                 f"{request.pictures} pictures at once need a batch of {batch} in {module}: this engine "
-                f"takes {shapes['batch']}; ask for fewer"
+                f"takes {shapes['batch']}; ask for {'more' if batch < shapes['batch'].minimum else 'fewer'}"
             )
 
 

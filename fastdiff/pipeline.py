@@ -25,10 +25,10 @@ from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import FastdiffWarning, NumericError
-from fastdiff.inputs import check_shapes, default_sampler, unit_noise
+from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import Callback, Generator, NoiseSchedule, NoiseSource, make_table
+from fastdiff.samplers import Callback, Generator, Guidance, NoiseSchedule, NoiseSource
 from fastdiff.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Pipeline:
         negative: str | list[str] = "",
         steps: int = 20,
         sampler: str | None = None,
-        guidance: float = 5.0,
+        guidance: float | Guidance | dict[str, Any] = 5.0,
         seed: int | None = None,
         num: int = 1,
         height: int | None = None,
@@ -125,13 +125,14 @@ class Pipeline:
         """Generate ``num`` pictures of each prompt.
 
         ``sampler`` None is the checkpoint's own; ``seed`` None draws one, which the result holds; ``height``
-        and ``width`` are in pixels, None being the engine's default. ``guidance`` up to 1 skips the
-        unconditional half. ``eta`` is η, the share of
-        fresh noise, None being the sampler's own. ``sampler_options`` replace entries of the checkpoint's
+        and ``width`` are in pixels, None being the engine's default. ``guidance`` is the scale of
+        classifier-free guidance, up to 1 of which skips the unconditional half, or a `Guidance` with another
+        method, an interval or a schedule, also as the dict in a picture's metadata. ``eta`` is η, the share
+        of fresh noise, None being the sampler's own. ``sampler_options`` replace entries of the checkpoint's
         scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME`` lists them.
-        ``latents``, float32 [pictures, channels, h, w] of unit
-        variance, replaces the drawn noise. ``callback(step, total, latents)`` is called after each evaluation
-        of the U-Net, ``step`` counting from 1; copy the latents to keep them. ``progress`` draws a bar.
+        ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn noise.
+        ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step`` counting
+        from 1; copy the latents to keep them. ``progress`` draws a bar.
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
         """
@@ -162,9 +163,7 @@ class Pipeline:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
         begin = time.perf_counter()
         check_shapes(self.engine, request, self._others is not None)
-        table = make_table(
-            request.sampler, self.schedule, request.steps, eta=request.eta, options=request.options
-        )
+        table = call_table(self.schedule, request)
         generator = Generator(request.seed)
         start = unit_noise(self.engine.manifest.model, request, latents, generator)
         start = start * np.float32(table.init_noise_sigma)
@@ -197,17 +196,19 @@ class Pipeline:
         unet = self.modules["unet"]
         conditional = self._embed("prompt", request.prompts, request.num)
         if request.guided:
-            unconditional = self._embed("negative prompt", request.negatives, request.num)
+            others = [self._embed("negative prompt", request.negatives, request.num)]
+            if request.branches == 3:
+                others.insert(0, self._embed("empty prompt", ("",) * len(request.prompts), request.num))
             if self._others is not None:
-                return SplitDenoiser(unet, self._others["unet"], conditional, unconditional)
-            return Denoiser(unet, conditional, unconditional)
+                return SplitDenoiser(unet, self._others["unet"], conditional, *others)
+            return Denoiser(unet, conditional, *others)
         for given, what in (
             (any(request.negatives), "the negative prompt"),
             (self._others is not None, "the device for the other half of guidance"),
         ):
             if given:
                 warnings.warn(
-                    f"{what} has no effect with guidance {request.guidance:g}: use more than 1",
+                    f"{what} has no effect with guidance {request.scale:g}: use more than 1",
                     FastdiffWarning,
                     stacklevel=4,
                 )

@@ -11,13 +11,15 @@ import math
 import operator
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastdiff.config import ModelSpec
 from fastdiff.errors import InputError
+from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
+from fastdiff.samplers.guidance.read import written
 
-__all__ = ["Request", "check_request"]
+__all__ = ["Request", "check_request", "request_from", "request_values"]
 
 _MAX_SEED = 2**64 - 1
 
@@ -34,7 +36,7 @@ class Request:
     negatives: tuple[str, ...]
     steps: int
     sampler: str
-    guidance: float
+    guidance: float | Guidance
     seed: int
     num: int
     height: int
@@ -45,8 +47,20 @@ class Request:
 
     @property
     def guided(self) -> bool:
-        """Whether the unconditional half is computed. As in diffusers, guidance up to 1 switches it off."""
-        return self.guidance > 1.0
+        """Whether the unconditional half is computed. As in diffusers, a number up to 1 switches it off."""
+        return self.branches > 1
+
+    @property
+    def branches(self) -> int:
+        """The most outputs of the model in one step: 1, with guidance 2, and 3 if a method needs them."""
+        if isinstance(self.guidance, Guidance):
+            return self.guidance.branches
+        return 2 if self.guidance > 1.0 else 1
+
+    @property
+    def scale(self) -> float:
+        """The scale of the guidance."""
+        return self.guidance.scale if isinstance(self.guidance, Guidance) else self.guidance
 
     @property
     def pictures(self) -> int:
@@ -60,7 +74,7 @@ class Request:
             "negative": list(self.negatives) if self.listed else self.negatives[0],
             "steps": self.steps,
             "sampler": self.sampler,
-            "guidance": self.guidance,
+            "guidance": written(self.guidance) if isinstance(self.guidance, Guidance) else self.guidance,
             "seed": self.seed,
             "num": self.num,
             "height": self.height,
@@ -102,9 +116,9 @@ def check_request(
     share = None if eta is None else _number("eta", eta)
     if share is not None and not 0.0 <= share <= 1.0:
         raise InputError(f"eta is {share:g}: it must be from 0 (DDIM) to 1 (DDPM)")
-    guidance = _number("guidance", guidance)
-    if guidance < 0.0:
-        raise InputError(f"guidance is {guidance:g}: it must be 0 or more; 1 switches it off")
+    guidance = _guidance(guidance)
+    if isinstance(guidance, Guidance) and isinstance(guidance.method, PerpNeg) and not any(negatives):
+        raise InputError("guidance 'perp_neg' without a negative prompt: give one, or use 'cfg'")
     return Request(
         prompts=prompts,
         negatives=negatives,
@@ -134,6 +148,28 @@ def _options(value: object) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InputError(f"sampler_options is {_show(value)}: {error}; use JSON values") from None
     return dict(value)
+
+
+def request_values(request: Request) -> dict[str, Any]:
+    """A checked call in JSON values, which `request_from` gives back."""
+    return {**asdict(request), "guidance": request.settings()["guidance"]}
+
+
+def request_from(values: dict[str, Any]) -> Request:
+    """The call that `request_values` made JSON of."""
+    texts = {name: tuple(values[name]) for name in ("prompts", "negatives")}
+    return Request(**{**values, **texts, "guidance": _guidance(values["guidance"])})
+
+
+def _guidance(value: object) -> float | Guidance:
+    """A scale, a Guidance, or one in JSON values."""
+    guidance = read_guidance(value) if isinstance(value, dict) else value
+    if not isinstance(guidance, Guidance):
+        guidance = _number("guidance", guidance)
+    scale = guidance.scale if isinstance(guidance, Guidance) else guidance
+    if scale < 0.0:
+        raise InputError(f"guidance is {scale:g}: it must be 0 or more; 1 switches it off")
+    return guidance
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:

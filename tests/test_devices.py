@@ -16,7 +16,8 @@ from fastdiff.devices import Device, check_devices, parse_devices, share_threads
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError, TargetError
 from fastdiff.manifest import Manifest
-from fastdiff.samplers import SAMPLERS, BatchRows, Generator, NoiseSchedule, make_table
+from fastdiff.samplers import SAMPLERS, BatchRows, Generator, Guidance, NoiseSchedule, make_table
+from fastdiff.samplers.guidance import Interval, PerpNeg
 from fastdiff.targets import gpu
 from tests.checkpoints import SCHEDULER
 from tests.compare import assert_close
@@ -144,6 +145,22 @@ def test_halves_apart_are_the_halves_of_one_batch(sampler: str) -> None:
 
 
 @pytest.mark.smoke
+def test_three_branches_on_two_devices() -> None:
+    """The prompt on the first; the empty and the negative prompt on the other, and nothing outside."""
+    table = make_table("euler", NoiseSchedule.from_config(SCHEDULER), 5)
+    start = np.random.default_rng(0).standard_normal((2, 4, 6, 10)).astype(np.float32)
+    guidance = Guidance(3.0, PerpNeg(), interval=Interval(0.2, 0.8, "share"))
+    branches = embeddings(1)[:2], embeddings(2)[:2], embeddings(3)[:2]
+    sessions = FakeSession("unet"), FakeSession("unet")
+    found = SplitDenoiser(*sessions, *branches).run(table, start, guidance, Generator(7), None)
+    whole = FakeSession("unet")
+    together = Denoiser(whole, *branches).run(table, start, guidance, Generator(7), None)
+    np.testing.assert_array_equal(found, together)
+    assert [len(call["sample"]) for call in whole.calls] == [2, 6, 6, 6, 2]
+    assert [len(session.calls) for session in sessions] == [5, 6]
+
+
+@pytest.mark.smoke
 @pytest.mark.parametrize("broken", [0, 1])
 def test_an_error_of_either_half_goes_through(broken: int) -> None:
     class Broken(FakeSession):
@@ -163,6 +180,9 @@ def test_an_error_of_either_half_goes_through(broken: int) -> None:
     [
         {"prompt": "a red circle"},
         {"prompt": ["a red circle", "a star"], "negative": "blue", "num": 2, "sampler": "ddim", "eta": 1.0},
+        {"prompt": "a star", "negative": "blue", "guidance": {"scale": 4, "method": "perp_neg"}},
+        {"prompt": "a star", "guidance": {"scale": 4, "schedule": "linear"}, "sampler": "dpmpp_2m"},
+        {"prompt": "a star", "guidance": {"scale": 0.6, "method": "cfg_pp"}, "sampler": "euler"},
     ],
 )
 def test_split_guidance_makes_the_same_picture(tiny_native_engine: Path, call: dict[str, Any]) -> None:

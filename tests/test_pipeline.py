@@ -16,7 +16,8 @@ from fastdiff.errors import FastdiffWarning, InputError, NumericError, OutputErr
 from fastdiff.image import read_metadata
 from fastdiff.manifest import Manifest, ModuleEntry
 from fastdiff.pipeline import Pipeline
-from fastdiff.samplers import sample
+from fastdiff.samplers import Guidance, sample
+from fastdiff.samplers.guidance import APG, CFGPlusPlus, CFGZeroStar, Interval, PerpNeg, Schedule
 from fastdiff.targets.session import Session
 from tests.checkpoints import SCHEDULER, write_tokenizer
 
@@ -153,6 +154,20 @@ def test_guidance_is_one_batch_unconditional_first(pipe: Pipeline) -> None:
         assert call["timestep"].shape == (4,)
 
 
+def test_perp_neg_is_one_batch_of_three(pipe: Pipeline) -> None:
+    """Without a prompt, with it, with the negative one; outside of the interval with the prompt alone."""
+    guidance = Guidance(3.0, PerpNeg(), interval=Interval(0.0, 0.5, "share"))
+    pipe("a red circle", negative="blue", steps=4, sampler="ddim", seed=0, guidance=guidance)
+    calls = pipe.modules["unet"].calls
+    assert [len(call["sample"]) for call in calls] == [3, 3, 1, 1]
+    embedded = []
+    for text in ("", "a red circle", "blue"):
+        ids = np.array(pipe.tokenizer.tokenize(text).ids)
+        embedded.append(np.sin(ids[:, None] * np.arange(1.0, 7.0)))
+    np.testing.assert_allclose(calls[0]["encoder_hidden_states"], embedded, atol=1e-4)
+    np.testing.assert_allclose(calls[3]["encoder_hidden_states"], embedded[1:2], atol=1e-4)
+
+
 @pytest.mark.parametrize("guidance", [0, 0.7, 1])
 def test_guidance_up_to_one_skips_the_unconditional_half(pipe: Pipeline, guidance: float) -> None:
     result = pipe("a red circle", steps=2, sampler="ddim", seed=0, guidance=guidance)
@@ -263,6 +278,17 @@ def test_eta_draws_from_the_generator_after_the_latents(pipe: Pipeline) -> None:
         pipe("a", steps=3, sampler="euler", eta=0.7)
 
 
+def test_sampler_options_replace_the_checkpoints(pipe: Pipeline) -> None:
+    call = {"steps": 4, "sampler": "euler", "seed": 0}
+    karras = pipe("a", **call, sampler_options={"use_karras_sigmas": True})
+    assert not np.array_equal(pipe("a", **call).latents, karras.latents)
+    assert karras.metadata[0]["settings"]["sampler_options"] == {"use_karras_sigmas": True}
+    again = pipe(**karras.metadata[0]["settings"])
+    np.testing.assert_array_equal(again.latents, karras.latents)
+    with pytest.raises(InputError, match="no option 'use_karras_sigma'; did you mean use_karras_sigmas"):
+        pipe("a", **call, sampler_options={"use_karras_sigma": True})
+
+
 def test_given_latents_are_scaled_like_drawn_ones(pipe: Pipeline) -> None:
     from fastdiff.samplers import Generator
 
@@ -356,6 +382,33 @@ def test_a_loop_that_would_wait_is_watched_only_when_asked(pipe: Pipeline) -> No
     assert loop.watched == [False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("guidance", "compiled"),
+    [
+        (Guidance(3.0), True),
+        (Guidance(2.0, schedule=Schedule("linear"), original=True), True),
+        (Guidance(0.6, CFGPlusPlus()), True),
+        (Guidance(3.0, interval=Interval(1.0, 5.0)), False),
+        (Guidance(3.0, rescale=0.7), False),
+        (Guidance(3.0, APG()), False),
+    ],
+)
+def test_linear_guidance_runs_in_a_targets_loop(pipe: Pipeline, guidance: Guidance, compiled: bool) -> None:
+    """And the rest, and steps with the prompt alone, in that of the samplers: the latents are the same."""
+    call = {"prompt": "a", "steps": 5, "sampler": "euler", "seed": 0, "guidance": guidance}
+    wanted = pipe(**call)
+    loop = pipe.modules._open["unet"] = FakeLoop()
+    np.testing.assert_array_equal(pipe(**call).latents, wanted.latents)
+    assert bool(loop.watched) is compiled
+    assert not np.array_equal(wanted.latents, pipe(**{**call, "guidance": 1}).latents)
+
+
+def test_zero_steps_without_guidance(pipe: Pipeline) -> None:
+    """A scale of 1 needs the prompt alone, and the first step still nothing."""
+    pipe("a", steps=4, sampler="euler", seed=0, guidance=Guidance(1.0, CFGZeroStar()))
+    assert [len(call["sample"]) for call in pipe.modules["unet"].calls] == [1, 1, 1]
+
+
 def test_nan_in_a_loop_that_nobody_watches(pipe: Pipeline) -> None:
     loop = pipe.modules._open["unet"] = FakeLoop()
     loop.break_at = 3
@@ -372,6 +425,12 @@ BAD = [
     ({"width": 8}, "width is 8: unet of this engine takes from 16 to 256"),
     ({"height": 512}, "height is 512: unet of this engine takes from 16 to 256"),
     ({"num": 5}, "5 pictures.*batch of 10 in unet.*1 to 8"),
+    ({"num": 3, "negative": "b", "guidance": Guidance(2.0, PerpNeg())}, "batch of 9 in unet.*1 to 8"),
+    ({"sampler": "pndm", "guidance": Guidance(0.6, CFGPlusPlus())}, "'cfg_pp' needs steps of first order"),
+    (
+        {"guidance": {"scale": 2, "schedule": {"factors": [1, 2]}}},
+        "2 entries.*evaluations; give one for each",
+    ),
 ]
 
 
@@ -390,9 +449,18 @@ def test_unknown_arguments_are_not_swallowed(pipe: Pipeline) -> None:
         pipe("a", guidance_scale=7.5)
 
 
-def test_metadata_repeats_the_picture(pipe: Pipeline, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "guidance", [3.3, Guidance(4.0, APG(threshold=math.inf, space="output"), Schedule("sine"), rescale=0.5)]
+)
+def test_metadata_repeats_the_picture(pipe: Pipeline, tmp_path: Path, guidance: float | Guidance) -> None:
     result = pipe(
-        ["a red circle", "a blue star"], negative="green", steps=3, guidance=3.3, num=2, height=40, seed=8
+        ["a red circle", "a blue star"],
+        negative="green",
+        steps=3,
+        guidance=guidance,
+        num=2,
+        height=40,
+        seed=8,
     )
     names = result.save(tmp_path / "out.png")
     assert [Path(name).name for name in names] == ["out-1.png", "out-2.png", "out-3.png", "out-4.png"]

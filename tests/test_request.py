@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from fastdiff.config import ModelSpec
 from fastdiff.errors import InputError
-from fastdiff.request import Request, check_request
+from fastdiff.request import Request, check_request, request_from, request_values
+from fastdiff.samplers import Guidance
+from fastdiff.samplers.guidance import APG, CFGPlusPlus, Interval, PerpNeg, PerStep, Schedule
 
 pytestmark = pytest.mark.smoke
 
@@ -28,6 +30,7 @@ CALL = {
     "height": None,
     "width": None,
     "eta": 0.0,
+    "sampler_options": None,
 }
 
 
@@ -73,7 +76,52 @@ def test_settings_repeat_the_call_through_json(prompt: object) -> None:
     assert check_request(MODEL, **again) == request
 
 
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        Guidance(7.0, APG(threshold=math.inf), Schedule("linear", floor=2.0), rescale=0.5),
+        Guidance(0.6, CFGPlusPlus(), interval=Interval(0.3)),
+        Guidance(1.0, schedule=PerStep((3.0, 2.0))),
+    ],
+)
+def test_settings_hold_the_whole_guidance(guidance: Guidance) -> None:
+    request = check(guidance=guidance)
+    again = json.loads(json.dumps(request.settings(), allow_nan=False))
+    assert check_request(MODEL, **again) == request
+    assert check(guidance=again["guidance"]).guidance == guidance
+
+
+def test_a_worker_gets_the_whole_guidance() -> None:
+    """What the pool sends and what the process makes of it, through JSON."""
+    for guidance in (4.5, Guidance(7.0, APG(threshold=math.inf), interval=Interval(0.3))):
+        request = check(guidance=guidance)
+        assert request_from(json.loads(json.dumps(request_values(request)))) == request
+
+
+def test_branches_of_a_guidance() -> None:
+    for guidance, branches in (
+        (Guidance(5.0), 2),
+        (Guidance(1.0), 1),
+        (Guidance(0.5), 2),
+        (Guidance(0.6, CFGPlusPlus()), 2),
+        (Guidance(5.0, PerpNeg()), 3),
+    ):
+        request = check(guidance=guidance, negative="blue")
+        assert (request.branches, request.guided) == (branches, branches > 1)
+        assert request.scale == guidance.scale
+
+
+def test_perp_neg_needs_a_negative_prompt() -> None:
+    with pytest.raises(InputError, match="'perp_neg' without a negative prompt: give one"):
+        check(guidance={"scale": 4, "method": "perp_neg"})
+    check(prompt=["a", "b"], negative=["", "blue"], guidance={"scale": 4, "method": "perp_neg"})
+
+
 BAD = [
+    ("guidance", Guidance(-2.0), "guidance is -2.*0 or more"),
+    ("guidance", {}, "guidance is {}, wanted an entry 'scale'"),
+    ("guidance", {"scale": 3, "method": "apgg"}, "guidance method 'apgg'; did you mean apg"),
+    ("guidance", [5.0], "guidance is .*a number"),
     ("prompt", 5, "int.*string or a list of strings"),
     ("prompt", None, "NoneType"),
     ("prompt", b"bytes", "bytes.*string"),
@@ -107,6 +155,10 @@ BAD = [
     ("sampler", ["ddim"], "ddim.*must be a name"),
     ("eta", 1.5, "eta is 1.5: it must be from 0"),
     ("eta", math.nan, "finite"),
+    ("sampler_options", ["rho"], "rho.*must map names"),
+    ("sampler_options", {1: 2}, "must map names"),
+    ("sampler_options", {"sigmas": {1, 2}}, "JSON"),
+    ("sampler_options", {"rho": math.inf}, "JSON"),
 ]
 
 

@@ -107,9 +107,14 @@ const void* read_array(const py::object& object, const Value& value, fastdiff::S
 }
 
 SamplerTable parse_table(const py::object& table) {
+    if (!table.attr("linear").cast<bool>()) {
+        throw InputError("sampler " + py::repr(table.attr("sampler")).cast<std::string>() +
+                         " has steps that are not linear, which the native loop does not run; "
+                         "use fastdiff.samplers.sample");
+    }
     SamplerTable result;
     result.slots = table.attr("slots").cast<std::size_t>();
-    result.stochastic = table.attr("stochastic").cast<bool>();
+    result.start_noise = table.attr("start_noise").cast<std::optional<double>>();
     for (const py::handle step : table.attr("steps")) {
         SamplerStep row;
         row.timestep = step.attr("timestep").cast<double>();
@@ -119,12 +124,14 @@ SamplerTable parse_table(const py::object& table) {
             const auto [slot, coef] = term.cast<std::pair<std::size_t, double>>();
             row.history.push_back({slot, coef});
         }
-        row.noise_coef = step.attr("noise_coef").cast<double>();
+        row.noise_coef = step.attr("noise_coef").cast<std::optional<double>>();
         row.save_sample = step.attr("save_sample").cast<std::optional<std::size_t>>();
         row.save_output = step.attr("save_output").cast<std::optional<std::size_t>>();
-        if (const py::object clip = step.attr("clip"); !clip.is_none()) {
-            row.clip = SamplerStep::Clip{parse_linear(clip.attr("x0")), clip.attr("limit").cast<double>(),
-                                         clip.attr("weight").cast<double>()};
+        row.guidance = step.attr("guidance").cast<std::optional<double>>();
+        if (const py::object estimate = step.attr("estimate"); !estimate.is_none()) {
+            row.estimate = SamplerStep::Estimate{parse_linear(estimate.attr("value")),
+                                                 estimate.attr("weight").cast<double>(),
+                                                 estimate.attr("limit").cast<double>()};
         }
         result.steps.push_back(std::move(row));
     }

@@ -73,10 +73,10 @@ __device__ void table(const float* sample, const T* output, const float* slots, 
     if (noise != nullptr) z = noise[static_cast<int64_t>(number) * size + i];
     if (generator != nullptr && row.noise != 0.0f) z = draw(generator, number, i, size, philox_threads);
 
-    const float next = advance(row, x, m, slots + i, size, row_start + row_columns, slot_count, z,
-                               threshold == nullptr ? nullptr : threshold + image);
+    const float d = estimate(row, x, m, threshold == nullptr ? nullptr : threshold + image);
+    const float next = advance(row, x, m, d, slots + i, size, row_start + row_columns, slot_count, z);
     out[i] = next;
-    // Reading all slots comes before writing one: out_slots may be slots. In order: m after x, as the
+    // Reading all slots comes before writing one: out_slots may be slots. In order: d after x, as the
     // reference.
     const int keeps_sample = saves[2 * number], keeps_output = saves[2 * number + 1];
     if (out_slots != slots) {
@@ -85,7 +85,7 @@ __device__ void table(const float* sample, const T* output, const float* slots, 
         }
     }
     if (keeps_sample >= 0) out_slots[static_cast<int64_t>(keeps_sample) * size + i] = x;
-    if (keeps_output >= 0) out_slots[static_cast<int64_t>(keeps_output) * size + i] = m;
+    if (keeps_output >= 0) out_slots[static_cast<int64_t>(keeps_output) * size + i] = d;
     T scaled;
     from_float(row.next_scale * next, scaled);
     model_input[i] = scaled;

@@ -7,7 +7,8 @@ namespace fastdiff::cuda {
 
 // The first columns of a table's row, TABLE_COLUMNS of reference.py; a coefficient for each slot follows.
 struct Row {
-    float guidance, sample, output, noise, clip_sample, clip_output, clip_limit, clip_weight, next_scale;
+    float guidance, sample, output, noise, estimate_sample, estimate_output, estimate_limit, estimate_weight,
+        next_scale;
 };
 constexpr int row_columns = 9;
 
@@ -25,21 +26,21 @@ FASTDIFF_HD float clamp(float x, float limit) {
     return x < -limit ? -limit : x > limit ? limit : x;
 }
 
-// The term of the clipped x0, with the image's threshold if there is one.
-FASTDIFF_HD float clipped(const Row& row, float sample, float output, const float* threshold) {
-    const float x0 = row.clip_sample * sample + row.clip_output * output;
-    return row.clip_weight *
-           (threshold == nullptr ? clamp(x0, row.clip_limit) : clamp(x0, *threshold) / *threshold);
+// d of one element: the row's combination of x and m, clipped by the row's limit or, if there is one, by the
+// image's threshold, which divides it too.
+FASTDIFF_HD float estimate(const Row& row, float sample, float output, const float* threshold) {
+    const float d = row.estimate_sample * sample + row.estimate_output * output;
+    return threshold == nullptr ? clamp(d, row.estimate_limit) : clamp(d, *threshold) / *threshold;
 }
 
-// x' of one element, from x, m and the slots, `stride` apart, as they are before the step; z is 0 without
+// x' of one element, from x, m, d and the slots, `stride` apart, as they are before the step; z is 0 without
 // noise.
-FASTDIFF_HD float advance(const Row& row, float sample, float output, const float* slots, int64_t stride,
-                          const float* slot_coefs, int slot_count, float noise, const float* threshold) {
+FASTDIFF_HD float advance(const Row& row, float sample, float output, float estimated, const float* slots,
+                          int64_t stride, const float* slot_coefs, int slot_count, float noise) {
     float result = row.sample * sample + row.output * output;
     for (int k = 0; k < slot_count; ++k) result += slot_coefs[k] * slots[k * stride];
     result += row.noise * noise;
-    if (row.clip_weight != 0.0f) result += clipped(row, sample, output, threshold);
+    if (row.estimate_weight != 0.0f) result += row.estimate_weight * estimated;
     return result;
 }
 

@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 /* Raised by one whenever a function changes or disappears; additions leave it. */
-#define FASTDIFF_ABI_VERSION 1
+#define FASTDIFF_ABI_VERSION 2
 
 /* FASTDIFF_ABI_VERSION of the library that was loaded; compare it with the header's. */
 FASTDIFF_API uint32_t fastdiff_abi_version(void);
@@ -124,25 +124,33 @@ FASTDIFF_API void fastdiff_generator_close(fastdiff_generator* generator);
 /* What torch.randn(size) gives next. */
 FASTDIFF_API fastdiff_status fastdiff_generator_randn(fastdiff_generator* generator, float* out, size_t size);
 
-#define FASTDIFF_MAX_HISTORY 7
+#define FASTDIFF_MAX_HISTORY 8
 #define FASTDIFF_NO_SLOT ((size_t)-1)
 
 /* One evaluation of the model m at the sample x, and the update that follows it:
  *
- *   x' = sample·x + output·m + Σ history_coefs[k]·slot(history_slots[k]) + noise·z
- *        + clip_weight·clip(clip_sample·x + clip_output·m, -clip_limit, clip_limit)    if clip is not 0
+ *   d  = clip(estimate_sample·x + estimate_output·m, -estimate_limit, estimate_limit)   m without an estimate
+ *   x' = sample·x + output·m + Σ history_coefs[k]·slot(history_slots[k]) + estimate_weight·d + noise·z
  *
  * where m is the model's output for input_scale·x after guidance, and z fresh noise. Before the update, slots
- * have what earlier steps saved; then x goes into slot save_sample, and m into slot save_output, unless they
- * are FASTDIFF_NO_SLOT. */
+ * have what earlier steps saved; then x goes into slot save_sample, and d into slot save_output, unless they
+ * are FASTDIFF_NO_SLOT. An estimate_limit of INFINITY does not clip.
+ *
+ * Members that begin with has_ say whether the step has what follows them; 0 leaves it out. A step without
+ * noise draws none; one whose noise is 0 draws and does not use it. The step's guidance replaces that of the
+ * call. */
 typedef struct fastdiff_step {
-    double timestep, sample, output, input_scale, noise;
+    double timestep, sample, output, input_scale;
     size_t history_count;
     size_t history_slots[FASTDIFF_MAX_HISTORY];
     double history_coefs[FASTDIFF_MAX_HISTORY];
     size_t save_sample, save_output;
-    int clip;
-    double clip_sample, clip_output, clip_limit, clip_weight;
+    int has_noise;
+    double noise;
+    int has_estimate;
+    double estimate_sample, estimate_output, estimate_limit, estimate_weight;
+    int has_guidance;
+    double guidance;
 } fastdiff_step;
 
 /* Called after each step with the number of those done, of all, and the latents, valid until it returns.
@@ -151,13 +159,12 @@ typedef int (*fastdiff_step_callback)(void* context, size_t done, size_t total, 
 
 /* Runs a sampler's steps over a U-Net with inputs "sample" and "timestep".
  *
- * inputs     one array per input of the module; those of "sample" and "timestep" are not looked at. With a
- *            guidance other than 1 their batch is twice that of the latents: first without the prompt, then
- *            with it; classifier-free guidance is uncond + guidance · (cond - uncond).
- * latents    unit noise times the sampler's first sigma; the result at the end. After an error their contents
- *            are as they were.
- * generator  draws one array of noise per step; NULL when no step has noise
- * callback   may be NULL */
+ * inputs     one array per input of the module; those of "sample" and "timestep" are not looked at. Where the
+ *            guidance of any step is not 1 their batch is twice that of the latents: first without the
+ * prompt, then with it; classifier-free guidance is uncond + guidance · (cond - uncond). latents    unit
+ * noise times the sampler's first sigma; the result at the end. After an error their contents are as they
+ * were. generator  draws one array of noise for each step that has noise; NULL when none has callback   may
+ * be NULL */
 FASTDIFF_API fastdiff_status fastdiff_session_sample(fastdiff_session* session, const fastdiff_step* steps,
                                                      size_t step_count, size_t slot_count,
                                                      const fastdiff_array* inputs, double guidance,

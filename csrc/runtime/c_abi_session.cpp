@@ -10,7 +10,7 @@
 #include "runtime/loop.h"
 
 static_assert(FASTDIFF_MAX_RANK == fastdiff::max_rank);
-static_assert(FASTDIFF_MAX_HISTORY < fastdiff::SchedulerStepArgs::max_history);  // one is the clipped term's
+static_assert(FASTDIFF_MAX_HISTORY == fastdiff::SchedulerStepArgs::max_history);
 
 struct fastdiff_module {
     std::shared_ptr<const fastdiff::Module> module;
@@ -96,8 +96,8 @@ SamplerTable table_of(const fastdiff_step* steps, std::size_t count, std::size_t
         step.timestep = from.timestep;
         step.update = {from.sample, from.output};
         step.input_scale = from.input_scale;
-        step.noise_coef = from.noise;
-        table.stochastic = table.stochastic || from.noise != 0.0;
+        if (from.has_noise != 0) step.noise_coef = from.noise;
+        if (from.has_guidance != 0) step.guidance = from.guidance;
         if (from.history_count > FASTDIFF_MAX_HISTORY) {
             throw InputError("step " + std::to_string(i) + " has " + std::to_string(from.history_count) +
                              " history terms, wanted at most " + std::to_string(FASTDIFF_MAX_HISTORY));
@@ -107,9 +107,13 @@ SamplerTable table_of(const fastdiff_step* steps, std::size_t count, std::size_t
         }
         step.save_sample = slot(from.save_sample);
         step.save_output = slot(from.save_output);
-        if (from.clip != 0) {
-            step.clip =
-                SamplerStep::Clip{{from.clip_sample, from.clip_output}, from.clip_limit, from.clip_weight};
+        if (from.has_estimate != 0) {
+            if (!(from.estimate_limit >= 0.0)) {
+                throw InputError("step " + std::to_string(i) + " has estimate_limit " +
+                                 std::to_string(from.estimate_limit) + ", wanted 0 or more");
+            }
+            step.estimate = SamplerStep::Estimate{
+                {from.estimate_sample, from.estimate_output}, from.estimate_weight, from.estimate_limit};
         }
         table.steps.push_back(std::move(step));
     }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include "cpu/dispatch.h"
@@ -30,18 +31,29 @@ void check_table(const SamplerTable& table) {
         for (const auto& [slot, coef] : step.history) check(slot);
         if (step.save_sample) check(*step.save_sample);
         if (step.save_output) check(*step.save_output);
-        if (step.history.size() + (step.clip ? 1 : 0) > SchedulerStepArgs::max_history) {
+        if (step.history.size() > SchedulerStepArgs::max_history) {
             throw InputError("a step has " + std::to_string(step.history.size()) +
                              " history terms, wanted at most " +
-                             std::to_string(SchedulerStepArgs::max_history - (step.clip ? 1 : 0)));
+                             std::to_string(SchedulerStepArgs::max_history));
         }
     }
+}
+
+// The guidance of each step. Throws InputError for one that is not finite.
+std::vector<float> guidance_scales(const SamplerTable& table, double guidance) {
+    std::vector<float> scales;
+    for (const SamplerStep& step : table.steps) {
+        const double scale = step.guidance.value_or(guidance);
+        if (!std::isfinite(scale)) throw InputError("guidance is not finite; 1 turns guidance off");
+        scales.push_back(static_cast<float>(scale));
+    }
+    return scales;
 }
 
 // The U-Net with guidance as one batch: [without the prompt, with it].
 class Denoiser {
   public:
-    Denoiser(Session& session, const SamplerTable& table, const SampleArguments& arguments,
+    Denoiser(Session& session, const SamplerTable& table, const SampleArguments& arguments, bool guided,
              const Cancel& cancel)
         : session_(session), graph_(session.module().graph()), cancel_(cancel), inputs_(arguments.inputs) {
         sample_ = input_index(graph_, "sample");
@@ -55,7 +67,7 @@ class Denoiser {
                              std::to_string(graph_.inputs.size()));
         }
         size_ = arguments.shape.elements();
-        copies_ = arguments.guidance != 1.0 ? 2 : 1;
+        copies_ = guided ? 2 : 1;
         if (arguments.shape.rank() == 0) throw InputError("the latents have no axes, wanted a batch");
         Shape batched = arguments.shape;
         batched[0] *= copies_;
@@ -84,11 +96,18 @@ class Denoiser {
         run(Stage::schedule, 0);
     }
 
-    // Evaluates the model on `x`; cond() and uncond() are valid until the next call.
+    // Whether the step's input is the sample itself, which need not be written into inputs().
+    [[nodiscard]] bool takes_sample(const SamplerStep& step) const {
+        return copies_ == 1 && step.input_scale == 1.0;
+    }
+    // Where the model's next input goes, once or, with guidance, twice.
+    [[nodiscard]] std::pair<float*, float*> inputs() {
+        return {model_input_.data(), copies_ == 2 ? model_input_.data() + size_ : nullptr};
+    }
+    // Evaluates the model on what is in inputs(), or on `x` where it takes the sample; cond() and uncond()
+    // are valid until the next call.
     void operator()(const float* x, const SamplerStep& step, std::size_t row) {
-        const auto scale = static_cast<float>(step.input_scale);
-        for (std::size_t i = 0; i < size_; ++i) model_input_[i] = x[i] * scale;
-        if (copies_ == 2) std::copy_n(model_input_.data(), size_, model_input_.data() + size_);
+        inputs_[sample_] = takes_sample(step) ? x : model_input_.data();
         if (!scheduled_) std::fill(timesteps_.begin(), timesteps_.end(), static_cast<float>(step.timestep));
         run(Stage::step, row);
     }
@@ -111,92 +130,112 @@ class Denoiser {
     std::vector<float> timesteps_, model_input_, output_;
 };
 
-// The buffers of one run. Saving into a slot exchanges buffers instead of copying.
+// The sample, the slots and the noise of one run. What a step saves is written where it stays: kernels read
+// an element of all slots before they write it, and the sample exchanges its buffer with its slot's.
 class Run {
   public:
     Run(const SamplerTable& table, const SampleArguments& arguments)
         : size_(arguments.shape.elements()),
-          guidance_(static_cast<float>(arguments.guidance)),
-          generator_(table.stochastic ? arguments.noise : nullptr),
+          generator_(arguments.noise),
           x_(arguments.latents, arguments.latents + size_),
-          output_(size_),
-          spare_(size_),
-          clipped_(size_),
-          noise_(generator_ != nullptr ? size_ : 0),
-          slots_(table.slots, std::vector<float>(size_)) {}
+          noise_(draws_noise(table) ? size_ : 0),
+          slots_(table.slots, std::vector<float>(size_)) {
+        if (!table.start_noise) return;
+        SchedulerStepArgs args = arguments_of(x_.data(), nullptr, table.start_noise);  // m has no coefficient
+        args.sample_coef = 1.0f;
+        if (args.noise != nullptr) apply(args, x_);
+    }
 
     [[nodiscard]] const std::vector<float>& x() const { return x_; }
 
-    void advance(const SamplerStep& step, const float* cond, const float* uncond) {
-        SchedulerStepArgs args{};
+    // One step, which also writes the input of the model in the step after it, scaled, where it goes.
+    void advance(const SamplerStep& step, const float* cond, const float* uncond, float guidance,
+                 const SamplerStep* following, std::pair<float*, float*> inputs) {
+        SchedulerStepArgs args = arguments_of(cond, guidance == 1.0f ? nullptr : uncond, step.noise_coef);
+        args.guidance = guidance;
+        args.sample_coef = static_cast<float>(step.update.sample);
+        args.output_coef = static_cast<float>(step.update.output);
+        for (const auto& [slot, coef] : step.history) {
+            args.history[args.history_count] = slots_[slot].data();
+            args.history_coefs[args.history_count++] = static_cast<float>(coef);
+        }
+        if (step.estimate) {
+            args.estimate_sample = static_cast<float>(step.estimate->value.sample);
+            args.estimate_output = static_cast<float>(step.estimate->value.output);
+            args.estimate_limit = static_cast<float>(step.estimate->limit);
+            args.estimate_coef = static_cast<float>(step.estimate->weight);
+        }
+        // In one slot the sample stays.
+        if (step.save_output && step.save_output != step.save_sample) {
+            args.estimate = slots_[*step.save_output].data();
+        }
+        if (following != nullptr) {
+            args.next_scale = static_cast<float>(following->input_scale);
+            std::tie(args.next, args.next_again) = inputs;
+        }
+        apply(args, step.save_sample ? slots_[*step.save_sample] : x_);
+        if (step.save_sample) std::swap(slots_[*step.save_sample], x_);
+    }
+
+  private:
+    // Draws the step's noise, if it draws any.
+    SchedulerStepArgs arguments_of(const float* cond, const float* uncond,
+                                   const std::optional<double>& noise_coef) {
+        SchedulerStepArgs args;
         args.size = size_;
         args.sample = x_.data();
         args.cond = cond;
         args.uncond = uncond;
-        args.guidance = guidance_;
-        args.guided = output_.data();
-        const auto add_history = [&](const std::vector<float>& array, double coef) {
-            args.history[args.history_count] = array.data();
-            args.history_coefs[args.history_count++] = static_cast<float>(coef);
-        };
-        if (step.clip) {
-            // x0 first, then the linear part with the clipped x0 as one more history term.
-            apply(args, step.clip->x0, clipped_);
-            const auto limit = static_cast<float>(step.clip->limit);
-            for (float& value : clipped_) {
-                if (value < -limit) value = -limit;
-                if (value > limit) value = limit;
-            }
-            args.cond = output_.data();
-            args.uncond = nullptr;
-        }
-        for (const auto& [slot, coef] : step.history) add_history(slots_[slot], coef);
-        if (step.clip) add_history(clipped_, step.clip->weight);
-        if (generator_ != nullptr) {
+        if (noise_coef) {
             generator_->fill(noise_.data(), size_);
-            args.noise = noise_.data();
-            args.noise_coef = static_cast<float>(step.noise_coef);
+            if (*noise_coef != 0.0) args.noise = noise_.data();
+            args.noise_coef = static_cast<float>(*noise_coef);
         }
-        apply(args, step.update, step.save_sample ? spare_ : x_);
-        if (step.save_output) std::swap(slots_[*step.save_output], output_);
-        if (step.save_sample) {
-            // x becomes the slot's, the slot's old buffer the spare one, and the result x.
-            std::swap(slots_[*step.save_sample], x_);
-            std::swap(x_, spare_);
-        }
+        return args;
     }
-
-  private:
-    static void apply(SchedulerStepArgs& args, const Linear& update, std::vector<float>& out) {
-        args.sample_coef = static_cast<float>(update.sample);
-        args.output_coef = static_cast<float>(update.output);
+    static void apply(SchedulerStepArgs& args, std::vector<float>& out) {
         args.out = out.data();
         kernels(active_isa()).scheduler_step(args);
     }
 
     std::size_t size_;
-    float guidance_;
     Randn* generator_;
-    std::vector<float> x_, output_, spare_, clipped_, noise_;
+    std::vector<float> x_, noise_;
     std::vector<std::vector<float>> slots_;
 };
 
 }  // namespace
 
+bool draws_noise(const SamplerTable& table) {
+    return table.start_noise ||
+           std::any_of(table.steps.begin(), table.steps.end(),
+                       [](const SamplerStep& step) { return step.noise_coef.has_value(); });
+}
+
 void sample(Session& session, const SamplerTable& table, const SampleArguments& arguments,
             const StepCallback& callback, const Cancel& cancel) {
     if (!std::isfinite(arguments.guidance)) throw InputError("guidance is not finite; 1 turns guidance off");
-    if (table.stochastic && arguments.noise == nullptr) {
-        throw InputError("the sampler draws noise at every step, found no generator; pass one");
+    if (draws_noise(table) && arguments.noise == nullptr) {
+        throw InputError("the sampler draws noise, found no generator; pass one");
     }
     check_table(table);
     if (table.steps.empty()) return;
+    const std::vector<float> scales = guidance_scales(table, arguments.guidance);
+    const bool guided = std::any_of(scales.begin(), scales.end(), [](float scale) { return scale != 1.0f; });
     const auto turn = session.hold();
-    Denoiser denoise(session, table, arguments, cancel);
+    Denoiser denoise(session, table, arguments, guided, cancel);
     Run run(table, arguments);
+    const auto scale = static_cast<float>(table.steps[0].input_scale);
+    const auto [first, again] = denoise.inputs();
+    for (std::size_t i = 0; i < run.x().size(); ++i) {
+        first[i] = run.x()[i] * scale;
+        if (again != nullptr) again[i] = first[i];
+    }
     for (std::size_t i = 0; i < table.steps.size(); ++i) {
+        const SamplerStep* following = i + 1 < table.steps.size() ? &table.steps[i + 1] : nullptr;
+        if (following != nullptr && denoise.takes_sample(*following)) following = nullptr;
         denoise(run.x().data(), table.steps[i], i);
-        run.advance(table.steps[i], denoise.cond(), denoise.uncond());
+        run.advance(table.steps[i], denoise.cond(), denoise.uncond(), scales[i], following, denoise.inputs());
         if (callback) callback(i + 1, table.steps.size(), run.x());
     }
     std::copy(run.x().begin(), run.x().end(), arguments.latents);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastdiff.cli.guidance import add_guidance, chosen_guidance
 from fastdiff.cli.values import number, on_terminal, option, whole
 
 if TYPE_CHECKING:
@@ -43,13 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sigmas=14.6,3,0.5; may be given several times; fastdiff samplers NAME lists them",
     )
     parser.add_argument(
-        "--guidance",
-        metavar="G",
-        type=number,
-        default=5.0,
-        help="classifier-free guidance scale; 1 switches it off and halves the time (default: 5)",
-    )
-    parser.add_argument(
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
     )
     parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
@@ -80,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
+    add_guidance(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -87,13 +82,14 @@ def run(arguments: argparse.Namespace) -> None:
     from fastdiff.image import check_output
 
     check_output(arguments.output)
+    guidance = chosen_guidance(arguments)
     pipe = _open(arguments)
     result = pipe(
         arguments.prompt,
         negative=arguments.negative,
         steps=arguments.steps,
         sampler=arguments.sampler,
-        guidance=arguments.guidance,
+        guidance=guidance,
         seed=arguments.seed,
         num=arguments.num,
         height=arguments.height,

@@ -32,16 +32,14 @@ def number(text: str) -> float:
 
 
 def option(text: str) -> tuple[str, Any]:
-    """``KEY=VALUE``, for argparse. The value is JSON; what is none is a list of numbers or a string."""
+    """``KEY=VALUE``, for argparse. The value is JSON, numbers with commas between, or else a string."""
     key, equals, value = text.partition("=")
     if not key.strip() or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as rho=7")
-    for reading in (value, f"[{value}]"):
-        try:
-            return key.strip(), json.loads(reading)
-        except ValueError:
-            continue
-    return key.strip(), value
+    try:
+        return key.strip(), json.loads(f"[{value}]" if "," in value and "[" not in value else value)
+    except ValueError:
+        return key.strip(), value
 
 
 def byte_size(count: float) -> str:

@@ -63,9 +63,23 @@ def _register(op: str, function: Callable[..., Any] | None = None, mutates_args:
     return registered
 
 
-@functools.wraps(reference.scheduler_step)
-def _scheduler_step(sample: Tensor, cond: Tensor, *rest: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
-    out, guided = reference.scheduler_step(sample, cond, *rest, **keywords)
+def _scheduler_step(
+    sample: Tensor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    sample_coef: float,
+    output_coef: float,
+    history: Sequence[Tensor],
+    history_coefs: Sequence[float],
+    noise: Tensor | None = None,
+    noise_coef: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """:func:`reference.scheduler_step` without an estimate, which the kernels on GPUs leave to table_step."""
+    numbers = (guidance, sample_coef, output_coef)
+    out, guided = reference.scheduler_step(
+        sample, cond, uncond, *numbers, history, history_coefs, noise, noise_coef
+    )
     return like(out, sample), like(guided, cond)
 
 

@@ -429,19 +429,36 @@ def scheduler_step(
     history_coefs: Sequence[float],
     noise: Tensor | None = None,
     noise_coef: float = 0.0,
+    estimate_sample: float = 0.0,
+    estimate_output: float = 1.0,
+    estimate_limit: float = math.inf,
+    estimate_coef: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return (out, guided) of one solver step with classifier-free guidance (Ho and Salimans 2022).
+    """Return (x', d) of one solver step with classifier-free guidance (Ho and Salimans 2022).
 
-    All tensors have one shape. ``guided`` is the model output after guidance, which multistep solvers keep.
+    With x = ``sample``, hₖ = ``history[k]``, z = ``noise``::
+
+        m  = cond                                without ``uncond``
+             uncond + guidance · (cond - uncond) with it
+        d  = clamp(estimate_sample · x + estimate_output · m, ±estimate_limit)
+        x' = sample_coef · x + output_coef · m + Σₖ history_coefs[k] · hₖ + estimate_coef · d + noise_coef · z
+
+    All tensors have one shape. d is what multistep solvers keep: by default m, the model output after
+    guidance. Its term counts where ``estimate_coef`` is not 0.
     """
     check_scheduler_step(sample, cond, uncond, history, history_coefs, noise)
-    guided = cond.clone() if uncond is None else uncond + guidance * (cond - uncond)
-    out = sample_coef * sample + output_coef * guided
+    m = cond.clone() if uncond is None else uncond + guidance * (cond - uncond)
+    d = m
+    if (estimate_sample, estimate_output, estimate_limit) != (0.0, 1.0, math.inf):
+        d = (estimate_sample * sample + estimate_output * m).clamp(-estimate_limit, estimate_limit)
+    out = sample_coef * sample + output_coef * m
     for coef, array in zip(history_coefs, history, strict=True):
         out = out + coef * array
+    if estimate_coef:
+        out = out + estimate_coef * d
     if noise is not None:
         out = out + noise_coef * noise
-    return out, guided
+    return out, d
 
 
 def check_scheduler_step(
@@ -465,10 +482,10 @@ TABLE_COLUMNS = (
     "sample",
     "output",
     "noise",
-    "clip_sample",
-    "clip_output",
-    "clip_limit",
-    "clip_weight",
+    "estimate_sample",
+    "estimate_output",
+    "estimate_limit",
+    "estimate_weight",
     "next_scale",
 )
 """What the first columns of :func:`table_step`'s ``rows`` hold; a coefficient for each slot follows."""
@@ -494,17 +511,18 @@ def table_step(
         m   = output                                      without guidance
               uncond + guidance · (cond - uncond)         with ``guided``; (uncond, cond) = halves of output
         m   = rescale[b] · m                              if given (Lin et al. 2023, section 3.4)
-        x0  = clip_sample · x + clip_output · m
-        x0  = clamp(x0, ±clip_limit)                      without ``threshold``
-              clamp(x0, ±threshold[b]) / threshold[b]     with it (Saharia et al. 2022, section 2.3)
-        x'  = sample · x + output · m + Σₖ slot_k · hₖ + noise · z + clip_weight · x0
+        d   = estimate_sample · x + estimate_output · m
+        d   = clamp(d, ±estimate_limit)                   without ``threshold``
+              clamp(d, ±threshold[b]) / threshold[b]      with it (Saharia et al. 2022, section 2.3)
+        x'  = sample · x + output · m + Σₖ slot_k · hₖ + noise · z + estimate_weight · d
 
     ``sample``: (B, C, H, W) float32, ``output``: (B, C, H, W) or, with ``guided``, (2·B, C, H, W) of any
     floating dtype, ``slots``: (K, B, C, H, W), ``rows``: (S, len(TABLE_COLUMNS) + K) float32, ``saves``:
-    (S, 2) int32, the slots that take x and m in each step, -1 for none, ``counter``: (1,) int32, ``noise``:
-    z of every step, (S, B, C, H, W), ``rescale``, ``threshold``: (B,). The x0 term counts where
-    ``clip_weight`` is not 0. Returns x', the slots afterwards, and what the model sees next:
-    ``next_scale · x'`` in the dtype of ``output`` and as often as its batch asks for.
+    (S, 2) int32, the slots that take x and d in each step, -1 for none, ``counter``: (1,) int32, ``noise``:
+    z of every step, (S, B, C, H, W), ``rescale``, ``threshold``: (B,). Coefficients of 0 and 1 and an
+    infinite limit make d = m. Its term counts where ``estimate_weight`` is not 0. Returns x', the slots
+    afterwards, and what the model sees next: ``next_scale · x'`` in the dtype of ``output`` and as often as
+    its batch asks for.
     """
     check_table_step(sample, output, slots, rows, saves, counter, guided, noise, rescale, threshold)
     step = int(counter[0])
@@ -520,16 +538,16 @@ def table_step(
         out = out + coef * history
     if noise is not None:
         out = out + c["noise"] * noise[step]
-    if c["clip_weight"] != 0:
-        x0 = c["clip_sample"] * sample + c["clip_output"] * m
-        if threshold is None:
-            x0 = x0.clamp(-c["clip_limit"], c["clip_limit"])
-        else:
-            limit = threshold.view(-1, 1, 1, 1)
-            x0 = torch.minimum(torch.maximum(x0, -limit), limit) / limit
-        out = out + c["clip_weight"] * x0
+    d = c["estimate_sample"] * sample + c["estimate_output"] * m
+    if threshold is None:
+        d = d.clamp(-c["estimate_limit"], c["estimate_limit"])
+    else:
+        limit = threshold.view(-1, 1, 1, 1)
+        d = torch.minimum(torch.maximum(d, -limit), limit) / limit
+    if c["estimate_weight"] != 0:
+        out = out + c["estimate_weight"] * d
     slots = slots.clone()
-    for slot, kept in zip(saves[step].tolist(), (sample, m), strict=True):
+    for slot, kept in zip(saves[step].tolist(), (sample, d), strict=True):
         if slot >= 0:
             slots[slot] = kept
     model_input = (c["next_scale"] * out).to(output.dtype)

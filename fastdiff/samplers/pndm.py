@@ -2,108 +2,179 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.chain import Chain, chain_timesteps, following_timesteps, read_chain
+from fastdiff.samplers.multistep import RING, Move, extrapolate, slope, slope_fields
+from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Linear, Prediction
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
-from fastdiff.samplers.spacing import SPACINGS, spaced_timesteps
-from fastdiff.samplers.table import Step, StepTable
+from fastdiff.samplers.settings import Settings
+from fastdiff.samplers.table import Step, StepTable, step_at
 
-__all__ = ["SAMPLERS", "pndm"]
+__all__ = ["SAMPLERS", "f_pndm", "improved_euler_start", "plms", "pndm", "runge_kutta_start", "s_pndm"]
 
-# Adams-Bashforth weights of the current and the earlier slopes: Eq. 12 of the paper and the lower orders.
-ADAMS_BASHFORTH = {
-    2: (3 / 2, -1 / 2),
-    3: (23 / 12, -16 / 12, 5 / 12),
-    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-}
-# Slots: three earlier model outputs as a ring, a sample to return to, and two slopes of a Runge-Kutta step.
-RING, SAVED_SAMPLE, SECOND_SLOPE, THIRD_SLOPE = 3, 3, 4, 5
+_PAPER = "Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds"
+# Slots after the ring of slopes: a sample to return to, and two slopes of a Runge-Kutta step.
+SAVED_SAMPLE, SECOND_SLOPE, THIRD_SLOPE = RING, RING + 1, RING + 2
+
+
+def improved_euler_start(
+    points: Sequence[Point], first: Move, again: Move | None, *, raw: bool = False
+) -> list[Step]:
+    """Pseudo improved Euler, which starts S-PNDM: the first step by Euler, then with the mean of the slopes
+    at both of its ends. ``again`` is the same move, or None where there is but one step.
+    """
+    point = points[0]
+    update = Linear(first.along, 0.0) + first.across * slope(point, raw=raw)
+    rows = [step_at(point, update, save_sample=SAVED_SAMPLE, **slope_fields(point, 0, raw=raw))]
+    if again is not None:
+        half = again.across / 2
+        history = ((SAVED_SAMPLE, again.along), (0, half))
+        rows.append(step_at(points[1], half * slope(points[1], raw=raw), history=history))
+    return rows
+
+
+def runge_kutta_start(
+    steps: Sequence[tuple[Point, Point, Point]],
+    moves: Sequence[tuple[Move, Move, Move, Move]],
+    *,
+    raw: bool = False,
+) -> list[Step]:
+    """Eq. 13 of the paper, pseudo Runge-Kutta: slopes at a step's beginning, twice in its middle and at its
+    end, weighted 1 : 2 : 2 : 1. Beginning, middle and end of each step, and the moves that lead to the other
+    three evaluations and to the end.
+    """
+    rows = []
+    for i, ((begin, middle, end), (to_middle, back, to_end, whole)) in enumerate(
+        zip(steps, moves, strict=True)
+    ):
+        update = Linear(to_middle.along, 0.0) + to_middle.across * slope(begin, raw=raw)
+        rows.append(step_at(begin, update, save_sample=SAVED_SAMPLE, **slope_fields(begin, i, raw=raw)))
+        for move, slot in ((back, SECOND_SLOPE), (to_end, THIRD_SLOPE)):
+            update = move.across * slope(middle, raw=raw)
+            back_to = ((SAVED_SAMPLE, move.along),)
+            rows.append(step_at(middle, update, history=back_to, **slope_fields(middle, slot, raw=raw)))
+        sixth = whole.across / 6
+        slopes = ((i, sixth), (SECOND_SLOPE, 2 * sixth), (THIRD_SLOPE, 2 * sixth))
+        history = ((SAVED_SAMPLE, whole.along), *slopes)
+        rows.append(step_at(end, sixth * slope(end, raw=raw), history=history))
+    return rows
 
 
 def pndm(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """F-PNDM: linear multistep in ε, started by three pseudo Runge-Kutta steps of four evaluations each.
+    """The PNDMScheduler of diffusers: linear multistep in ε, started by three pseudo Runge-Kutta steps of
+    four evaluations each, or, with skip_prk_steps, which Stable Diffusion sets, by pseudo improved Euler.
 
-    With skip_prk_steps, which Stable Diffusion sets, the start is the first step done twice instead: by
-    Euler, then with the mean of the slopes at both its ends; one evaluation more than steps. Reads
-    timestep_spacing, steps_offset, set_alpha_to_one and skip_prk_steps with the defaults of diffusers'
-    PNDMScheduler.
+    Reads timesteps and, with the defaults of that class, timestep_spacing, steps_offset, set_alpha_to_one and
+    skip_prk_steps. A model that predicts v has its outputs extrapolated as they are, as there; samplers
+    "plms", "f_pndm" and "s_pndm" extrapolate ε whatever the model predicts.
     """
     settings = schedule.settings("pndm")
-    if schedule.prediction is Prediction.SAMPLE:
+    if schedule.prediction not in (Prediction.EPSILON, Prediction.V):
         raise InputError(
-            "sampler 'pndm' cannot use prediction_type='sample'; use sampler 'ddim', 'euler' or 'dpmpp_2m'"
+            f"sampler 'pndm' cannot use prediction_type={schedule.prediction.value!r}; use sampler 'ddim', "
+            "'euler' or 'dpmpp_2m'"
         )
-    spacing = settings.choice("timestep_spacing", "leading", SPACINGS)
-    offset = settings.integer("steps_offset", 0, minimum=0)
     skip_prk_steps = settings.flag("skip_prk_steps", False)
-    if not skip_prk_steps and steps < 4:
-        raise InputError(
-            f"steps is {steps}, but sampler 'pndm' with a Runge-Kutta start (skip_prk_steps=False) wants 4 "
-            "or more; use more steps or another sampler"
-        )
-
-    train_steps = schedule.num_train_timesteps
-    transfer = _Transfer(schedule, settings.flag("set_alpha_to_one", False))
-    timesteps = [int(t) for t in spaced_timesteps(spacing, train_steps, steps, offset).round()]
-    delta = train_steps // steps
-    start = _euler_start if skip_prk_steps else _runge_kutta_start
-    rows, known = start(transfer, timesteps, delta)
-    for i, t in enumerate(timesteps[known:], start=known):
-        weights = ADAMS_BASHFORTH[min(i + 1, 4)]
-        update = transfer(t, t - delta)
-        history = tuple(((i - k) % RING, update.output * weights[k]) for k in range(1, len(weights)))
-        current = Linear(update.sample, update.output * weights[0])
-        rows.append(Step(float(t), current, history=history, save_output=i % RING))
-    return StepTable("pndm", tuple(rows), slots=SAVED_SAMPLE + 1 if skip_prk_steps else THIRD_SLOPE + 1)
+    chain = _chain(settings, schedule)
+    timesteps = chain_timesteps(settings, schedule, steps)
+    ends = following_timesteps(settings, schedule, timesteps, steps)
+    start = "euler" if skip_prk_steps else "runge_kutta"
+    return _table("pndm", chain, timesteps, ends, start=start, raw=True)
 
 
-class _Transfer:
-    """φ of Eq. 11: moves x from ᾱ_t to ᾱ_s along a slope ε, as factors of x and of the model output."""
+def plms(schedule: NoiseSchedule, steps: int) -> StepTable:
+    """Pseudo linear multistep of order 4 with the start of `s_pndm`: one evaluation more than steps.
 
-    def __init__(self, schedule: NoiseSchedule, set_alpha_to_one: bool) -> None:
-        self.alpha_bar = [float(a) for a in schedule.alphas_cumprod()]
-        self.final = 1.0 if set_alpha_to_one else self.alpha_bar[0]
-        self.prediction = schedule.prediction
-
-    def __call__(self, t: int, s: int) -> Linear:
-        a_t, a_s = self.alpha_bar[t], self.alpha_bar[s] if s >= 0 else self.final
-        slope = (a_s - a_t) / (a_t * math.sqrt(1 - a_s) + math.sqrt(a_t * (1 - a_t) * a_s))
-        epsilon = self.prediction.epsilon(math.sqrt(a_t), math.sqrt(1 - a_t))
-        return Linear(math.sqrt(a_s / a_t), 0.0) + -slope * epsilon
+    Reads timesteps, timestep_spacing, steps_offset and set_alpha_to_one with the defaults of diffusers'
+    PNDMScheduler; a step ends where the next begins.
+    """
+    return _named(schedule, "plms", steps, start="euler")
 
 
-def _euler_start(transfer: _Transfer, timesteps: list[int], delta: int) -> tuple[list[Step], int]:
-    """The rows of the start, and how many slopes they leave in the ring."""
-    t = timesteps[0]
-    rows = [Step(float(t), transfer(t, t - delta), save_sample=SAVED_SAMPLE, save_output=0)]
-    for s in timesteps[1:2]:
-        again = transfer(s + delta, s)
-        half = again.output / 2
-        rows.append(Step(float(s), Linear(0.0, half), history=((SAVED_SAMPLE, again.sample), (0, half))))
-    return rows, 1
+def s_pndm(schedule: NoiseSchedule, steps: int) -> StepTable:
+    """S-PNDM of the paper: two slopes, extrapolated to (3·e − e_before)/2; options as `plms`."""
+    return _named(schedule, "s_pndm", steps, start="euler", order=2)
 
 
-def _runge_kutta_start(transfer: _Transfer, timesteps: list[int], delta: int) -> tuple[list[Step], int]:
-    """Eq. 13 for three steps: slopes at t, twice at t − δ/2, and at t − δ, weighted 1 : 2 : 2 : 1."""
-    rows = []
-    half = delta // 2
-    for i, (t, following) in enumerate(pairwise(timesteps[:4])):
+def f_pndm(schedule: NoiseSchedule, steps: int) -> StepTable:
+    """F-PNDM of the paper: four slopes, started by three pseudo Runge-Kutta steps.
+
+    Nine evaluations more than steps. Options as `plms`.
+
+    The paper proves order 2 for it; it has order 4 where the steps are even in σ/α.
+    """
+    return _named(schedule, "f_pndm", steps, start="runge_kutta")
+
+
+def _chain(settings: Settings, schedule: NoiseSchedule) -> Chain:
+    """The chain with diffusers' default for PNDM, whose class does not know rescaled betas."""
+    alpha_bar = [float(a) for a in schedule.alphas_cumprod()]
+    final = 1.0 if settings.flag("set_alpha_to_one", False) else alpha_bar[0]
+    return Chain(alpha_bar, final, schedule.prediction)
+
+
+def _named(schedule: NoiseSchedule, name: str, steps: int, *, start: str, order: int = 4) -> StepTable:
+    settings = schedule.settings(name)
+    chain = read_chain(settings, schedule, name, set_alpha_to_one=False)
+    timesteps = chain_timesteps(settings, schedule, steps)
+    return _table(name, chain, timesteps, [*timesteps[1:], -1], start=start, order=order)
+
+
+def _table(
+    name: str,
+    chain: Chain,
+    timesteps: Sequence[int],
+    ends: Sequence[int],
+    *,
+    start: str,
+    order: int = 4,
+    raw: bool = False,
+) -> StepTable:
+    points = [chain.at(t) for t in timesteps]
+
+    def move(begin: int, end: int) -> Move:
+        return Move.between(chain.at(begin), chain.at(end), raw=raw)
+
+    moves = [move(t, end) for t, end in zip(timesteps, ends, strict=True)]
+    if start == "euler":
+        # Where a step does not end at the next timestep, diffusers repeats another move than the first.
+        stride = timesteps[0] - ends[0]
+        again = move(timesteps[1] + stride, timesteps[1]) if len(timesteps) > 1 else None
+        rows = improved_euler_start(points, moves[0], again, raw=raw)
+        known, slots = 1, SAVED_SAMPLE + 1
+    else:
+        if len(timesteps) < 4:
+            raise InputError(
+                f"steps is {len(timesteps)}, but sampler {name!r} with a Runge-Kutta start "
+                "(skip_prk_steps=False) wants 4 or more; use more steps or another sampler"
+            )
+        rows = _runge_kutta_rows(chain, timesteps, ends, raw=raw)
+        known, slots = 3, THIRD_SLOPE + 1
+    rows += extrapolate(points, moves, known, order, raw=raw)
+    return StepTable(name, tuple(rows), slots=slots)
+
+
+def _runge_kutta_rows(
+    chain: Chain, timesteps: Sequence[int], ends: Sequence[int], *, raw: bool
+) -> list[Step]:
+    """The first three steps. Their middles are rounded to timesteps."""
+    steps, moves = [], []
+    for (t, following), end in zip(pairwise(timesteps[:4]), ends[:3], strict=True):
+        half = (t - end) // 2
         middle = following + half
-        rows.append(Step(float(t), transfer(t, t - half), save_sample=SAVED_SAMPLE, save_output=i))
-        for target, slot in ((middle, SECOND_SLOPE), (middle - half, THIRD_SLOPE)):
-            move = transfer(t, target)
-            back = ((SAVED_SAMPLE, move.sample),)
-            rows.append(Step(float(middle), Linear(0.0, move.output), history=back, save_output=slot))
-        move = transfer(t, following)
-        sixth = move.output / 6
-        slopes = ((i, sixth), (SECOND_SLOPE, 2 * sixth), (THIRD_SLOPE, 2 * sixth))
-        history = ((SAVED_SAMPLE, move.sample), *slopes)
-        rows.append(Step(float(following), Linear(0.0, sixth), history=history))
-    return rows, 3
+        begin = chain.at(t)
+
+        def to(target: int, begin: Point = begin) -> Move:
+            return Move.between(begin, chain.at(target), raw=raw)
+
+        steps.append((begin, chain.at(middle), chain.at(following)))
+        moves.append((to(t - half), to(middle), to(middle - half), to(following)))
+    return runge_kutta_start(steps, moves, raw=raw)
 
 
 SAMPLERS = (
@@ -113,7 +184,10 @@ SAMPLERS = (
         order=2,
         evaluations=1,
         stochastic=False,
-        paper="Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds",
+        paper=_PAPER,
         classes=("PNDMScheduler",),
     ),
+    Sampler("plms", plms, order=2, evaluations=1, stochastic=False, paper=_PAPER),
+    Sampler("s_pndm", s_pndm, order=2, evaluations=1, stochastic=False, paper=_PAPER),
+    Sampler("f_pndm", f_pndm, order=2, evaluations=1, stochastic=False, paper=_PAPER),
 )

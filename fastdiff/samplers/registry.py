@@ -9,9 +9,16 @@ from itertools import chain
 
 from fastdiff.errors import InputError
 from fastdiff.samplers import (
+    adaptive,
+    consistency,
     ddim,
+    ddpm,
+    deis,
     dpm2,
-    dpmpp,
+    dpm_adaptive,
+    dpm_inverse,
+    dpm_multistep,
+    dpm_singlestep,
     dpmpp_2m_sde,
     dpmpp_2s_ancestral,
     dpmpp_sde,
@@ -20,22 +27,63 @@ from fastdiff.samplers import (
     er_sde,
     euler,
     euler_ancestral,
+    flow,
     heun,
+    ipndm,
+    langevin,
+    lcm,
     lms,
     pndm,
+    predictor_corrector,
     res,
     restart,
+    sa_solver,
+    score_sde,
+    tcd,
+    unipc,
 )
+from fastdiff.samplers.adaptive import AdaptiveRun
+from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS, FORMER_KEYS
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
+from fastdiff.samplers.settings import short
 from fastdiff.samplers.table import StepTable
 
-__all__ = ["SAMPLERS", "find_sampler", "make_table", "options_of", "sampler_of"]
+__all__ = ["SAMPLERS", "find_sampler", "make_adaptive", "make_table", "options_of", "sampler_of"]
 
 _FAMILIES = (
-    *(ddim, dpmpp, euler, pndm),
-    *(euler_ancestral, heun, dpm2, lms, edm, edm_dpmpp, dpmpp_sde),
-    *(dpmpp_2s_ancestral, dpmpp_2m_sde, res, er_sde, restart),
+    ddim,
+    ddpm,
+    pndm,
+    ipndm,
+    euler,
+    euler_ancestral,
+    heun,
+    dpm2,
+    lms,
+    dpm_singlestep,
+    dpm_multistep,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
+    dpmpp_2m_sde,
+    unipc,
+    deis,
+    sa_solver,
+    res,
+    er_sde,
+    restart,
+    edm,
+    edm_dpmpp,
+    langevin,
+    predictor_corrector,
+    score_sde,
+    adaptive,
+    dpm_adaptive,
+    lcm,
+    tcd,
+    consistency,
+    flow,
+    dpm_inverse,
 )
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler for sampler in chain.from_iterable(family.SAMPLERS for family in _FAMILIES)
@@ -52,9 +100,21 @@ _SHARED = (
 
 
 def sampler_of(config: Mapping[str, object]) -> str | None:
-    """The sampler for the diffusers class named in a ``scheduler_config.json``; None where there is none."""
+    """The sampler for the diffusers class named in a ``scheduler_config.json``; None where there is none.
+
+    Raises `InputError` where there are samplers for the class, but none for its options.
+    """
     name = config.get("_class_name")
-    return next((sampler.name for sampler in SAMPLERS.values() if name in sampler.classes), None)
+    found = next((sampler.name for sampler in SAMPLERS.values() if sampler.stands_for(config)), None)
+    of_class = [sampler for sampler in SAMPLERS.values() if name in sampler.classes]
+    if found is None and of_class:
+        keys = sorted({key for sampler in of_class for key in sampler.when})
+        values = ", ".join(f"{key}={config.get(key)!r}" for key in keys)
+        raise InputError(
+            f"no sampler is {name} with {values}; correct the config or choose one of "
+            f"{', '.join(sampler.name for sampler in of_class)}"
+        )
+    return found
 
 
 def find_sampler(name: str) -> Sampler:
@@ -70,7 +130,10 @@ def options_of(sampler: Sampler) -> tuple[str, ...]:
     """The options that ``sampler`` reads, besides those of the noise schedule: what a table asked for."""
     schedule = NoiseSchedule.from_config({}).with_options({})
     shared = set(schedule.reads)
-    sampler.table(schedule, 10)
+    if sampler.adaptive is None:
+        sampler.table(schedule, 10)
+    else:
+        sampler.adaptive(schedule)
     return tuple(sorted(schedule.reads - shared))
 
 
@@ -109,7 +172,25 @@ def make_table(
             "use another step count or sampler"
         )
     _check_read(sampler, schedule, given)
+    _check_config(sampler, schedule, given)
     return table
+
+
+def make_adaptive(
+    name: str, schedule: NoiseSchedule, *, options: Mapping[str, object] | None = None
+) -> AdaptiveRun:
+    """What `fastdiff.samplers.adaptive.sample_adaptive` runs, for a sampler that chooses its own steps.
+
+    Raises `InputError` for a sampler with fixed steps, and as `make_table` for names and options.
+    """
+    sampler = find_sampler(name)
+    if sampler.adaptive is None:
+        own = ", ".join(other.name for other in SAMPLERS.values() if other.adaptive)
+        raise InputError(f"sampler {name!r} has fixed steps; use make_table, or one of {own}")
+    schedule = schedule.with_options(options or {})
+    run = sampler.adaptive(schedule)
+    _check_read(sampler, schedule, options or {})
+    return run
 
 
 def _check_steps(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> int:
@@ -141,4 +222,24 @@ def _check_read(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, o
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
             f"sampler {sampler.name!r} has no option {key!r}; {hint}it has {', '.join(known) or 'none'}"
+        )
+
+
+def _check_config(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, object]) -> None:
+    """Raise for a key of the sampler's own diffusers class that nobody knows: misspelt, or newer than
+    fastdiff.
+
+    Keys of other classes are left alone, as diffusers does, and so is what a config leaves null.
+    """
+    if schedule.config.get("_class_name") not in sampler.classes:
+        return
+    known = schedule.reads | DIFFUSERS_KEYS | FORMER_KEYS | given.keys()
+    for key, value in schedule.config.items():
+        if key in known or key.startswith("_") or value is None:
+            continue
+        near = difflib.get_close_matches(key, sorted(schedule.reads), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"scheduler config has {key}={short(value)}, which sampler {sampler.name!r} does not know; {hint}"
+            "correct the key or remove it"
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping, read_clipping
 from fastdiff.samplers.heun import heun_steps
 from fastdiff.samplers.noise_options import not_negative
 from fastdiff.samplers.path import Point
@@ -16,7 +17,6 @@ from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.sigma_path import sigma_path
 from fastdiff.samplers.spacing import karras_sigmas
 from fastdiff.samplers.table import Step, StepTable
-from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, clipping
 
 __all__ = ["PRESETS", "SAMPLERS", "Interval", "restart_steps"]
 
@@ -55,7 +55,7 @@ def restart_steps(
     intervals: Sequence[Interval],
     at: Callable[[float], Point],
     s_noise: float = 1.0,
-    clip: Clipping = UNCLIPPED,
+    clip: Clipping = NO_CLIPPING,
 ) -> list[Step]:
     """Algorithm 1 of the paper with Heun's steps: at the point next to each interval's lower end, noise
     √(t_max² − t_min²)·z and Karras' levels (ρ = 7) back down, several times.
@@ -86,7 +86,7 @@ def restart_steps(
 
 
 def restart(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Reads what `sigma_path` and `clipping` read, s_noise (1), restarts and restart_preset.
+    """Reads what `sigma_path` and `read_clipping` read, s_noise (1), restarts and restart_preset.
 
     ``restarts`` lists N_Restart, K, t_min and t_max for each interval, one after the other. Without it
     ``restart_preset`` names one of `PRESETS`; the default is "stable_diffusion" from 10 steps on and "none"
@@ -98,7 +98,7 @@ def restart(schedule: NoiseSchedule, steps: int) -> StepTable:
     preset = settings.choice("restart_preset", "stable_diffusion" if steps >= 10 else "none", tuple(PRESETS))
     numbers = settings.numbers("restarts")
     intervals = PRESETS[preset] if numbers is None else _intervals(numbers)
-    rows = restart_steps(path.points, intervals, path.at, s_noise, clipping(settings))
+    rows = restart_steps(path.points, intervals, path.at, s_noise, read_clipping(settings))
     return StepTable("restart", tuple(rows), path.init_noise_sigma, slots=1)
 
 

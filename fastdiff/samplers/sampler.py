@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
+
+if TYPE_CHECKING:
+    from fastdiff.samplers.adaptive import AdaptiveRun
 
 __all__ = ["Sampler"]
 
@@ -21,9 +25,12 @@ class Sampler:
     evaluations  of the model per step
     stochastic   draws noise unless options forbid it
     paper        authors and title of its source
-    classes      diffusers' scheduler classes that it stands for; `fastdiff.samplers.registry` picks by their
-                 options where several samplers share one
+    classes      diffusers' scheduler classes that it stands for
+    when         the values of a class's options for which it does, where several samplers share the class;
+                 None among them is the key's absence
     any_steps    the step count is not limited to the number of training timesteps
+    adaptive     for samplers that choose their steps while they run: reads the options of a schedule's
+                 config; ``table`` then raises `InputError`
     """
 
     name: str
@@ -34,3 +41,11 @@ class Sampler:
     paper: str
     classes: tuple[str, ...] = ()
     any_steps: bool = False
+    adaptive: Callable[[NoiseSchedule], AdaptiveRun] | None = None
+    when: Mapping[str, Collection[object]] = field(default_factory=dict)
+
+    def stands_for(self, config: Mapping[str, object]) -> bool:
+        """Whether this is the sampler of a ``scheduler_config.json``."""
+        return config.get("_class_name") in self.classes and all(
+            config.get(key) in values for key, values in self.when.items()
+        )

@@ -11,14 +11,18 @@ would make it differ from diffusers' by up to 1e-3. What is computed from them i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.errors import InputError
+from fastdiff.samplers.betas import (
+    BETA_SCHEDULES,
+    cumulative,
+    read_betas,
+    rescale_zero_terminal_snr,
+)
 from fastdiff.samplers.prediction import Prediction
 from fastdiff.samplers.settings import Settings
 
@@ -28,8 +32,6 @@ __all__ = [
 ]
 
 Float32 = NDArray[np.float32]
-
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +64,9 @@ class NoiseSchedule:
         reads: set[str] = set()
         settings = Settings(config, "the noise schedule", reads)
         prediction = settings.choice("prediction_type", "epsilon", [kind.value for kind in Prediction])
-        betas = _betas(settings, config.get("trained_betas"))
-        reads |= {"trained_betas", "beta_schedule", "beta_start", "beta_end"}
+        # Old checkpoints say it in this way.
+        settings.refuse("predict_epsilon", True, "remove it and set prediction_type to 'sample'")
+        betas = read_betas(settings, config.get("_class_name"), config.get("trained_betas"), reads)
         return cls(betas, Prediction(prediction), dict(config), reads)
 
     def with_options(self, options: Mapping[str, object]) -> NoiseSchedule:
@@ -88,8 +91,8 @@ class NoiseSchedule:
         ``zero_terminal_snr`` shifts and scales √ᾱ so that the last one is 0 and the first stays: Algorithm 1
         of Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed".
         """
-        betas = _rescale_zero_terminal_snr(self.betas) if zero_terminal_snr else self.betas
-        return _cumprod(np.float32(1) - betas)
+        betas = rescale_zero_terminal_snr(self.betas) if zero_terminal_snr else self.betas
+        return cumulative(betas)
 
     def sigmas(self, *, zero_terminal_snr: bool = False) -> Float32:
         """σ = √((1 − ᾱ) / ᾱ), float32 [num_train_timesteps], increasing.
@@ -100,79 +103,3 @@ class NoiseSchedule:
         if zero_terminal_snr:
             alpha_bar[-1] = 2.0**-24
         return np.asarray(np.sqrt((np.float32(1) - alpha_bar) / alpha_bar), dtype=np.float32)
-
-
-def _betas(settings: Settings, trained: object) -> Float32:
-    count = settings.integer("num_train_timesteps", 1000, minimum=2)
-    if trained is not None:
-        betas = _trained_betas(trained, count)
-    else:
-        start, end = settings.positive("beta_start", 0.0001), settings.positive("beta_end", 0.02)
-        match settings.choice("beta_schedule", "linear", BETA_SCHEDULES):
-            case "linear":
-                betas = _linspace(start, end, count)
-            case "scaled_linear":
-                betas = np.square(_linspace(start**0.5, end**0.5, count))
-            case _:
-                betas = _squared_cosine_betas(count)
-    outside = betas[~((betas > 0) & (betas < 1))]
-    if outside.size:
-        raise InputError(
-            f"the scheduler config gives a beta of {outside[0]:g}, wanted between 0 and 1; "
-            "correct beta_start, beta_end or trained_betas"
-        )
-    alpha_bar = _cumprod(np.float32(1) - betas)
-    if not 1 > alpha_bar[0] > alpha_bar[-1] > 0:
-        raise InputError(
-            f"the betas of the scheduler config, {betas.min():g} to {betas.max():g}, add no noise at the "
-            "first timestep or leave no signal at the last; correct beta_start, beta_end or trained_betas"
-        )
-    return betas
-
-
-def _trained_betas(trained: object, count: int) -> Float32:
-    try:
-        betas = np.asarray(trained, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"trained_betas of the scheduler config is not a list of numbers ({error}); correct the config"
-        ) from None
-    if betas.shape != (count,):
-        raise InputError(
-            f"trained_betas of the scheduler config has shape {betas.shape}, wanted ({count},) as "
-            "num_train_timesteps says; correct one of the two"
-        )
-    return betas
-
-
-def _linspace(start: float, end: float, count: int) -> Float32:
-    """`torch.linspace` in float32 on x86: counted from the nearer end, each term one fused multiply-add."""
-    first, last = np.float32(start), np.float32(end)
-    step = np.float64((last - first) / np.float32(count - 1))
-    index = np.arange(count)
-    terms = np.where(index < count // 2, first + step * index, last - step * (count - 1 - index))
-    return terms.astype(np.float32)
-
-
-def _squared_cosine_betas(count: int) -> Float32:
-    """Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", Eq. 17; β up to 0.999."""
-
-    def alpha_bar(time: float) -> float:
-        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    betas = [min(1 - alpha_bar((i + 1) / count) / alpha_bar(i / count), 0.999) for i in range(count)]
-    return np.array(betas, dtype=np.float32)
-
-
-def _cumprod(factors: Float32) -> Float32:
-    """`torch.cumprod` in float32: the product is carried in float64 and every term is rounded."""
-    return np.cumprod(factors, dtype=np.float64).astype(np.float32)
-
-
-def _rescale_zero_terminal_snr(betas: Float32) -> Float32:
-    root = np.sqrt(_cumprod(np.float32(1) - betas))
-    first, last = root[0], root[-1]
-    root = (root - last) * (first / (first - last))
-    alpha_bar = np.square(root)
-    alphas = np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
-    return np.asarray(np.float32(1) - alphas, dtype=np.float32)

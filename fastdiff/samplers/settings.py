@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from fastdiff.errors import InputError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "short"]
 
 
 class Settings:
@@ -26,6 +26,11 @@ class Settings:
         self._config = config
         self._reader = reader
         self._reads = set() if reads is None else reads
+
+    @property
+    def reader(self) -> str:
+        """Who reads, for error messages."""
+        return self._reader
 
     def _get(self, key: str, default: object) -> object:
         self._reads.add(key)
@@ -50,6 +55,13 @@ class Settings:
         value = self.number(key, default)
         if not 0 < value < math.inf:
             raise self._error(key, value, "a number above 0")
+        return value
+
+    def within(self, key: str, default: float, low: float, high: float) -> float:
+        """A number from ``low`` to ``high``."""
+        value = self.number(key, default)
+        if not low <= value <= high:
+            raise self._error(key, value, f"a number from {low:g} to {high:g}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -82,6 +94,17 @@ class Settings:
                 raise self._error(key, value, "a list of finite numbers")
         return tuple(float(number) for number in value)
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of integers, empty where the key is absent or null."""
+        value = self._get(key, None)
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple) or any(
+            isinstance(number, bool) or not isinstance(number, int) for number in value
+        ):
+            raise self._error(key, value, "a list of integers")
+        return tuple(value)
+
     def is_set(self, key: str) -> bool:
         """Whether the config has the key with another value than null."""
         return self._get(key, None) is not None
@@ -91,15 +114,20 @@ class Settings:
         value = self._get(key, neutral)
         if value is not None and value is not neutral and value != neutral:
             raise InputError(
-                f"{self._reader} does not support {key}={_short(value)} of the scheduler config; {way_out}"
+                f"{self._reader} does not support {key}={short(value)} of the scheduler config; {way_out}"
             )
+
+    def unused(self, *keys: str) -> None:
+        """Note keys that the diffusers class has too but that change nothing in its steps."""
+        self._reads.update(keys)
 
     def _error(self, key: str, value: object, wanted: str) -> InputError:
         return InputError(
-            f"scheduler config has {key}={_short(value)}, {self._reader} wants {wanted}; correct the config"
+            f"scheduler config has {key}={short(value)}, {self._reader} wants {wanted}; correct the config"
         )
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """The value as Python writes it, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.settings import Settings
 from fastdiff.samplers.spacing import SPACINGS, sigma_to_timestep, spaced_timesteps
 
-__all__ = ["SigmaPath", "sigma_path", "with_beta_defaults"]
+__all__ = ["SigmaPath", "sigma_path"]
 
 Float64 = NDArray[np.float64]
 
@@ -146,11 +146,3 @@ def _levels(
     sigmas = placed_sigmas(settings, asked, low, high, steps)
     timesteps = sigma_to_timestep(sigmas, train_sigmas)
     return (timesteps.round() if round_karras and asked == "karras" else timesteps), sigmas
-
-
-def with_beta_defaults(schedule: NoiseSchedule, start: float, end: float) -> NoiseSchedule:
-    """The schedule with other defaults for beta_start and beta_end, for classes that have their own."""
-    if {"beta_start", "beta_end"} <= schedule.config.keys():
-        return schedule
-    config = {"beta_start": start, "beta_end": end, **schedule.config}
-    return replace(schedule, betas=NoiseSchedule.from_config(config).betas)

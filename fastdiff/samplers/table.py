@@ -90,7 +90,7 @@ class Step:
     estimate     d, or None
     guidance     the scale of classifier-free guidance in this step instead of the call's; 1 is none
     variance     for models that predict the variance of the noise
-    langevin     for a corrector with a step size of its own
+    langevin     for a corrector with a step size of its own; draws noise, also where noise_coef is None
     point        the noise level of the evaluation
     """
 
@@ -112,6 +112,11 @@ class Step:
         """Whether the step is linear but for a fixed clip, so that compiled loops can run it."""
         thresholded = self.estimate is not None and self.estimate.threshold is not None
         return not thresholded and self.variance is None and self.langevin is None
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether the step draws noise, used or not."""
+        return self.noise_coef is not None or self.langevin is not None
 
     def coefficients(self) -> Iterator[float]:
         """Every factor of the step."""
@@ -159,7 +164,7 @@ class StepTable:
     @property
     def stochastic(self) -> bool:
         """Whether noise is drawn: at the start or in a step."""
-        return self.start_noise is not None or any(step.noise_coef is not None for step in self.steps)
+        return self.start_noise is not None or any(step.draws_noise for step in self.steps)
 
     @property
     def linear(self) -> bool:
@@ -171,6 +176,10 @@ class StepTable:
         coefficients = (coef for step in self.steps for coef in step.coefficients())
         starts = (self.init_noise_sigma, self.start_noise or 0.0)
         return all(map(math.isfinite, (*starts, *coefficients)))
+
+    def guidance_scales(self, guidance: float) -> tuple[float, ...]:
+        """The scale of each step in a call with ``guidance``; 1 evaluates the model with the prompt alone."""
+        return tuple(guidance if step.guidance is None else step.guidance for step in self.steps)
 
     def with_guidance(self, scales: tuple[float | None, ...]) -> StepTable:
         """The table with a guidance scale in each step; None leaves the call's."""

@@ -59,6 +59,15 @@ class Session(ABC):
     takes_any_noise = True
     """Whether ``sample`` draws from any NoiseSource; otherwise only from a Generator, in compiled code."""
 
+    def runs(self, table: StepTable, guidance: float) -> bool:
+        """Whether ``sample`` is there and right for a table; otherwise the loop of ``fastdiff.samplers`` is.
+
+        By default for tables that are linear, and guided in all steps or in none: of a step that is not
+        guided, that loop computes one half only.
+        """
+        scales = table.guidance_scales(guidance)
+        return self.has_loop and table.linear and len({scale == 1 for scale in scales}) <= 1
+
     def sample(
         self,
         table: StepTable,
@@ -70,8 +79,9 @@ class Session(ABC):
     ) -> Array:
         """What ``fastdiff.samplers.sample`` returns with this session as the U-Net, in its precision.
 
-        ``inputs`` are those besides ``sample`` and ``timestep``, checked; with a guidance other than 1 their
-        batch is twice that of ``latents``, first without the prompt, then with it.
+        Only for tables that it ``runs``. ``inputs`` are those besides ``sample`` and ``timestep``, checked;
+        where any step is guided their batch is twice that of ``latents``, first without the prompt, then with
+        it.
         """
         raise NotImplementedError(f"{type(self).__name__} has no loop of its own")
 

@@ -18,7 +18,7 @@ import numpy as np
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import FastdiffError, FastdiffWarning
 from fastdiff.pipeline import Pipeline
-from fastdiff.request import Request
+from fastdiff.request import request_from
 from fastdiff.samplers import BatchRows, Generator, NoiseSource
 from fastdiff.workers.lifetime import die_with_parent
 from fastdiff.workers.wire import Message, receive, send
@@ -35,7 +35,7 @@ def generate(pipe: Pipeline, body: dict[str, Any], latents: Any) -> Message:
     ``body`` has the ``request`` and, for a stochastic sampler, ``noise``: the ``batch`` of the whole call,
     the first row (``begin``), and whether the call's latents were ``drawn`` before its steps' noise.
     """
-    request = Request(**{**body["request"], **_texts(body["request"])})
+    request = request_from(body["request"])
     noise: NoiseSource | None = None
     if body["noise"] is not None:
         batch, begin = body["noise"]["batch"], body["noise"]["begin"]
@@ -54,10 +54,6 @@ def generate(pipe: Pipeline, body: dict[str, Any], latents: Any) -> Message:
     }
     pixels = np.stack([np.asarray(image) for image in result.images])
     return reply, {"latents": result.latents, "pixels": pixels}
-
-
-def _texts(request: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(request[name]) for name in ("prompts", "negatives")}
 
 
 def _failure(error: Exception) -> dict[str, str]:

@@ -7,7 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from fastdiff.devices import Device, check_devices, device_name, share_threads
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
-from fastdiff.inputs import check_shapes, default_sampler, unit_noise
+from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
 from fastdiff.progress import progress_bar
-from fastdiff.request import Request, check_request
+from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import Generator, NoiseSchedule, make_table
+from fastdiff.samplers import Generator, Guidance, NoiseSchedule
 from fastdiff.workers.process import Crew, Job, Place
 from fastdiff.workers.wire import Message
 
@@ -65,7 +65,7 @@ class PipelinePool:
         negative: str | list[str] = "",
         steps: int = 20,
         sampler: str | None = None,
-        guidance: float = 5.0,
+        guidance: float | Guidance | dict[str, Any] = 5.0,
         seed: int | None = None,
         num: int = 1,
         height: int | None = None,
@@ -119,9 +119,7 @@ class PipelinePool:
 
     def _jobs(self, request: Request, latents: Array | None) -> list[Job]:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
-        table = make_table(
-            request.sampler, self.schedule, request.steps, eta=request.eta, options=request.options
-        )
+        table = call_table(self.schedule, request)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
         jobs: list[Job] = []
         for begin in range(0, request.pictures, self._batch):
@@ -135,7 +133,7 @@ class PipelinePool:
             if not jobs:
                 check_shapes(self.engine, part)
             noise = {"batch": request.pictures, "begin": begin, "drawn": latents is None}
-            body = {"request": asdict(part), "noise": noise if table.stochastic else None}
+            body = {"request": request_values(part), "noise": noise if table.stochastic else None}
             jobs.append(Job(len(jobs), (body, {"latents": start[rows.start : rows.stop]})))
         return jobs
 

@@ -54,7 +54,7 @@ class GaussianMixture:
         return np.asarray(share @ (self.means * (1 - alpha * pull)[:, None]) + slope * x)
 
     def output(self, x: Array, point: Point) -> Array:
-        """What a perfect denoiser of the kind of ``point`` returns where the sampler's state is ``x`` [N, D]."""
+        """What a perfect denoiser returns at ``point`` for the sampler's state ``x`` [N, D]."""
         x0 = point.x0
         return (self.denoise(x, point.alpha, point.sigma) - x0.sample * x) / x0.output
 

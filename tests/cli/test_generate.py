@@ -17,6 +17,8 @@ from PIL import Image
 
 import fastdiff
 from fastdiff.image import read_metadata
+from fastdiff.samplers import Guidance, read_guidance
+from fastdiff.samplers.guidance import CFGPlusPlus, CFGZeroStar, Interval, PerpNeg, PerStep
 from tests.cli.run import environment, interrupt_at, listing, run_here, run_process
 
 Capture = pytest.CaptureFixture[str]
@@ -116,6 +118,46 @@ def test_every_option_arrives(capfd: Capture, engine: Path) -> None:
     )
 
 
+def test_options_of_guidance_arrive(capfd: Capture, engine: Path) -> None:
+    path = engine.parent / "guided.png"
+    words = ("--guidance", 7, "--guidance-method", "apg", "--apg-eta", 0.25, "--apg-momentum", -0.75)
+    more = ("--apg-threshold", "inf", "--guidance-rescale", 0.5, "--guidance-interval", "10%,90%")
+    schedule = ("--guidance-schedule", "power:2", "--guidance-floor", 1.5)
+    call = ("generate", engine, PROMPT, "-o", path, "--steps", 3, "--sampler", "euler")
+    outcome = run_here(capfd, *call, *words, *more, *schedule)
+    assert (outcome.status, outcome.errors) == (0, "")
+    assert read_metadata(path)["settings"]["guidance"] == {
+        "scale": 7,
+        "method": {
+            "name": "apg",
+            "eta": 0.25,
+            "momentum": -0.75,
+            "threshold": None,
+            "space": "denoised",
+            "base": "cond",
+        },
+        "schedule": {"shape": "power", "power": 2, "floor": 1.5},
+        "interval": {"low": 0.1, "high": 0.9, "unit": "share"},
+        "rescale": 0.5,
+        "original": False,
+    }
+    for words, guidance in (
+        (("--guidance-method", "cfg"), 5.0),
+        (("--guidance-method", "cfg_pp"), Guidance(0.6, CFGPlusPlus())),
+        (("--guidance-method", "cfg_zero_star", "--zero-steps", 2), Guidance(5.0, CFGZeroStar(2))),
+        (
+            ("--guidance-method", "perp_neg", "--negative", "blue", "--perp-neg-weight", 2),
+            Guidance(5.0, PerpNeg(2.0)),
+        ),
+        (("--guidance-interval", "0.28,5.42"), Guidance(5.0, interval=Interval(0.28, 5.42))),
+        (("--guidance-schedule", "7,6,5"), Guidance(1.0, schedule=PerStep((7.0, 6.0, 5.0)))),
+    ):
+        outcome = run_here(capfd, *call, *words)
+        assert (outcome.status, outcome.errors) == (0, "")
+        found = read_metadata(path)["settings"]["guidance"]
+        assert (read_guidance(found) if isinstance(found, dict) else found) == guidance
+
+
 def test_a_cut_prompt_is_a_line_that_names_what_was_dropped(capfd: Capture, engine: Path) -> None:
     outcome = run_here(
         capfd,
@@ -134,6 +176,27 @@ def test_a_cut_prompt_is_a_line_that_names_what_was_dropped(capfd: Capture, engi
 
 
 BAD = [
+    (("--guidance-method", "cfgpp"), ("cfgpp", "cfg_pp")),
+    (("--apg-eta", 0.5), ("--apg-eta with guidance method cfg", "--guidance-method apg")),
+    (("--guidance-method", "apg", "--zero-steps", 1), ("--zero-steps", "--guidance-method cfg_zero_star")),
+    (("--guidance-method", "cfg_zero_star", "--perp-neg-weight", 1), ("--guidance-method perp_neg",)),
+    (("--guidance-method", "perp_neg"), ("without a negative prompt", "give one")),
+    (("--guidance-method", "cfg_pp", "--guidance", 5), ("guidance is 5 with method cfg_pp", "such as 0.6")),
+    (("--guidance-method", "cfg_pp", "--guidance-rescale", 0.5), ("cannot be rescaled", "use 0")),
+    (("--guidance-method", "cfg_pp", "--sampler", "pndm"), ("first order", "use sampler 'ddim'")),
+    (("--guidance", 1, "--guidance-rescale", 0.5), ("guidance is 1", "use more than 1")),
+    (("--guidance-rescale", 2), ("rescale is 2", "0 to 1")),
+    (("--guidance-interval", "5"), ("'5'", "0.28,5.42")),
+    (("--guidance-interval", "5,1"), ("5.0 to 1.0", "low ≤ high")),
+    (("--guidance-interval", "10%,150%"), ("0.1 to 1.5", "high ≤ 1")),
+    (("--guidance-interval", "10%,2"), ("'10%,2'", "20%,80%")),
+    (("--guidance-schedule", "square"), ("'square'", "use one of constant, linear")),
+    (("--guidance-schedule", "linear:2"), ("'linear' has no power",)),
+    (("--guidance-schedule", "power:x"), ("'power:x'", "power:2")),
+    (("--guidance-schedule", "7,6"), ("2 entries", "give one for each")),
+    (("--guidance-schedule", "7,x"), ("'7,x'",)),
+    (("--guidance-schedule", "7,6", "--guidance", 3), ("leave one out",)),
+    (("--guidance-floor", 2), ("without --guidance-schedule",)),
     (("--steps", 0), ("steps is 0", "1 or more")),
     (("--steps", -5), ("steps is -5", "1 or more")),
     (("--steps", 5000), ("5000", "1000")),

@@ -150,16 +150,15 @@ void check_table(const Table& t, Kernel kernel, double tolerance) {
             // The third draw of 346 numbers by 256 threads, two for each: four words a draw.
             next += row[3] * static_cast<double>(cuda::philox_normal(42, 8 + 2 * 4, i, 256));
         }
-        if (t.clip) {
-            const double limit = t.threshold ? static_cast<double>(threshold[image]) : 1.0;
-            const double x0 = row[4] * static_cast<double>(sample[i]) + row[5] * m;
-            next += row[7] * std::fmin(std::fmax(x0, -limit), limit) / limit;
-        }
+        const double limit = t.threshold ? static_cast<double>(threshold[image]) : 1.0;
+        const double d =
+            std::fmin(std::fmax(row[4] * static_cast<double>(sample[i]) + row[5] * m, -limit), limit) / limit;
+        if (t.clip) next += row[7] * d;
         note(result[i], next);
         for (std::size_t k = 0; k < slot_count; ++k) {
             double kept = slots[k * size + i];
             if (static_cast<int>(k) == t.keeps_sample) kept = sample[i];
-            if (static_cast<int>(k) == t.keeps_output) kept = m;
+            if (static_cast<int>(k) == t.keeps_output) kept = d;
             note(result_slots[k * size + i], kept);
         }
         T scaled;
@@ -223,11 +222,11 @@ void test_cuda_scheduler_step() {
     check_box_muller();
     check_draws();
     check_normal();
-    //                     guided rescale threshold clip in_place noise     slots keeps x, m
+    //                     guided rescale threshold clip in_place noise     slots keeps x, d
     const Table tables[] = {{true, false, false, false, true, Noise::none, 2, -1, 1},
                             {false, true, false, true, false, Noise::array, 3, 0, 2},
                             {true, true, true, true, true, Noise::generator, 1, 0, -1},
-                            {true, false, true, true, false, Noise::none, 2, 1, 1},  // both into one: m stays
+                            {true, false, true, true, false, Noise::none, 2, 1, 1},  // both into one: d stays
                             {false, false, false, false, true, Noise::generator, 0, -1, -1}};
     for (const Table& table : tables) {
         check_table<float>(table, table_step_f32, 2e-6);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from scipy.integrate import solve_ivp
@@ -49,17 +50,22 @@ def states(table: StepTable, data: GaussianMixture, start: np.ndarray) -> list[n
 
 
 def flow(data: GaussianMixture, x: np.ndarray, begin: Point, end: Point) -> np.ndarray:
-    """The probability-flow ODE from ``begin`` to ``end``: d(x/α)/dρ = ε with ρ = σ/α; relative error 1e-11."""
-    low, high = np.log(end.ratio), np.log(begin.ratio)
+    """The probability-flow ODE from ``begin`` to ``end``, to 1e-11.
 
-    def slope(u: float, flat: np.ndarray) -> np.ndarray:
-        ratio = np.exp(u)
-        scaled = flat.reshape(x.shape)
-        return (scaled - data.denoise(scaled, 1.0, ratio)).ravel()  # dρ = ρ·du and ε = (x/α − x₀)/ρ
+    Every process is a scaled straight line α = 1 − s, σ = s, on which dx/ds = ε − x₀ = (x − x₀)/s, also where
+    no signal is left (s = 1).
+    """
 
-    solution = solve_ivp(slope, (high, low), (x / begin.alpha).ravel(), "DOP853", rtol=1e-11, atol=1e-13)
+    def slope(log_s: float, flat: np.ndarray) -> np.ndarray:
+        s = np.exp(log_s)
+        state = flat.reshape(x.shape)
+        return (state - data.denoise(state, 1 - s, s)).ravel()
+
+    spans = [np.log(point.sigma / (point.alpha + point.sigma)) for point in (begin, end)]
+    start = (x / (begin.alpha + begin.sigma)).ravel()
+    solution = solve_ivp(slope, spans, start, "DOP853", rtol=1e-11, atol=1e-13)
     assert solution.success
-    return end.alpha * solution.y[:, -1].reshape(x.shape)
+    return (end.alpha + end.sigma) * solution.y[:, -1].reshape(x.shape)
 
 
 def slope_of_error(make: Callable[[int], StepTable], counts: tuple[int, ...], data: GaussianMixture) -> float:
@@ -87,6 +93,7 @@ def moments(table: StepTable, mean: float, std: float) -> tuple[float, float]:
     if table.start_noise is not None:
         covariance[0, 0] = table.init_noise_sigma**2 + table.start_noise**2
     for step in table.steps:
+        assert step.linear, "not an affine map"
         point = point_of(step)
         variance = (point.alpha * std) ** 2 + point.sigma**2
         pull = point.alpha * std**2 / variance
@@ -114,3 +121,15 @@ def moments(table: StepTable, mean: float, std: float) -> tuple[float, float]:
         covariance = matrix @ covariance @ matrix.T
         covariance[0, 0] += (step.noise_coef or 0.0) ** 2
     return float(mu[0]), float(covariance[0, 0])
+
+
+def marginal_error(table: StepTable, mean: float, std: float) -> tuple[float, float]:
+    """How far mean and variance are off before the last evaluation, relative to the standard deviation there.
+
+    Not after it: the jump from the last noise level to the clean sample shrinks the variance by a share that
+    does not depend on the steps.
+    """
+    last = point_of(table.steps[-1])
+    found = moments(replace(table, steps=table.steps[:-1]), mean, std)
+    variance = (last.alpha * std) ** 2 + last.sigma**2
+    return abs(found[0] - last.alpha * mean) / np.sqrt(variance), abs(found[1] - variance) / variance

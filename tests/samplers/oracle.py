@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff.samplers import NoiseSchedule, StepTable, Threshold, make_table, sampler_of
+from fastdiff.samplers import (
+    Langevin,
+    NoiseSchedule,
+    StepTable,
+    Threshold,
+    Variance,
+    make_table,
+    sampler_of,
+)
 
 CLASSES = {
     "ddim": diffusers.DDIMScheduler,
@@ -46,7 +54,14 @@ class _Float64Torch:
 @contextlib.contextmanager
 def _in_float64(scheduler: Any) -> Iterator[None]:
     """Let a prepared scheduler step in float64, from a schedule that keeps its float32 values."""
-    for name in ("alphas_cumprod", "final_alpha_cumprod", "sigmas"):
+    for name in (
+        "alphas",
+        "alphas_cumprod",
+        "betas",
+        "final_alpha_cumprod",
+        "initial_alpha_cumprod",
+        "sigmas",
+    ):
         if hasattr(scheduler, name):
             setattr(scheduler, name, getattr(scheduler, name).double())
     module = sys.modules[type(scheduler).__module__]
@@ -95,44 +110,80 @@ def diffusers_run(
 
 
 def table_run(
-    table: StepTable, start: np.ndarray, model: Model = model, noise: Callable[[], np.ndarray] | None = None
+    table: StepTable,
+    start: np.ndarray,
+    model: Model = model,
+    noise: Callable[[], np.ndarray] | None = None,
+    *,
+    uncond: Model | None = None,
+    guidance: float = 1.0,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """The same from a table: the formula in `fastdiff.samplers.table`, without buffers or kernels."""
+    """The same from a table: the formula in `fastdiff.samplers.table`, without buffers or kernels.
+
+    ``uncond`` is the model without the prompt, for classifier-free guidance of the steps and of the call.
+    """
     slots: dict[int, np.ndarray] = {}
     x = start * table.init_noise_sigma
     if table.start_noise is not None and noise is not None:
         x = x + table.start_noise * noise()
     yield float("nan"), x
     for step in table.steps:
-        m = model(step.input_scale * x, step.timestep)
+        m, v = model(step.input_scale * x, step.timestep), None
+        if table.variance_channels:
+            m, v = np.split(m, 2, axis=1)
+        w = guidance if step.guidance is None else step.guidance
+        if uncond is not None and w != 1:
+            without = uncond(step.input_scale * x, step.timestep)[:, : x.shape[1]]
+            m = without + w * (m - without)
         following = step.update.sample * x + step.update.output * m
         for slot, coef in step.history:
             following = following + coef * slots[slot]
-        kept = m
+        d = m
         if step.estimate is not None:
             value = step.estimate.value
             limit = step.estimate.limit
-            kept = np.clip(value.sample * x + value.output * m, -limit, limit)
-            kept = thresholded(kept, step.estimate.threshold)
-            following = following + step.estimate.weight * kept
-        if step.noise_coef is not None and noise is not None:
-            following = following + step.noise_coef * noise()
+            d = np.clip(value.sample * x + value.output * m, -limit, limit)
+            if step.estimate.threshold is not None:
+                d = dynamic_threshold(d, step.estimate.threshold)
+            following = following + step.estimate.weight * d
+        z = noise() if step.draws_noise and noise is not None else np.zeros_like(x)
+        if step.langevin is not None:
+            following = following + langevin_step(d, z, step.langevin)
+        if step.variance is not None:
+            z = z * learned_deviation(v, step.variance)
+        following = following + (step.noise_coef or 0) * z
+        if step.save_output is not None:
+            slots[step.save_output] = d
         if step.save_sample is not None:
             slots[step.save_sample] = x
-        if step.save_output is not None:
-            slots[step.save_output] = kept
         x = following
         yield step.timestep, x
 
 
-def thresholded(x: np.ndarray, threshold: Threshold | None) -> np.ndarray:
-    """Each image clipped to a quantile of its absolute values, from 1 to the maximum, and divided by it."""
-    if threshold is None:
-        return x
-    axes = tuple(range(1, x.ndim))
-    quantile = np.quantile(np.abs(x), threshold.ratio, axis=axes, keepdims=True)
-    s = np.clip(quantile, 1, max(threshold.maximum, 1))
-    return np.clip(x, -s, s) / s
+def dynamic_threshold(d: np.ndarray, threshold: Threshold) -> np.ndarray:
+    """Saharia et al., image by image."""
+    result = []
+    for image in d:
+        s = np.clip(np.quantile(np.abs(image), threshold.ratio), 1, threshold.maximum)
+        result.append(np.clip(image, -s, s) / s)
+    return np.stack(result)
+
+
+def learned_deviation(v: np.ndarray, variance: Variance) -> np.ndarray:
+    """Nichol and Dhariwal, Eq. 15; the variance itself without its bounds."""
+    if variance.low is None:
+        return np.sqrt(v)
+    f = (v + 1) / 2
+    return np.exp((f * variance.high + (1 - f) * variance.low) / 2)
+
+
+def langevin_step(score: np.ndarray, z: np.ndarray, langevin: Langevin) -> np.ndarray:
+    """Song et al., Algorithms 4 and 5, image by image."""
+    norms = np.array([[np.linalg.norm(image) for image in array] for array in (z, score)])
+    if langevin.batch_mean:
+        norms = np.repeat(norms.mean(axis=1, keepdims=True), len(score), axis=1)
+    e = 2 * langevin.alpha * (langevin.snr * norms[0] / norms[1]) ** 2
+    return np.stack([e[b] * score[b] + np.sqrt(2 * e[b]) * z[b] for b in range(len(score))])
 
 
 def assert_follows_diffusers(
@@ -183,10 +234,12 @@ def assert_follows_diffusers(
         if has_noise
         else contextlib.nullcontext()
     )
-    sample = torch.from_numpy(start) * float(scheduler.init_noise_sigma)
+    # Schedulers of flow matching start from unit noise and tell the model of the sample as it is.
+    sample = torch.from_numpy(start) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    scale_input = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     with _in_float64(scheduler), noise:
         for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(sample, timestep)
+            scaled = scale_input(sample, timestep)
             output = torch.from_numpy(model(scaled.numpy(), float(timestep)))
             step = scheduler.step(output, timestep, sample, return_dict=False, **(step_arguments or {}))
             sample = step[0]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
+from dataclasses import replace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import Generator, NoiseSchedule, make_table, sample
+from fastdiff.samplers import Generator, Langevin, NoiseSchedule, Threshold, Variance, make_table, sample
+from fastdiff.samplers.extras import add_langevin, apply_threshold, deviation
 from tests.compare import assert_close
 from tests.samplers.configs import STABLE_DIFFUSION
 from tests.samplers.oracle import EXACT, diffusers_run, model, prepare, table_run
+from tests.samplers.random_tables import tables
 
 SHAPE = (2, 4, 9, 7)
 LATENTS = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
@@ -59,6 +66,92 @@ def test_equals_the_table_in_float64(name, guidance):
         assert_close(latents, x, rel_l2=1e-5, label=f"step {done}")
     assert np.array_equal(result, found[-1])
     assert result.dtype == np.float32
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    table=tables(guidances=(None, None, 1.0, 2.0), extras=True), guidance=st.sampled_from([1.0, -0.5, 3.0])
+)
+def test_random_tables(table, guidance):
+    """Everything that a row may say, against the formulas in float64."""
+    shape = (2, 3, 5, 1)
+
+    def cond(x, t):
+        m = model(x, t).astype(np.float32)
+        return np.concatenate([m, 0.5 + 0.5 * np.cos(3 * m)], axis=1) if table.variance_channels else m
+
+    def uncond(x, t):
+        return cond(0.5 * x, t + 10)
+
+    def denoise(x, t, guided):
+        asked.append(guided)
+        return cond(x, t).astype(np.float32), uncond(x, t).astype(np.float32) if guided else None
+
+    asked: list[bool] = []
+    start = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    ours, theirs = Generator(3), Generator(3)
+    found = []
+    sample(
+        table,
+        denoise,
+        start,
+        guidance=guidance,
+        noise=ours,
+        callback=lambda _d, _t, x: found.append(x.copy()),
+    )
+    _, *wanted = table_run(
+        table, start, cond, noise=lambda: theirs.randn(shape), uncond=uncond, guidance=guidance
+    )
+    largest = max(1.0, *(np.abs(x).max() for _, x in wanted))
+    for done, (latents, (_, x)) in enumerate(zip(found, wanted, strict=True), start=1):
+        assert_close(latents, x, max_abs=2e-5 * largest, label=f"step {done}")
+    assert asked == [scale != 1 for scale in table.guidance_scales(guidance)]
+    assert np.array_equal(ours.randn(3), theirs.randn(3))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.995, 1.0])
+@pytest.mark.parametrize("maximum", [1.0, 1.5, 100.0])
+def test_dynamic_thresholding_is_diffusers(ratio, maximum):
+    d = (3 * np.random.default_rng(0).standard_normal((3, 4, 9, 7))).astype(np.float32)
+    d[1] /= 10  # within ±1: stays
+    scheduler = diffusers.DDPMScheduler(
+        thresholding=True, dynamic_thresholding_ratio=ratio, sample_max_value=maximum
+    )
+    wanted = scheduler._threshold_sample(torch.from_numpy(d)).numpy()
+    apply_threshold(d, Threshold(ratio, maximum))
+    assert_close(d, wanted, max_abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+def test_learned_variance_is_diffusers(kind):
+    """Of a DDPM chain that takes every step, of which every row here has the variances."""
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=50, beta_end=0.3, variance_type=kind)
+    v = np.random.default_rng(0).uniform(0.1, 0.9, (2, 3, 5)).astype(np.float32)
+    for t in (1, 20, 49):
+        variance = Variance()
+        if kind == "learned_range":
+            low = math.log(scheduler._get_variance(t, variance_type="fixed_small"))
+            variance = Variance(low, math.log(scheduler.betas[t]))
+        theirs = scheduler._get_variance(t, predicted_variance=torch.from_numpy(v))
+        wanted = theirs.sqrt() if kind == "learned" else (0.5 * theirs).exp()
+        assert_close(deviation(v, variance), wanted.numpy(), rel_l2=1e-6)
+
+
+def test_a_variance_that_no_step_reads_is_dropped():
+    """As by diffusers' DDIM for a model with learned variance."""
+    table = replace(TABLES["ddim"], variance_channels=True)
+
+    def twice(sample, timestep, guided):
+        both = denoise(sample, timestep, guided)
+        return tuple(np.concatenate([m, np.full_like(m, np.nan)], axis=1) for m in both)
+
+    found = sample(table, twice, LATENTS, guidance=2.0)
+    assert np.array_equal(found, sample(TABLES["ddim"], denoise, LATENTS, guidance=2.0))
+
+
+def test_a_score_of_zero_gives_nan_without_a_warning():
+    noise = np.ones((1, 4), np.float32)
+    assert np.isnan(add_langevin(np.zeros_like(noise), noise, Langevin(0.1))).all()
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -203,9 +296,7 @@ def test_guidance_that_is_not_finite(guidance):
 
 
 def test_noise_that_is_missing():
-    with pytest.raises(
-        InputError, match="'ddim' draws noise at every step, got noise=None; pass a Generator"
-    ):
+    with pytest.raises(InputError, match="'ddim' draws noise, got noise=None; pass a Generator"):
         sample(TABLES["ddim with noise"], denoise, LATENTS)
 
 

@@ -47,8 +47,8 @@ DETERMINISTIC = [
     ("dpmpp_2s_ancestral", {"eta": 0.0}, 2),
     ("dpmpp_sde", {"eta": 0.0}, 2),
     ("dpmpp_sde", {"eta": 0.0, "r": 0.4}, 2),
-    ("dpmpp_2m_sde", {"eta": 0.0}, 2),
-    ("dpmpp_2m_sde", {"eta": 0.0, "solver_type": "heun"}, 2),
+    ("dpmpp_2m_sde_eta", {"eta": 0.0}, 2),
+    ("dpmpp_2m_sde_eta", {"eta": 0.0, "solver_type": "heun"}, 2),
     ("dpmpp_3m_sde", {"eta": 0.0}, 2),
     ("res_multistep", {}, 2),
     ("er_sde", {"noise_scale": "ode", "solver_order": 1}, 1),
@@ -73,10 +73,10 @@ def test_order_of_convergence(name, options, order):
         assert SAMPLERS[name].order == order
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dpm2", "dpmpp_2m_sde", "res_multistep"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm2", "dpmpp_2m_sde_eta", "res_multistep"])
 def test_order_on_a_chain_with_karras_levels(name):
     """Networks that predict v for a chain of timesteps: the levels between the timesteps are no matter."""
-    options = {"use_karras_sigmas": True, "sigma_max": 12.0, **({"eta": 0.0} if "sde" in name else {})}
+    options = {"use_karras_sigmas": True, "sigma_max": 12.0, **({"eta": 0.0} if "sde_eta" in name else {})}
     make = maker(name, options, {**CHAIN, "prediction_type": "v_prediction"})
     assert slope_of_error(make, (48, 96, 192), GAUSSIAN) == pytest.approx(SAMPLERS[name].order, abs=0.15)
 
@@ -130,8 +130,8 @@ STOCHASTIC = [
     ("dpmpp_2s_ancestral", {}, 2),
     ("dpmpp_sde", {}, 2),
     ("dpmpp_sde", {"noise_sampler": "independent"}, 1),
-    ("dpmpp_2m_sde", {}, 2),
-    ("dpmpp_2m_sde", {"eta": 0.5, "solver_type": "heun"}, 2),
+    ("dpmpp_2m_sde_eta", {}, 2),
+    ("dpmpp_2m_sde_eta", {"eta": 0.5, "solver_type": "heun"}, 2),
     ("dpmpp_3m_sde", {}, 2),
     ("edm_dpmpp", {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}, 1),
     ("edm_dpmpp", {"algorithm_type": "sde-dpmsolver++"}, 2),

@@ -16,7 +16,7 @@ from tests.samplers.oracle import table_run
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 ON_A_CHAIN = (
     *("euler", "euler_ancestral", "heun", "dpm2", "dpm2_ancestral", "lms", "edm_heun", "edm_stochastic"),
-    *("dpmpp_sde", "dpmpp_2s_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "res_multistep"),
+    *("dpmpp_sde", "dpmpp_2s_ancestral", "dpmpp_2m_sde_eta", "dpmpp_3m_sde", "res_multistep"),
     *("res_multistep_ancestral", "er_sde", "restart"),
 )
 CONTINUOUS = ("edm_euler", "edm_dpmpp", "cosine_dpmpp_sde", "karras_ve")
@@ -143,7 +143,7 @@ def test_spacings_of_levels(name, spacing):
         ("lms", {"order": 0}, "order=0"),
         ("dpmpp_sde", {"r": 1.0}, "r is 1, wanted a number between 0 and 1"),
         ("dpmpp_sde", {"noise_sampler_seed": 3}, "does not support noise_sampler_seed=3"),
-        ("dpmpp_2m_sde", {"solver_type": "bh1"}, "solver_type='bh1'"),
+        ("dpmpp_2m_sde_eta", {"solver_type": "bh1"}, "solver_type='bh1'"),
         ("edm_dpmpp", {"solver_order": 4}, "does not support solver_order=4"),
         ("edm_dpmpp", {"algorithm_type": "dpmsolver"}, "algorithm_type='dpmsolver'"),
         ("er_sde", {"solver_order": 4}, "does not support solver_order=4"),
@@ -212,7 +212,7 @@ def test_clipped_and_unclipped_agree_where_nothing_is_clipped():
 def test_denoisers_with_preconditioning_are_recognised():
     """Whatever sampler is used with their config: EDM's c_in and levels, Stable Audio's arctan."""
     edm = {"_class_name": "EDMEulerScheduler"}
-    for name in ("heun", "dpmpp_2m_sde", "er_sde"):
+    for name in ("heun", "dpmpp_2m_sde_eta", "er_sde"):
         first = table_of(name, 5, None, edm).steps[0].point
         assert first.sigma == 80
         assert first.timestep == pytest.approx(np.log(80) / 4, rel=1e-6)

@@ -328,7 +328,7 @@ def test_dpmpp_sde(options, steps):
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize(
     ("name", "order", "heun"),
-    [("dpmpp_2m_sde", 2, False), ("dpmpp_2m_sde", 2, True), ("dpmpp_3m_sde", 3, True)],
+    [("dpmpp_2m_sde_eta", 2, False), ("dpmpp_2m_sde_eta", 2, True), ("dpmpp_3m_sde", 3, True)],
 )
 def test_multistep_sde(name, order, heun, steps):
     for options in NOISES:

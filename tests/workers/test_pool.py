@@ -37,6 +37,16 @@ CALLS: dict[str, dict[str, Any]] = {
     "no multiple of the processes": {"prompt": "a red circle", "num": 3},
     "noise at every step": {"prompt": "a red circle", "num": 3, "sampler": "ddim", "eta": 1.0},
     "several prompts": {"prompt": ["a red circle", "a blue star"], "negative": ["green", ""], "num": 2},
+    "guidance with state and an interval": {
+        "prompt": ["a red circle", "a blue star"],
+        "negative": "green",
+        "num": 2,
+        "guidance": {
+            "scale": 6,
+            "method": {"name": "apg", "space": "output", "threshold": None},
+            "interval": {"low": 0.25, "high": 1.0, "unit": "share"},
+        },
+    },
     "no guidance, another size": {"prompt": "a star", "num": 2, "guidance": 1, "height": 40, "width": 24},
 }
 

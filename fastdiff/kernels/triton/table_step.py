@@ -31,10 +31,10 @@ _GUIDANCE = tl.constexpr(TABLE_COLUMNS.index("guidance"))
 _SAMPLE = tl.constexpr(TABLE_COLUMNS.index("sample"))
 _OUTPUT = tl.constexpr(TABLE_COLUMNS.index("output"))
 _NOISE = tl.constexpr(TABLE_COLUMNS.index("noise"))
-_CLIP_SAMPLE = tl.constexpr(TABLE_COLUMNS.index("clip_sample"))
-_CLIP_OUTPUT = tl.constexpr(TABLE_COLUMNS.index("clip_output"))
-_CLIP_LIMIT = tl.constexpr(TABLE_COLUMNS.index("clip_limit"))
-_CLIP_WEIGHT = tl.constexpr(TABLE_COLUMNS.index("clip_weight"))
+_ESTIMATE_SAMPLE = tl.constexpr(TABLE_COLUMNS.index("estimate_sample"))
+_ESTIMATE_OUTPUT = tl.constexpr(TABLE_COLUMNS.index("estimate_output"))
+_ESTIMATE_LIMIT = tl.constexpr(TABLE_COLUMNS.index("estimate_limit"))
+_ESTIMATE_WEIGHT = tl.constexpr(TABLE_COLUMNS.index("estimate_weight"))
 _NEXT_SCALE = tl.constexpr(TABLE_COLUMNS.index("next_scale"))
 
 
@@ -96,14 +96,14 @@ def _table_step_kernel(
         coef = tl.load(row + _NOISE)
         drawn = tl.load(noise + step * size + at, mask & (none + coef != 0.0), 0.0).to(tl.float32)
         y = _scaled_sum(coef, drawn, y)
-    weight = tl.load(row + _CLIP_WEIGHT)
-    x0 = _scaled_sum(tl.load(row + _CLIP_OUTPUT), m, tl.load(row + _CLIP_SAMPLE) * x)
+    weight = tl.load(row + _ESTIMATE_WEIGHT)
+    d = _scaled_sum(tl.load(row + _ESTIMATE_OUTPUT), m, tl.load(row + _ESTIMATE_SAMPLE) * x)
     if threshold is not None:
         limit = tl.load(threshold + picture).to(tl.float32)
-        x0 = tl.div_rn(_clamp(x0, none + limit), none + limit)
+        d = tl.div_rn(_clamp(d, none + limit), none + limit)
     else:
-        x0 = _clamp(x0, none + tl.load(row + _CLIP_LIMIT))
-    y = tl.where(none + weight != 0.0, _scaled_sum(weight, x0, y), y)
+        d = _clamp(d, none + tl.load(row + _ESTIMATE_LIMIT))
+    y = tl.where(none + weight != 0.0, _scaled_sum(weight, d, y), y)
 
     tl.store(sample + at, y, mask)
     to = tl.load(saves + 2 * step)
@@ -111,7 +111,7 @@ def _table_step_kernel(
         tl.store(slots + to * size + at, x, mask)
     to = tl.load(saves + 2 * step + 1)
     if to >= 0:
-        tl.store(slots + to * size + at, m, mask)
+        tl.store(slots + to * size + at, d, mask)
     following = (tl.load(row + _NEXT_SCALE) * y).to(model_input.dtype.element_ty)
     tl.store(model_input + at, following, mask)
     if GUIDED:

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.kernels.reference import TABLE_COLUMNS
-from fastdiff.samplers import Callback, NoiseSource, StepTable
+from fastdiff.samplers import Callback, NoiseSource, StepTable, Threshold
+from fastdiff.samplers.loop import check_run, start_sample
 from fastdiff.targets.cuda.backend import Backend, Event
 from fastdiff.targets.cuda.graphs import Buffer, Captured, GraphCache, Key, capture
 from fastdiff.targets.cuda.tables import ScheduleRows, StepArrays, step_arrays
+from fastdiff.targets.cuda.threshold import dynamic_threshold, table_threshold
 
 __all__ = ["NOISE_BYTES", "DeviceLoop", "StepModule", "TableStep"]
 
@@ -85,6 +87,15 @@ class TableStep(Protocol):
         """Step ``counter`` of the table. ``model_input`` takes what the model sees next."""
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What a captured step does beside the coefficients."""
+
+    guided: bool
+    noisy: bool
+    threshold: Threshold | None
+
+
 @dataclass(eq=False)
 class _Loop(Captured):
     """A captured loop for ``capacity`` steps at once and ``slots`` slots; ``prompt``: the module's inputs."""
@@ -120,25 +131,31 @@ class DeviceLoop:
     ) -> Latents:
         """What ``fastdiff.samplers.sample`` returns, within rounding, with the module as the denoiser.
 
-        ``inputs`` have the batch of ``latents``, with a guidance other than 1 twice that: first without the
-        prompt, then with it. ``callback`` is called after every ``chunk`` steps and after the last; its
-        latents are valid until it returns. Without one the host does not wait for a step, and runs at most
-        a few chunks ahead of the device, so that an interrupt ends the run soon.
+        ``inputs`` have the batch of ``latents``, twice that where any step is guided: first without the
+        prompt, then with it; a step whose guidance is 1 computes both halves then, too. ``callback`` is
+        called after every ``chunk`` steps and after the last; its latents are valid until it returns. Without
+        one the host does not wait for a step, and runs at most a few chunks ahead of the device, so that an
+        interrupt ends the run soon.
 
-        Noise is drawn ahead: after an exception the generator may be further than the steps were.
-        Raises InputError for what ``fastdiff.samplers.sample`` refuses, and for inputs of another batch.
+        Noise is drawn ahead: after an exception the generator may be further than the steps were. Of tables
+        that are not linear it runs those with one dynamic threshold for all steps. Raises InputError for the
+        others, for what ``fastdiff.samplers.sample`` refuses, and for inputs of another batch.
         """
-        guided = guidance != 1
-        _check(table, latents, inputs, guided, noise, chunk)
+        check_run(table, latents, guidance, noise)
+        guided = any(scale != 1 for scale in table.guidance_scales(guidance))
+        _check_inputs(latents, inputs, guided, chunk)
+        threshold = table_threshold(table)
+        noisy = any(step.draws_noise for step in table.steps)
         sizes = tuple((name, array.shape, array.dtype.str) for name, array in sorted(inputs.items()))
-        key: Key = (self._owner, latents.shape, guided, table.stochastic, sizes)
-        capacity, slots = self._room(key, table, latents.nbytes)
+        key: Key = (self._owner, latents.shape, guided, noisy, threshold, sizes)
+        capacity, slots = self._room(key, table, latents.nbytes if noisy else 0)
         arrays = step_arrays(table, guidance, slots)
+        latents = start_sample(table, latents, noise)
         if not table.steps:
-            return np.array(latents, order="C")
+            return latents
 
         def make() -> _Loop:
-            return self._capture(key, latents.shape, inputs, guided, table.stochastic, capacity, slots)
+            return self._capture(key, latents.shape, inputs, _Form(guided, noisy, threshold), capacity, slots)
 
         def fits(loop: _Loop) -> bool:
             return (loop.capacity, loop.slots) == (capacity, slots)
@@ -150,7 +167,7 @@ class DeviceLoop:
                 loop.inputs["sample"].upload(latents)
                 loop.inputs["first_scale"].upload(np.array([arrays.first_scale]))
                 loop.graphs["start"].replay()
-                self._steps(loop, arrays, noise if table.stochastic else None, callback, chunk)
+                self._steps(loop, arrays, noise if noisy else None, callback, chunk)
                 sample = loop.inputs["sample"]
                 sample.fetch()
             finally:
@@ -164,15 +181,17 @@ class DeviceLoop:
         self._sizes.clear()
 
     def _room(self, key: Key, table: StepTable, nbytes: int) -> tuple[int, int]:
-        """Capacity and slots for ``table``, and for the larger ones that there were before."""
+        """Capacity and slots for ``table``, and for the larger ones that there were before.
+
+        ``nbytes``: of a step's noise.
+        """
         capacity, slots = self._sizes.get(key, (STEPS, SLOTS))
         capacity, slots = (
             max(capacity, _doubled(STEPS, len(table.steps))),
             max(slots, _doubled(SLOTS, table.slots)),
         )
-        if table.stochastic:
-            while capacity > FEWEST_STEPS and capacity * nbytes > NOISE_BYTES:
-                capacity //= 2
+        while capacity > FEWEST_STEPS and capacity * nbytes > NOISE_BYTES:
+            capacity //= 2
         self._sizes[key] = capacity, slots
         return capacity, slots
 
@@ -211,8 +230,7 @@ class DeviceLoop:
         key: Key,
         shape: tuple[int, ...],
         inputs: Mapping[str, NDArray[Any]],
-        guided: bool,
-        stochastic: bool,
+        form: _Form,
         capacity: int,
         slots: int,
     ) -> _Loop:
@@ -225,7 +243,7 @@ class DeviceLoop:
             "saves": Buffer(backend, (capacity, 2), i32),
             "timesteps": Buffer(backend, (capacity,), f32),
         }
-        if stochastic:
+        if form.noisy:
             buffers["noise"] = Buffer(backend, (capacity, *shape), f32)
         given = {name: Buffer.like(backend, array) for name, array in inputs.items()}
         prompt_inputs = {name: buffer.tensor for name, buffer in given.items()}
@@ -233,7 +251,7 @@ class DeviceLoop:
         noise = rest[0] if rest else None
         history = backend.zeros((slots, *shape), f32)
         counter = backend.zeros((1,), i32)
-        copies = 2 if guided else 1
+        copies = 2 if form.guided else 1
         model_input = backend.zeros((copies * shape[0], *shape[1:]), module.dtype)
         prompt = [
             backend.zeros(tuple(value.shape), value.dtype)
@@ -254,8 +272,13 @@ class DeviceLoop:
         def step() -> None:
             schedule.gather(counter)
             output = module.step(model_input, prompt, schedule.views)
+            limits = None
+            if form.threshold is not None:
+                limits = dynamic_threshold(form.threshold, sample, output, rows, counter, form.guided)
             self._table_step(
-                sample, output, history, rows, saves, counter, guided, noise, model_input=model_input
+                *(sample, output, history, rows, saves, counter, form.guided, noise),
+                threshold=limits,
+                model_input=model_input,
             )
             counter.add_(1)
 
@@ -296,8 +319,9 @@ def _upload(loop: _Loop, arrays: StepArrays, begin: int, end: int, noise: NoiseS
         loop.inputs[name].upload(getattr(arrays, name)[begin:end])
     if noise is not None:
         buffer = loop.inputs["noise"]
-        for drawn in buffer.array[: end - begin]:
-            noise.randn(drawn.shape, out=drawn)
+        for drawn, draws in zip(buffer.array, arrays.draws[begin:end], strict=False):
+            if draws:  # what is there otherwise has a coefficient of 0, and is noise or 0 itself
+                noise.randn(drawn.shape, out=drawn)
         buffer.send(end - begin)
 
 
@@ -307,20 +331,7 @@ def _doubled(start: int, wanted: int) -> int:
     return start
 
 
-def _check(
-    table: StepTable,
-    latents: Latents,
-    inputs: Mapping[str, NDArray[Any]],
-    guided: bool,
-    noise: NoiseSource | None,
-    chunk: int,
-) -> None:
-    if table.stochastic and noise is None:
-        raise InputError(
-            f"sampler {table.sampler!r} draws noise at every step, got noise=None; pass a Generator"
-        )
-    if latents.dtype != np.float32:
-        raise InputError(f"latents have dtype {latents.dtype}, wanted float32; use latents.astype('float32')")
+def _check_inputs(latents: Latents, inputs: Mapping[str, NDArray[Any]], guided: bool, chunk: int) -> None:
     batch = len(latents) * (2 if guided else 1)
     for name, array in inputs.items():
         if len(array) != batch:

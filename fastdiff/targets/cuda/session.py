@@ -20,6 +20,7 @@ from fastdiff.targets.cuda.finite import check_finite
 from fastdiff.targets.cuda.graphs import CudaBackend, GraphCache
 from fastdiff.targets.cuda.loop import DeviceLoop, TableStep
 from fastdiff.targets.cuda.stages import Stages, table_step_on
+from fastdiff.targets.cuda.threshold import table_threshold
 from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
@@ -65,6 +66,16 @@ class CudaSession(Session):
             raise InputError(f"{self.name} has been closed: open the engine again")
         results = self._call.run_tensors(tensors)
         return {spec.name: results[spec.name] for spec in self.outputs}
+
+    def runs(self, table: StepTable, guidance: float) -> bool:
+        """Also with one dynamic threshold, and where only some steps are guided: those that are not compute
+        both halves, which costs less than a step from the host.
+        """
+        try:
+            table_threshold(table)
+        except InputError:
+            return False
+        return self.has_loop
 
     def sample(
         self,

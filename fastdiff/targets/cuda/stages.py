@@ -96,7 +96,7 @@ def record_steps(stages: Stages) -> None:
     if not stages.has_steps or stages.device.type != "cuda":
         return
     step = table_step_on(stages.device)
-    for guided, noisy in itertools.product((False, True), (False, True)):
+    for guided, noisy, thresholded in itertools.product((False, True), repeat=3):
         sample, slots, noise = (torch.zeros(shape, device=stages.device) for shape in _SHAPES)
         output = torch.zeros(1 + guided, *_SHAPES[0][1:], device=stages.device, dtype=stages.dtype)
         rows = torch.zeros(1, len(TABLE_COLUMNS) + len(slots), device=stages.device)
@@ -106,6 +106,7 @@ def record_steps(stages: Stages) -> None:
         model_input = torch.empty_like(output)
         step(
             *(sample, output, slots, rows, saves, counter, guided, noise if noisy else None),
+            threshold=torch.ones(1, device=stages.device) if thresholded else None,
             model_input=model_input,
         )
 
@@ -114,8 +115,8 @@ _SHAPES = ((1, 4, 8, 8), (1, 1, 4, 8, 8), (1, 1, 4, 8, 8))
 """Of a sample, slots and noise to launch kernels with; no size of theirs is specialised on."""
 
 
-def _on_cpu(*arguments: Any, model_input: Tensor) -> None:
+def _on_cpu(*arguments: Any, threshold: Tensor | None = None, model_input: Tensor) -> None:
     """The registered op with the kernel's signature, for engines that run on the CPU in tests."""
     from fastdiff.kernels.library import table_step_
 
-    model_input.copy_(table_step_(*arguments))
+    model_input.copy_(table_step_(*arguments, threshold=threshold))

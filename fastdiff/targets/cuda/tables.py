@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.kernels.reference import TABLE_COLUMNS
-from fastdiff.samplers import Step, StepTable
+from fastdiff.samplers import Estimate, Linear, Step, StepTable
 from fastdiff.targets.cuda.backend import Backend
 
 __all__ = ["ScheduleRows", "StepArrays", "step_arrays"]
@@ -27,25 +27,29 @@ class StepArrays:
     """What the steps of a table, S of them, do with guidance, in the layout of ``reference.table_step``.
 
     rows         (S, len(TABLE_COLUMNS) + slots) float32; coefficients are rounded once, from float64
-    saves        (S, 2) int32: the slots that take the sample and the model output, -1 for none
+    saves        (S, 2) int32: the slots that take the sample and the estimate, -1 for none
     timesteps    (S,) float32
+    draws        (S,) bool: the steps that draw noise
     first_scale  what the first sample is multiplied by for the model, float32; the rows have the others
     """
 
     rows: NDArray[np.float32]
     saves: NDArray[np.int32]
     timesteps: NDArray[np.float32]
+    draws: NDArray[np.bool_]
     first_scale: np.float32
 
 
 def step_arrays(table: StepTable, guidance: float, slots: int) -> StepArrays:
     """The arrays of ``table`` for ``slots`` slots, at least as many as it has; those left over count nothing.
 
-    Raises InputError for a guidance or a coefficient that is not finite in float32, a slot that the table
-    does not have, and noise in a table that is not stochastic.
+    A step without an estimate has m for one, of no weight. Raises InputError for a guidance or a coefficient
+    that is not finite in float32, and a slot that the table does not have.
     """
-    if not math.isfinite(guidance):
-        raise InputError(f"guidance is {guidance}, wanted a finite number")
+    guidances = table.guidance_scales(guidance)
+    for number in (guidance, *guidances):
+        if not math.isfinite(number):
+            raise InputError(f"guidance is {number}, wanted a finite number")
     if slots < table.slots:
         raise InputError(f"found {slots} slots for a table of {table.slots}, wanted as many or more")
     steps = table.steps
@@ -54,21 +58,19 @@ def step_arrays(table: StepTable, guidance: float, slots: int) -> StepArrays:
     saves = np.full((len(steps), 2), -1, np.int32)
     for i, step in enumerate(steps):
         _check(table, i, step)
+        estimate = step.estimate or Estimate(Linear(0.0, 1.0))
         named = {
-            "guidance": guidance,
+            "guidance": guidances[i],
             "sample": step.update.sample,
             "output": step.update.output,
             "noise": step.noise_coef or 0.0,
+            "estimate_sample": estimate.value.sample,
+            "estimate_output": estimate.value.output,
+            "estimate_limit": estimate.limit,
+            "estimate_weight": estimate.weight,
             "next_scale": scales[i + 1] if i + 1 < len(steps) else 1.0,
         }
-        if step.estimate is not None:
-            named |= {
-                "clip_sample": step.estimate.value.sample,
-                "clip_output": step.estimate.value.output,
-                "clip_limit": step.estimate.limit,
-                "clip_weight": step.estimate.weight,
-            }
-        rows[i, : len(TABLE_COLUMNS)] = [named.get(name, 0.0) for name in TABLE_COLUMNS]
+        rows[i, : len(TABLE_COLUMNS)] = [named[name] for name in TABLE_COLUMNS]
         for slot, coef in step.history:
             rows[i, len(TABLE_COLUMNS) + slot] += coef
         if step.save_sample is not None:
@@ -79,11 +81,14 @@ def step_arrays(table: StepTable, guidance: float, slots: int) -> StepArrays:
     with np.errstate(over="ignore"):
         rounded = rows.astype(np.float32)
         first = np.float32(scales[0] if scales else 1.0)
-    if not (np.isfinite(rounded).all() and np.isfinite(first)):
+    finite = np.isfinite(rounded)
+    finite[:, TABLE_COLUMNS.index("estimate_limit")] = True  # infinity does not clip
+    if not (finite.all() and np.isfinite(first)):
         raise InputError(
             f"sampler {table.sampler!r} has a coefficient that float32 cannot hold; use another step count"
         )
-    return StepArrays(rounded, saves, np.array(table.timesteps, np.float32), first)
+    draws = np.array([step.draws_noise for step in steps], np.bool_)
+    return StepArrays(rounded, saves, np.array(table.timesteps, np.float32), draws, first)
 
 
 def _check(table: StepTable, index: int, step: Step) -> None:
@@ -94,10 +99,6 @@ def _check(table: StepTable, index: int, step: Step) -> None:
             raise InputError(
                 f"step {index} of sampler {table.sampler!r} uses slot {slot}, wanted one of its {table.slots}"
             )
-    if step.noise_coef and not table.stochastic:
-        raise InputError(
-            f"step {index} of sampler {table.sampler!r} adds noise, wanted a table that is stochastic"
-        )
 
 
 class ScheduleRows:

@@ -34,9 +34,9 @@ class Table:
     def made(device: str, *, guided: bool, slots: int, dtype: torch.dtype, clip: bool = False) -> Table:
         generator = torch.Generator().manual_seed(1)
         rows = torch.randn(STEPS, len(TABLE_COLUMNS) + slots, generator=generator)
-        rows[:, TABLE_COLUMNS.index("clip_limit")] = 1.0
+        rows[:, TABLE_COLUMNS.index("estimate_limit")] = 1.0
         if not clip:
-            rows[:, TABLE_COLUMNS.index("clip_weight")] = 0.0
+            rows[:, TABLE_COLUMNS.index("estimate_weight")] = 0.0
         saves = torch.randint(-1, slots, (STEPS, 2), generator=generator, dtype=torch.int32)
         output = torch.randn((SHAPE[0] * (2 if guided else 1), *SHAPE[1:]), generator=generator).to(dtype)
         tensors = (

@@ -13,7 +13,7 @@ from fastdiff.kernels import reference
 from fastdiff.kernels.reference import TABLE_COLUMNS
 from fastdiff.kernels.triton.launch import Config
 from fastdiff.kernels.triton.table_step import configs, table_step
-from fastdiff.samplers import Generator, NoiseSchedule, StepTable, make_table, sample
+from fastdiff.samplers import Estimate, Generator, Linear, NoiseSchedule, StepTable, make_table, sample
 from tests.compare import assert_close
 from tests.samplers.configs import STABLE_DIFFUSION
 from tests.samplers.oracle import model
@@ -33,8 +33,8 @@ def case(
 
     batch, *inner = SHAPE
     rows = random(STEPS, len(TABLE_COLUMNS) + slots)
-    rows[:, TABLE_COLUMNS.index("clip_limit")] = 0.8
-    rows[:, TABLE_COLUMNS.index("clip_weight")] = 0.0
+    rows[:, TABLE_COLUMNS.index("estimate_limit")] = 0.8
+    rows[:, TABLE_COLUMNS.index("estimate_weight")] = 0.0
     given = {
         "sample": random(*SHAPE),
         "output": random(2 * batch if guided else batch, *inner).to(dtype),
@@ -104,13 +104,13 @@ def test_optional_inputs(optional: tuple[str, ...], clipped: bool, device: str) 
     given = case(1, True, device)
     given["saves"][1, 1] = 0
     if clipped:
-        given["rows"][1, TABLE_COLUMNS.index("clip_weight")] = -1.7
+        given["rows"][1, TABLE_COLUMNS.index("estimate_weight")] = -1.7
     check(given, True, *optional)
 
 
 def test_nan_is_not_clipped_away(device: str) -> None:
     given = case(0, False, device)
-    given["rows"][1, TABLE_COLUMNS.index("clip_weight")] = 1.0
+    given["rows"][1, TABLE_COLUMNS.index("estimate_weight")] = 1.0
     given["output"][0, 1, 2, 3] = math.nan
     x, _, _ = table_step(*(given[name] for name in REQUIRED), False)
     assert x.isnan().sum() == 1
@@ -134,7 +134,7 @@ def test_bits_do_not_depend_on_the_tiling(guided: bool, device: str) -> None:
     for config in (*configs(), Config.of(1, 1, BLOCK=16)):
         given = case(2, guided, device)
         given["saves"][1] = torch.tensor([0, 1], dtype=torch.int32)
-        given["rows"][1, TABLE_COLUMNS.index("clip_weight")] = 0.7
+        given["rows"][1, TABLE_COLUMNS.index("estimate_weight")] = 0.7
         optional = {name: given[name] for name in ("noise", "rescale")}
         results.append(table_step(*(given[name] for name in REQUIRED), guided, **optional, config=config))
     for found in results[1:]:
@@ -174,16 +174,18 @@ def on_device(table: StepTable, guidance: float, device: str) -> tuple[torch.Ten
     rows = torch.zeros(table.evaluations, len(TABLE_COLUMNS) + table.slots, dtype=torch.float64)
     saves = torch.full((table.evaluations, 2), -1, dtype=torch.int32)
     for index, step in enumerate(table.steps):
+        estimate = step.estimate or Estimate(Linear(0.0, 1.0))
         columns = {
             "guidance": guidance,
             "sample": step.update.sample,
             "output": step.update.output,
-            "noise": step.noise_coef,
+            "noise": step.noise_coef or 0.0,
+            "estimate_sample": estimate.value.sample,
+            "estimate_output": estimate.value.output,
+            "estimate_limit": estimate.limit,
+            "estimate_weight": estimate.weight,
             "next_scale": 1.0 if index + 1 == len(table.steps) else table.steps[index + 1].input_scale,
         }
-        if step.clip is not None:
-            columns["clip_sample"], columns["clip_output"] = step.clip.x0.sample, step.clip.x0.output
-            columns["clip_limit"], columns["clip_weight"] = step.clip.limit, step.clip.weight
         for name, value in columns.items():
             rows[index, TABLE_COLUMNS.index(name)] = value
         for slot, coef in step.history:

@@ -255,7 +255,6 @@ def table_step(
 ) -> None:
     """`reference.table_step` in place and without a value that the host reads, as a kernel does it."""
     assert rescale is None
-    assert threshold is None
     row = rows.index_select(0, counter)[0]
     c = dict(zip(TABLE_COLUMNS, row.unbind(), strict=False))
     m = output.to(sample.dtype)
@@ -267,13 +266,16 @@ def table_step(
         out = out + row[len(TABLE_COLUMNS) + k] * history
     if noise is not None:
         out = out + c["noise"] * noise.index_select(0, counter)[0]
-    x0 = c["clip_sample"] * sample + c["clip_output"] * m
-    x0 = torch.minimum(torch.maximum(x0, -c["clip_limit"]), c["clip_limit"])
-    out = torch.where(c["clip_weight"] != 0, out + c["clip_weight"] * x0, out)
+    d = c["estimate_sample"] * sample + c["estimate_output"] * m
+    limit = c["estimate_limit"] if threshold is None else threshold.view(-1, 1, 1, 1)
+    d = torch.minimum(torch.maximum(d, -limit), limit)
+    if threshold is not None:
+        d = d / limit
+    out = torch.where(c["estimate_weight"] != 0, out + c["estimate_weight"] * d, out)
     keep_sample, keep_output = saves.index_select(0, counter)[0].unbind()
     for k, slot in enumerate(slots):
         kept = torch.where(keep_sample == k, sample, slot)
-        slot.copy_(torch.where(keep_output == k, m, kept))
+        slot.copy_(torch.where(keep_output == k, d, kept))
     sample.copy_(out)
     scaled = (c["next_scale"] * out).to(model_input.dtype)
     model_input.copy_(torch.cat([scaled, scaled]) if guided else scaled)

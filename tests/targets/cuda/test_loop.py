@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import SAMPLERS, Generator, NoiseSchedule, Step, StepTable, make_table, sample
-from fastdiff.samplers.prediction import Linear
-from fastdiff.samplers.table import Clip
+from fastdiff.samplers import (
+    SAMPLERS,
+    Estimate,
+    Generator,
+    Langevin,
+    Linear,
+    NoiseSchedule,
+    StepTable,
+    Threshold,
+    Variance,
+    make_table,
+    sample,
+)
 from fastdiff.targets.cuda import loop as loop_module
 from fastdiff.targets.cuda.backend import Backend, EagerBackend
 from fastdiff.targets.cuda.call import GraphedCall
@@ -22,6 +33,7 @@ from fastdiff.targets.cuda.graphs import CudaBackend, GraphCache
 from fastdiff.targets.cuda.loop import DeviceLoop
 from tests.compare import assert_close
 from tests.samplers.configs import STABLE_DIFFUSION
+from tests.samplers.random_tables import tables
 from tests.targets.cuda.denoisers import MadeUp
 from tests.targets.cuda.recording import Misuse, RecordingBackend, table_step
 
@@ -317,7 +329,7 @@ def test_models_that_could_not_be_captured_are_found(model: type[MadeUp], words:
     ("change", "words"),
     [
         ({"guidance": math.nan}, "guidance is nan, wanted a finite number"),
-        ({"noise": None, "table": TABLES["ddim with noise"]}, "draws noise at every step, got noise=None"),
+        ({"noise": None, "table": TABLES["ddim with noise"]}, "draws noise, got noise=None"),
         ({"latents": np.ones((1, 4, 3, 5))}, "latents have dtype float64, wanted float32"),
         ({"inputs": {"encoder_hidden_states": np.ones((1, 7, 6), np.float32)}}, "batch of 1, wanted 2 for 1"),
         ({"chunk": 0}, "chunk is 0, wanted 1 or more"),
@@ -345,49 +357,86 @@ def test_a_table_without_steps_returns_a_copy() -> None:
     assert not np.shares_memory(found, latents)
 
 
-# Small enough that no term outgrows the others by much: rounding errors stay relative to the largest.
-COEFFICIENTS = st.floats(-0.625, 0.625, width=32)
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> StepTable:
-    """Any table whose steps read only slots that earlier steps have filled."""
-    slots = draw(st.integers(0, loop_module.SLOTS))
-    stochastic = draw(st.booleans())
-    numbers = st.none() | st.integers(0, slots - 1) if slots else st.none()
-    filled: set[int] = set()
-    steps = []
-    for _ in range(draw(st.integers(1, 5))):
-        history = [(slot, draw(COEFFICIENTS)) for slot in sorted(filled) if draw(st.booleans())]
-        clip = None
-        if draw(st.booleans()):
-            x0 = Linear(draw(COEFFICIENTS), draw(COEFFICIENTS))
-            clip = Clip(x0, draw(st.floats(0.1, 1.0)), draw(COEFFICIENTS))
-        step = Step(
-            timestep=draw(st.floats(0, 999, width=32)),
-            update=Linear(draw(COEFFICIENTS), draw(COEFFICIENTS)),
-            input_scale=draw(st.sampled_from([1.0, 0.3, 1.7])),
-            history=tuple(history),
-            noise_coef=draw(COEFFICIENTS) if stochastic else 0.0,
-            save_sample=draw(numbers),
-            save_output=draw(numbers),
-            clip=clip,
-        )
-        filled |= {slot for slot in (step.save_sample, step.save_output) if slot is not None}
-        steps.append(step)
-    return StepTable("random", tuple(steps), slots=slots, stochastic=stochastic)
-
-
 RANDOM_LOOP = make_loop(RecordingBackend(lazy=False))
 
 
 @settings(max_examples=60, deadline=None)
-@given(table=tables(), guidance=st.sampled_from([1.0, 3.0]))
+@given(table=tables(guidances=(None, None, 1.0, 2.0)), guidance=st.sampled_from([1.0, 3.0]))
 def test_random_tables(table: StepTable, guidance: float) -> None:
-    largest = [1.0]
-    wanted = reference(table, 1, guidance, callback=lambda _d, _t, x: largest.append(float(np.abs(x).max())))
-    assert_close(run(RANDOM_LOOP, table, 1, guidance), wanted, max_abs=1e-5 * max(largest))
+    """Steps that are not guided among those that are compute both halves, with the same result."""
+    compare_with_the_samplers(RANDOM_LOOP, table, guidance)
     assert RANDOM_LOOP._cache.captures <= 4, "with and without guidance, with and without noise"
+
+
+@settings(max_examples=25, deadline=None)
+@given(table=tables(threshold=True), guidance=st.sampled_from([1.0, 3.0]))
+def test_random_tables_with_dynamic_thresholding(table: StepTable, guidance: float) -> None:
+    """The quantile is taken inside the captured step."""
+    compare_with_the_samplers(make_loop(RecordingBackend(lazy=False)), table, guidance)
+
+
+def compare_with_the_samplers(loop: DeviceLoop, table: StepTable, guidance: float, batch: int = 2) -> None:
+    largest = [1.0]
+    guided = any(scale != 1 for scale in table.guidance_scales(guidance))
+    latents, inputs = arguments(batch, 3.0 if guided else 1.0, table)
+    denoise = MadeUp().denoiser(inputs)
+
+    def always_both(x: np.ndarray, timestep: float, _: bool):
+        return denoise(x, timestep, guided)
+
+    def note(done: int, total: int, x: np.ndarray) -> None:
+        largest.append(float(np.abs(x).max()))
+
+    ours, theirs = Generator(3), Generator(3)
+    wanted = sample(table, always_both, latents, guidance=guidance, noise=theirs, callback=note)
+    found = loop.sample(table, latents, inputs, guidance, ours)
+    assert_close(found, wanted, max_abs=1e-5 * max(largest))
+    np.testing.assert_array_equal(ours.randn(3), theirs.randn(3))
+
+
+def with_steps(table: StepTable, **changes: object) -> StepTable:
+    return replace(table, steps=tuple(replace(step, **changes) for step in table.steps))
+
+
+CLIPPING = TABLES["ddim with clipping"]
+THRESHOLDED = Estimate(Linear(1.0, -0.5), 0.5, threshold=Threshold(0.9, 2.0))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        with_steps(CLIPPING, variance=Variance()),
+        with_steps(CLIPPING, langevin=Langevin(0.1)),
+        replace(CLIPPING, variance_channels=True),
+        with_steps(CLIPPING, estimate=replace(THRESHOLDED, limit=0.5)),
+        replace(
+            CLIPPING,
+            steps=(replace(CLIPPING.steps[0], estimate=THRESHOLDED), *CLIPPING.steps[1:]),
+        ),
+    ],
+    ids=["variance", "Langevin", "variance channels", "limit and threshold", "thresholds that differ"],
+)
+def test_tables_for_the_host_alone_are_refused(table: StepTable) -> None:
+    latents, inputs = arguments(1, 2.5, table)
+    with pytest.raises(InputError, match="not linear"):
+        make_loop().sample(table, latents, inputs, 2.5, Generator(0))
+
+
+def test_noise_of_steps_that_draw_none_is_not_drawn() -> None:
+    """And what an earlier run has left in its place counts nothing."""
+    noisy = TABLES["ddim with noise"]
+    rare = replace(
+        noisy,
+        steps=tuple(
+            replace(step, noise_coef=step.noise_coef if done % 3 == 0 else None)
+            for done, step in enumerate(noisy.steps)
+        ),
+        start_noise=0.25,
+    )
+    loop = make_loop()
+    for table in (noisy, rare):
+        assert_close(run(loop, table), reference(table), rel_l2=1e-5)
+    assert loop._cache.captures == 1
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,17 @@ import torch
 from fastdiff.errors import InputError
 from fastdiff.kernels import reference
 from fastdiff.kernels.reference import TABLE_COLUMNS
-from fastdiff.samplers import SAMPLERS, Generator, NoiseSchedule, Step, StepTable, make_table, sample
-from fastdiff.samplers.prediction import Linear
-from fastdiff.samplers.table import Clip
+from fastdiff.samplers import (
+    SAMPLERS,
+    Estimate,
+    Generator,
+    Linear,
+    NoiseSchedule,
+    Step,
+    StepTable,
+    make_table,
+    sample,
+)
 from fastdiff.targets.cuda.backend import EagerBackend
 from fastdiff.targets.cuda.tables import ScheduleRows, step_arrays
 from tests.compare import assert_close
@@ -32,12 +40,12 @@ FULL = StepTable(
             history=((1, 0.3), (1, THIRD)),
             save_sample=0,
             save_output=2,
-            clip=Clip(Linear(1.1, -0.6), 0.8, 0.5),
+            estimate=Estimate(Linear(1.1, -0.6), 0.5, limit=0.8),
+            guidance=2.0,
         ),
         Step(0.0, Linear(1.0, 0.25), history=((0, -0.1), (2, 0.2)), save_sample=1, save_output=1),
     ),
     slots=3,
-    stochastic=True,
 )
 
 
@@ -46,11 +54,12 @@ def test_every_option_of_a_step_has_its_place() -> None:
     assert (found.rows.dtype, found.saves.dtype, found.timesteps.dtype) == (np.float32, np.int32, np.float32)
     columns = len(TABLE_COLUMNS)
     named = [dict(zip(TABLE_COLUMNS, row, strict=False)) for row in found.rows]
-    nothing = {"clip_sample": 0, "clip_output": 0, "clip_limit": 0, "clip_weight": 0}
-    clip = {"clip_sample": 1.1, "clip_output": -0.6, "clip_limit": 0.8, "clip_weight": 0.5}
+    # Without an estimate d is m, and of no weight.
+    nothing = {"estimate_sample": 0, "estimate_output": 1, "estimate_limit": math.inf, "estimate_weight": 0}
+    clip = {"estimate_sample": 1.1, "estimate_output": -0.6, "estimate_limit": 0.8, "estimate_weight": 0.5}
     wanted = [
         {"guidance": 7.5, "sample": 0.9, "output": THIRD, "noise": 0.1, "next_scale": THIRD, **nothing},
-        {"guidance": 7.5, "sample": -0.2, "output": 0.4, "noise": 0, "next_scale": 1, **clip},
+        {"guidance": 2.0, "sample": -0.2, "output": 0.4, "noise": 0, "next_scale": 1, **clip},
         {"guidance": 7.5, "sample": 1, "output": 0.25, "noise": 0, "next_scale": 1, **nothing},
     ]
     for row, expected in zip(named, wanted, strict=True):
@@ -61,6 +70,7 @@ def test_every_option_of_a_step_has_its_place() -> None:
     # In the last step both want slot 1, and fastdiff.samplers.loop leaves the sample there.
     assert found.saves.tolist() == [[1, -1], [0, 2], [1, -1]]
     assert found.timesteps.tolist() == [7.5, 3.25, 0.0]
+    assert found.draws.tolist() == [True, False, False]
     assert found.first_scale == np.float32(0.7)
 
 
@@ -86,13 +96,14 @@ def test_the_specification_with_these_arrays_is_the_loop_of_the_samplers(
     start = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     wanted = sample(table, denoise, start, guidance=guidance, noise=Generator(1))
 
-    guided = guidance != 1
+    guided = any(scale != 1 for scale in table.guidance_scales(guidance))
     arrays = step_arrays(table, guidance, table.slots + 1)
     rows, saves = torch.from_numpy(arrays.rows), torch.from_numpy(arrays.saves)
     generator = Generator(1)
     noise = None
     if table.stochastic:
-        noise = torch.from_numpy(np.stack([generator.randn(shape) for _ in table.steps]))
+        draws = [generator.randn(shape) if each else np.zeros(shape, np.float32) for each in arrays.draws]
+        noise = torch.from_numpy(np.stack(draws))
     x = torch.from_numpy(start.copy())
     slots = torch.zeros(table.slots + 1, *shape)
     seen = x.numpy() * arrays.first_scale
@@ -138,7 +149,12 @@ def test_the_step_of_the_recording_backend_is_the_specification(guided: bool, dt
             1,
             "slot 0, wanted one of its 0",
         ),
-        (StepTable("one", (Step(1.0, Linear(1, 1), noise_coef=0.5),)), 2.0, 1, "adds noise"),
+        (
+            StepTable("one", (Step(1.0, Linear(1, 1), guidance=math.nan),)),
+            2.0,
+            1,
+            "guidance is nan, wanted a finite number",
+        ),
         (StepTable("one", (Step(1.0, Linear(1, 1e300)),)), 2.0, 1, "float32 cannot hold"),
     ],
 )

@@ -13,9 +13,21 @@ import pytest
 import torch
 
 from fastdiff.config import Precision
+from fastdiff.denoise import Denoiser
 from fastdiff.errors import EngineDamagedError, InputError, NumericError, TargetError
 from fastdiff.manifest import ModuleEntry
-from fastdiff.samplers import Generator, NoiseSchedule, make_table, sample
+from fastdiff.samplers import (
+    Estimate,
+    Generator,
+    Langevin,
+    Linear,
+    NoiseSchedule,
+    StepTable,
+    Threshold,
+    Variance,
+    make_table,
+    sample,
+)
 from fastdiff.targets import CompileOptions, cuda
 from fastdiff.targets.cuda import compiler, session
 from fastdiff.targets.cuda.compiler import Machine, compile_module
@@ -125,6 +137,30 @@ def test_the_loop_is_the_loop(unet: tuple[Path, ModuleEntry], sampler: str, guid
         )
         assert_close(found, wanted, rel_l2=2e-5)
         assert seen == list(range(1, table.evaluations + 1))
+
+
+def test_which_tables_the_session_runs_itself(unet: tuple[Path, ModuleEntry]) -> None:
+    """One dynamic threshold, and steps without guidance among others; the latter compute both halves."""
+    schedule = NoiseSchedule.from_config({"_class_name": "DDIMScheduler"})
+    table = make_table("ddim", schedule, 3)
+    threshold = Estimate(Linear(1.0, -0.5), 0.5, threshold=Threshold(0.9, 2.0))
+
+    def changed(**fields: object) -> StepTable:
+        return dataclasses.replace(
+            table, steps=tuple(dataclasses.replace(step, **fields) for step in table.steps)
+        )
+
+    with open_session(*unet[:1], "unet", unet[1], CPU) as opened:
+        runs = [table, changed(estimate=threshold), table.with_guidance((None, 1.0, None))]
+        assert all(opened.runs(each, 3.0) for each in runs)
+        assert not opened.runs(changed(langevin=Langevin(0.1)), 3.0)
+        assert not opened.runs(changed(variance=Variance()), 3.0)
+        # On a CPU the step is the registered op, which has the threshold as well.
+        start = Generator(3).randn((2, 4, 16, 24))
+        inputs = {"encoder_hidden_states": states(True)}
+        found = opened.sample(runs[1], start, inputs, 3.0, Generator(0), None)
+        wanted = Denoiser(opened, states(True)[2:], states(True)[:2])
+        assert_close(found, sample(runs[1], wanted, start, guidance=3.0), rel_l2=2e-5)
 
 
 def test_sdxls_added_conditions_reach_the_steps(tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastdiff import _C
 from fastdiff.config import SizeRange
 from fastdiff.errors import InputError
-from fastdiff.samplers import SAMPLERS, Generator, NoiseSchedule, make_table, sample
+from fastdiff.samplers import SAMPLERS, Generator, Langevin, NoiseSchedule, StepTable, make_table, sample
 from tests.samplers.configs import STABLE_DIFFUSION
+from tests.samplers.random_tables import tables
 from tests.targets.native.graphs import GraphBuilder
 
 ANY = SizeRange()
@@ -62,24 +66,54 @@ def unet(folder: Path, *, staged: bool) -> _C.NativeSession:
     return g.session(folder, y, threads=2)
 
 
+def prompt_for(table, guidance: float) -> np.ndarray:
+    return PROMPT if any(scale != 1 for scale in table.guidance_scales(guidance)) else PROMPT[2:]
+
+
 def in_python(session: _C.NativeSession, guidance: float, table, latents, seed, callback=None):
-    both = PROMPT if guidance != 1 else PROMPT[2:]
+    states = prompt_for(table, guidance)
 
     def denoise(x, timestep, guided):
-        batch = np.concatenate([x, x]) if guided else x
+        # Both halves in every step of a table that is guided anywhere, as in C++.
+        batch = np.concatenate([x] * (len(states) // len(x)))
         inputs = {"sample": batch, "timestep": np.full(len(batch), timestep, np.float32)}
-        (output,) = session.run(inputs | {"encoder_hidden_states": both}).values()
-        return (output[len(x) :], output[: len(x)]) if guided else (output, None)
+        (output,) = session.run(inputs | {"encoder_hidden_states": states}).values()
+        return output[-len(x) :], output[: len(x)] if guided else None
 
     noise = Generator(seed)
     return sample(table, denoise, latents, guidance=guidance, noise=noise, callback=callback)
 
 
 def in_cpp(session: _C.NativeSession, guidance: float, table, latents, seed, callback=None):
-    states = PROMPT if guidance != 1 else PROMPT[2:]
+    states = prompt_for(table, guidance)
     return session.sample(
         table, latents, {"encoder_hidden_states": states}, guidance, _C.Randn(seed), callback
     )
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> _C.NativeSession:
+    return unet(tmp_path_factory.mktemp("unet"), staged=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(table=tables(guidances=(None, None, 1.0, 2.0)), guidance=st.sampled_from([1.0, 3.0]))
+def test_random_tables(staged: _C.NativeSession, table: StepTable, guidance: float) -> None:
+    """Slots, estimates, noise at the start and in some steps, guidance in some steps: bit for bit."""
+    latents = np.random.default_rng(3).standard_normal((2, 4, 3, 3)).astype(np.float32)
+    steps: list[list[np.ndarray]] = [[], []]
+    wanted = in_python(staged, guidance, table, latents, 5, lambda _d, _t, x: steps[0].append(x.copy()))
+    found = in_cpp(staged, guidance, table, latents, 5, lambda _d, _t, x: steps[1].append(x.copy()))
+    for one, other in zip(*steps, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_what_is_not_linear_is_refused(staged: _C.NativeSession) -> None:
+    (step,) = make_table("ddim", SCHEDULE, 1).steps
+    table = StepTable("bent", (replace(step, langevin=Langevin(0.1)),))
+    with pytest.raises(InputError, match="'bent' has steps that are not linear"):
+        in_cpp(staged, 1.0, table, np.ones((2, 4, 3, 3), np.float32), 0)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])

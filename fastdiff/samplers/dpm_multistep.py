@@ -1,0 +1,164 @@
+"""DPM-Solver and DPM-Solver++ in their multistep forms, along the ODE and the SDE.
+
+Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps" and
+"DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from fastdiff.errors import InputError
+from fastdiff.samplers.exponential import Form, leg
+from fastdiff.samplers.lambda_path import LambdaPath, PathRules, lambda_path
+from fastdiff.samplers.moves import Move
+from fastdiff.samplers.path import Point
+from fastdiff.samplers.sampler import Sampler
+from fastdiff.samplers.schedule import NoiseSchedule
+from fastdiff.samplers.settings import Settings
+from fastdiff.samplers.table import StepTable
+
+__all__ = [
+    "ALGORITHM_TYPES",
+    "ORDERS",
+    "PAPERS",
+    "SAMPLERS",
+    "SOLVER_TYPES",
+    "check_end",
+    "dpm_multistep",
+    "exact_third_order",
+    "multistep_orders",
+]
+
+RULES = PathRules(zero_terminal_snr=True, cuts_cosine=True)
+# Like diffusers, reads the solver types of other multistep solvers as "midpoint", so that their configs work,
+# and DEIS's algorithm type as that of DPM-Solver++.
+SOLVER_TYPES = ("midpoint", "heun", "logrho", "bh1", "bh2")
+ALGORITHM_TYPES: dict[tuple[Form, bool], tuple[str | None, ...]] = {
+    (Form.DATA, False): (None, "dpmsolver++", "deis"),
+    (Form.DATA, True): ("sde-dpmsolver++",),
+    (Form.NOISE, False): ("dpmsolver",),
+    (Form.NOISE, True): ("sde-dpmsolver",),
+}
+ORDERS: dict[int, tuple[int | None, ...]] = {1: (1,), 2: (None, 2), 3: (3,)}
+PAPERS = {
+    Form.DATA: "Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
+    Form.NOISE: "Lu et al., DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in "
+    "Around 10 Steps",
+}
+
+
+def dpm_multistep(
+    points: Sequence[Point],
+    orders: Sequence[int],
+    form: Form,
+    *,
+    sde: bool = False,
+    heun: bool = False,
+    exact: bool = False,
+) -> list[Move]:
+    """Move i has order ``orders[i]``, 1 to 3, and takes derivatives from as many evaluations.
+
+    The second order is Algorithm 2 of "DPM-Solver++" with w₀/2 for w₁, or, with ``heun``, w₁ itself. In the
+    third order D₂ is what the authors' code and diffusers have, half the second derivative, which leaves it
+    a method of second order; and along the SDE diffusers' w₂ is too large by 1, which leaves it one of first
+    order. ``exact`` mends both.
+    """
+    moves = []
+    for i, order in enumerate(orders):
+        step = leg(points[i], points[i + 1], form, float(sde))
+        estimates = {i: step.scale * step.w(0)}
+        if order > 1:
+            before = points[i].log_snr - points[i - 1].log_snr
+            w1 = step.w(1) if heun or order == 3 else step.w(0) / 2
+            newest, older = step.scale * w1 * step.h, 0.0  # of the differences (d − d')/(λ − λ')
+            if order == 3:
+                earlier = points[i - 1].log_snr - points[i - 2].log_snr
+                w2 = step.w(2) + (1 if sde and not exact else 0)
+                second = step.scale * w2 * step.h**2 * (2 if exact else 1) + newest * before
+                newest, older = newest + second / (before + earlier), -second / (before + earlier)
+                estimates[i - 2] = -older / earlier
+            estimates[i - 1] = -newest / before - estimates.get(i - 2, 0.0)
+            estimates[i] += newest / before
+        moves.append(Move({i: step.carry}, estimates, step.noise if sde else None))
+    return moves
+
+
+def multistep_orders(steps: int, order: int, *, lower_order_final: bool, euler_at_final: bool) -> list[int]:
+    """The order of each step: growing at the start and, as the config says, falling at the end.
+
+    With fewer than 15 steps, ``lower_order_final`` ends on orders 2 and 1.
+    """
+    orders = [min(order, i + 1) for i in range(steps)]
+    falls = lower_order_final and steps < 15
+    if falls and steps > 1:
+        orders[-2] = min(orders[-2], 2)
+    if falls or euler_at_final:
+        orders[-1] = 1
+    return orders
+
+
+def check_end(path: LambdaPath, form: Form, sampler: str) -> None:
+    """Raise `InputError` for a solver in ε whose path ends without noise, where ε has no meaning."""
+    if form is Form.NOISE and path.ends_without_noise:
+        raise InputError(
+            f"sampler {sampler!r} cannot end at final_sigmas_type='zero'; set final_sigmas_type to "
+            "'sigma_min' or use sampler 'dpmpp_2m'"
+        )
+
+
+def exact_third_order(settings: Settings, order: int) -> bool:
+    """Option exact_third_order of solvers of order 3: mend what diffusers has of its own."""
+    return order == 3 and settings.flag("exact_third_order", False)
+
+
+def _table(name: str, form: Form, order: int, sde: bool, schedule: NoiseSchedule, steps: int) -> StepTable:
+    """Reads solver_type, lower_order_final, euler_at_final, exact_third_order (order 3) and what
+    `lambda_path` reads, with the defaults of diffusers' DPMSolverMultistepScheduler.
+
+    But final_sigmas_type is "sigma_min" for the solvers in ε, which have no other. Of a solver_type for
+    order 2, order 3 takes no notice, as in diffusers.
+    """
+    settings = schedule.settings(name)
+    heun = settings.choice("solver_type", "midpoint", SOLVER_TYPES) == "heun"
+    rules = RULES if form is Form.DATA else replace(RULES, final="sigma_min")
+    path = lambda_path(schedule, settings, steps, rules)
+    check_end(path, form, name)
+    orders = multistep_orders(
+        path.steps,
+        order,
+        lower_order_final=settings.flag("lower_order_final", True),
+        euler_at_final=settings.flag("euler_at_final", False) or path.ends_without_noise,
+    )
+    exact = exact_third_order(settings, order)
+    return path.table(name, dpm_multistep(path.points, orders, form, sde=sde, heun=heun, exact=exact), form)
+
+
+def _sampler(name: str, form: Form, order: int, true_order: int, *, sde: bool = False) -> Sampler:
+    return Sampler(
+        name,
+        partial(_table, name, form, order, sde),
+        order=true_order,
+        evaluations=1,
+        stochastic=sde,
+        paper=PAPERS[form],
+        classes=("DPMSolverMultistepScheduler",),
+        when={"solver_order": ORDERS[order], "algorithm_type": ALGORITHM_TYPES[form, sde]},
+    )
+
+
+SAMPLERS = (
+    _sampler("dpmpp_1m", Form.DATA, 1, 1),
+    _sampler("dpmpp_2m", Form.DATA, 2, 2),
+    _sampler("dpmpp_3m", Form.DATA, 3, 2),
+    _sampler("dpmpp_1m_sde", Form.DATA, 1, 1, sde=True),
+    _sampler("dpmpp_2m_sde", Form.DATA, 2, 2, sde=True),
+    _sampler("dpmpp_3m_sde_diffusers", Form.DATA, 3, 1, sde=True),
+    _sampler("dpm_solver_1m", Form.NOISE, 1, 1),
+    _sampler("dpm_solver_2m", Form.NOISE, 2, 2),
+    _sampler("dpm_solver_3m", Form.NOISE, 3, 2),
+    _sampler("dpm_solver_1m_sde", Form.NOISE, 1, 1, sde=True),
+    _sampler("dpm_solver_2m_sde", Form.NOISE, 2, 2, sde=True),
+)

@@ -1,0 +1,66 @@
+"""No key of a scheduler config is ignored that would mean something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastdiff.errors import InputError
+from fastdiff.samplers import SAMPLERS, NoiseSchedule, make_table
+from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS
+from tests.samplers.diffusers_classes import scheduler_parameters
+
+CLASSES = [(sampler.name, name) for sampler in SAMPLERS.values() for name in sampler.classes]
+
+
+def test_keys_are_those_of_diffusers() -> None:
+    found = set().union(*scheduler_parameters().values())
+    assert len(found) > 80
+    assert found == DIFFUSERS_KEYS
+
+
+@pytest.mark.parametrize(("sampler", "class_name"), CLASSES)
+def test_every_parameter_of_a_class_is_read(sampler: str, class_name: str) -> None:
+    """By the sampler that stands for it, whatever the values of the others are."""
+    schedule = NoiseSchedule.from_config({"_class_name": class_name})
+    SAMPLERS[sampler].table(schedule, 10)
+    unread = scheduler_parameters()[class_name].keys() - schedule.reads
+    assert not unread, f"never read: {sorted(unread)}"
+
+
+@pytest.mark.parametrize(("sampler", "class_name"), CLASSES)
+def test_unknown_key(sampler: str, class_name: str) -> None:
+    config: dict[str, Any] = {"_class_name": class_name, "_diffusers_version": "0.42.0", "steps_ofset": 1}
+    with pytest.raises(InputError, match="scheduler config has steps_ofset=1, which sampler") as caught:
+        make_table(sampler, NoiseSchedule.from_config(config), 10)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_key_has_a_near_match() -> None:
+    schedule = NoiseSchedule.from_config({"_class_name": "DDIMScheduler", "clip_sampel": False})
+    with pytest.raises(InputError, match=r"clip_sampel=False.*did you mean clip_sample\?"):
+        make_table("ddim", schedule, 10)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "DDIMScheduler", "use_karras_sigmas": True},  # of another class
+        {"_class_name": "DDIMScheduler", "timestep_values": None},  # null means nothing
+        {
+            "_class_name": "DDIMScheduler",
+            "tensor_format": "pt",
+            "predict_epsilon": True,
+        },  # of old checkpoints
+        {"_class_name": "EulerDiscreteScheduler", "brand_new": 1},  # of a class that is not the sampler's
+        {"brand_new": 1},  # of no class
+    ],
+)
+def test_keys_that_are_none_of_the_sampler_s_business(config: dict[str, Any]) -> None:
+    make_table("ddim", NoiseSchedule.from_config(config), 10)
+
+
+def test_prediction_of_old_checkpoints() -> None:
+    with pytest.raises(InputError, match=r"predict_epsilon=False .*set prediction_type to 'sample'"):
+        NoiseSchedule.from_config({"predict_epsilon": False})
