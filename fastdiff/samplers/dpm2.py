@@ -12,7 +12,7 @@ from fastdiff.samplers.noise_options import Churn, ancestral_step, churned, not_
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
-from fastdiff.samplers.sigma_path import sigma_path, with_beta_defaults
+from fastdiff.samplers.sigma_path import sigma_path
 from fastdiff.samplers.table import Step, StepTable
 from fastdiff.samplers.x0_step import x0_step
 
@@ -51,10 +51,9 @@ def dpm2_ancestral_steps(
 def dpm2(schedule: NoiseSchedule, steps: int) -> StepTable:
     """Reads what `sigma_path` reads, s_churn, s_tmin, s_tmax and s_noise.
 
-    The defaults, of the betas too, are those of diffusers' KDPM2DiscreteScheduler, which has no churn and
+    The defaults are those of diffusers' KDPM2DiscreteScheduler, which has no churn and
     rounds the timesteps of Karras' levels, but not those of the midpoints.
     """
-    schedule = with_beta_defaults(schedule, 0.00085, 0.012)
     settings = schedule.settings("dpm2")
     path = sigma_path(schedule, settings, steps, round_karras=True)
     starts, noises = churned(path, Churn.read(settings))
@@ -69,7 +68,6 @@ def dpm2_ancestral(schedule: NoiseSchedule, steps: int) -> StepTable:
 
     The other defaults are those of diffusers' KDPM2AncestralDiscreteScheduler: see `dpm2`.
     """
-    schedule = with_beta_defaults(schedule, 0.00085, 0.012)
     settings = schedule.settings("dpm2_ancestral")
     path = sigma_path(schedule, settings, steps, round_karras=True)
     eta, s_noise = not_negative(settings, "eta", 1.0), not_negative(settings, "s_noise", 1.0)
@@ -90,7 +88,7 @@ SAMPLERS = (
     Sampler(
         "dpm2_ancestral",
         dpm2_ancestral,
-        order=1,
+        order=2,
         evaluations=2,
         stochastic=True,
         paper="Lu et al., DPM-Solver; Crowson, k-diffusion",

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping, read_clipping
 from fastdiff.samplers.noise_options import ancestral_step, not_negative
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.sigma_path import sigma_path
 from fastdiff.samplers.table import Step, StepTable
-from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, clipping, x0_step
+from fastdiff.samplers.x0_step import x0_step
 
 __all__ = ["SAMPLERS", "dpmpp_2s_ancestral_steps"]
 
@@ -22,7 +23,7 @@ def dpmpp_2s_ancestral_steps(
     at: Callable[[float], Point],
     eta: float = 1.0,
     s_noise: float = 1.0,
-    clip: Clipping = UNCLIPPED,
+    clip: Clipping = NO_CLIPPING,
 ) -> list[Step]:
     """Algorithm 1 of Lu et al., "DPM-Solver++", with r = ½, from σ down to σ_down; then noise σ_up.
 
@@ -43,11 +44,11 @@ def dpmpp_2s_ancestral_steps(
 
 
 def dpmpp_2s_ancestral(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Reads what `sigma_path` and `clipping` read, eta (1; 0 is the deterministic solver) and s_noise (1)."""
+    """Reads what `sigma_path` and `read_clipping` read, eta (1; 0 draws no noise) and s_noise (1)."""
     settings = schedule.settings("dpmpp_2s_ancestral")
     path = sigma_path(schedule, settings, steps)
     eta, s_noise = not_negative(settings, "eta", 1.0), not_negative(settings, "s_noise", 1.0)
-    rows = dpmpp_2s_ancestral_steps(path.points, path.at, eta, s_noise, clipping(settings))
+    rows = dpmpp_2s_ancestral_steps(path.points, path.at, eta, s_noise, read_clipping(settings))
     return StepTable("dpmpp_2s_ancestral", tuple(rows), path.init_noise_sigma, slots=1)
 
 
@@ -55,7 +56,7 @@ SAMPLERS = (
     Sampler(
         "dpmpp_2s_ancestral",
         dpmpp_2s_ancestral,
-        order=1,
+        order=2,
         evaluations=2,
         stochastic=True,
         paper="Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",

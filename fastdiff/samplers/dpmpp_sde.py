@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping, read_clipping
 from fastdiff.samplers.noise_options import ancestral_step, not_negative
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
-from fastdiff.samplers.sigma_path import sigma_path, with_beta_defaults
+from fastdiff.samplers.sigma_path import sigma_path
 from fastdiff.samplers.table import Step, StepTable
-from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, clipping, x0_step
+from fastdiff.samplers.x0_step import x0_step
 
 __all__ = ["SAMPLERS", "dpmpp_sde_steps"]
 
@@ -27,11 +28,12 @@ def dpmpp_sde_steps(
     s_noise: float = 1.0,
     r: float = 0.5,
     brownian: bool = True,
-    clip: Clipping = UNCLIPPED,
+    clip: Clipping = NO_CLIPPING,
 ) -> list[Step]:
-    """U = (s/σ)·x + (1 − s/σ)·D(x) + σ_up·z₁, x' = (σ_down/σ)·x + (1 − σ_down/σ)·D̄ + σ'_up·z,
-    D̄ = (1 − 1/2r)·D(x) + D(u)/2r; s and σ_up are the ancestral step to the inner level, and log of that
-    lies at the share ``r`` of the step.
+    """The steps x' = (σ_down/σ)·x + (1 − σ_down/σ)·D̄ + σ_up·z with D̄ = (1 − 1/2r)·D(x) + D(u)/2r.
+
+    Here u = (s_down/σ)·x + (1 − s_down/σ)·D(x) + s_up·z₁ lies at an inner level, which divides the step in
+    log σ in the ratio of ``r`` to 1 − r; both parts are ancestral.
 
     ``brownian``: z₁ and z belong to one Brownian motion in σ, the first over the part of the interval down to
     the inner level, so z = c₁·z₁ + c₂·z₂, where z₁ is found in u. Otherwise z is independent of z₁.
@@ -61,13 +63,12 @@ def dpmpp_sde_steps(
 
 
 def dpmpp_sde(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Reads what `sigma_path` and `clipping` read, eta (1), s_noise (1), r (½) and noise_sampler.
+    """Reads what `sigma_path` and `read_clipping` read, eta (1), s_noise (1), r (½) and noise_sampler.
 
     ``noise_sampler`` is "brownian", as in k-diffusion and diffusers' DPMSolverSDEScheduler, or "independent".
-    The defaults, of the betas too, are those of the latter. Its noise_sampler_seed seeds a Brownian tree; the
+    The defaults are those of the latter. Its noise_sampler_seed seeds a Brownian tree; the
     noise here comes from the call's seed.
     """
-    schedule = with_beta_defaults(schedule, 0.00085, 0.012)
     settings = schedule.settings("dpmpp_sde")
     settings.refuse("noise_sampler_seed", None, "remove it and give the call a seed")
     path = sigma_path(schedule, settings, steps)
@@ -76,7 +77,7 @@ def dpmpp_sde(schedule: NoiseSchedule, steps: int) -> StepTable:
     if r >= 1:
         raise InputError(f"r is {r:g}, wanted a number between 0 and 1")
     brownian = settings.choice("noise_sampler", "brownian", ("brownian", "independent")) == "brownian"
-    rows = dpmpp_sde_steps(path.points, path.at, eta, s_noise, r, brownian, clipping(settings))
+    rows = dpmpp_sde_steps(path.points, path.at, eta, s_noise, r, brownian, read_clipping(settings))
     return StepTable("dpmpp_sde", tuple(rows), path.init_noise_sigma, slots=2)
 
 
@@ -84,7 +85,7 @@ SAMPLERS = (
     Sampler(
         "dpmpp_sde",
         dpmpp_sde,
-        order=1,
+        order=2,
         evaluations=2,
         stochastic=True,
         paper="Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",

@@ -5,6 +5,7 @@ denoisers with the paper's preconditioning, and diffusers' KarrasVeScheduler.
 from __future__ import annotations
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.clipping import read_clipping
 from fastdiff.samplers.edm_path import EDM
 from fastdiff.samplers.euler import euler_table
 from fastdiff.samplers.heun import heun_table
@@ -15,7 +16,6 @@ from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.sigma_path import SigmaPath, sigma_path
 from fastdiff.samplers.table import StepTable
-from fastdiff.samplers.x0_step import clipping
 
 __all__ = ["SAMPLERS"]
 
@@ -52,7 +52,7 @@ def _heun(name: str, schedule: NoiseSchedule, steps: int, defaults: Churn) -> St
     path = sigma_path(schedule, settings, steps, spacing="karras")
     path = SigmaPath(path.points, path.points[0].sigma, path.at)
     churn = Churn.read(settings, defaults.amount, defaults.low, defaults.high, defaults.noise)
-    return heun_table(name, path, churn, clipping(settings))
+    return heun_table(name, path, churn, read_clipping(settings))
 
 
 def karras_ve(schedule: NoiseSchedule, steps: int) -> StepTable:
@@ -89,14 +89,12 @@ SAMPLERS = (
         classes=("EDMEulerScheduler",),
         any_steps=True,
     ),
-    Sampler("edm_heun", edm_heun, order=2, evaluations=2, stochastic=False, paper=PAPER, any_steps=True),
-    Sampler(
-        "edm_stochastic", edm_stochastic, order=1, evaluations=2, stochastic=True, paper=PAPER, any_steps=True
-    ),
+    Sampler("edm_heun", edm_heun, order=2, evaluations=2, stochastic=False, paper=PAPER),
+    Sampler("edm_stochastic", edm_stochastic, order=2, evaluations=2, stochastic=True, paper=PAPER),
     Sampler(
         "karras_ve",
         karras_ve,
-        order=1,
+        order=2,
         evaluations=2,
         stochastic=True,
         paper=PAPER,

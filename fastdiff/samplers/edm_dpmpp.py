@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping, read_clipping
+from fastdiff.samplers.dpm_multistep import exact_third_order
 from fastdiff.samplers.edm_path import EDM, STABLE_AUDIO, Family
 from fastdiff.samplers.multistep_sde import multistep_sde
 from fastdiff.samplers.sampler import Sampler
@@ -10,7 +12,6 @@ from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.settings import Settings
 from fastdiff.samplers.sigma_path import sigma_path
 from fastdiff.samplers.table import StepTable
-from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, thresholding
 
 __all__ = ["SAMPLERS"]
 
@@ -25,11 +26,11 @@ def edm_dpmpp(schedule: NoiseSchedule, steps: int) -> StepTable:
 
     Reads sigma_min (0.002), sigma_max (80), sigma_data (0.5), sigma_schedule ("karras"), rho (7),
     prediction_type, final_sigmas_type, sigmas, solver_order (2), algorithm_type, solver_type,
-    lower_order_final (True), euler_at_final and thresholding with its ratio and maximum.
+    lower_order_final (True), euler_at_final, exact_third_order and what `read_clipping` reads.
     """
     settings = schedule.settings("edm_dpmpp")
     eta = ALGORITHMS[settings.choice("algorithm_type", "dpmsolver++", tuple(ALGORITHMS))]
-    clip = thresholding(settings) or UNCLIPPED
+    clip = read_clipping(settings)
     return _table("edm_dpmpp", schedule, settings, steps, EDM, eta, clip)
 
 
@@ -40,7 +41,7 @@ def cosine_dpmpp_sde(schedule: NoiseSchedule, steps: int) -> StepTable:
     sigma_max 500, sigma_data 1, "exponential" and v-prediction.
     """
     settings = schedule.settings("cosine_dpmpp_sde")
-    return _table("cosine_dpmpp_sde", schedule, settings, steps, STABLE_AUDIO, 1.0, UNCLIPPED)
+    return _table("cosine_dpmpp_sde", schedule, settings, steps, STABLE_AUDIO, 1.0, NO_CLIPPING)
 
 
 def _table(
@@ -66,9 +67,10 @@ def _table(
         orders[-2] = min(order, 2)
     if settings.flag("euler_at_final", False) or few or to_zero:
         orders[-1] = 1
+    exact = exact_third_order(settings, order)
     midpoint = MIDPOINTS[settings.choice("solver_type", "midpoint", tuple(MIDPOINTS))]
     rows = multistep_sde(
-        path.points, orders, eta, midpoint=midpoint, last_noise=0.0 if eta else None, clip=clip
+        path.points, orders, eta, midpoint=midpoint, exact=exact, last_noise=0.0 if eta else None, clip=clip
     )
     return StepTable(name, tuple(rows), path.init_noise_sigma, slots=max(orders) - 1)
 
@@ -87,7 +89,7 @@ SAMPLERS = (
     Sampler(
         "cosine_dpmpp_sde",
         cosine_dpmpp_sde,
-        order=1,
+        order=2,
         evaluations=1,
         stochastic=True,
         paper=PAPER,

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping, read_clipping
 from fastdiff.samplers.noise_options import not_negative
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.sigma_path import sigma_path
 from fastdiff.samplers.table import Step, StepTable
-from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, clipping, x0_step
+from fastdiff.samplers.x0_step import x0_step
 
 __all__ = ["NOISE_SCALES", "SAMPLERS", "er_sde_steps"]
 
@@ -41,7 +42,7 @@ def er_sde_steps(
     scale: str = "er_sde_5",
     order: int = 3,
     s_noise: float = 1.0,
-    clip: Clipping = UNCLIPPED,
+    clip: Clipping = NO_CLIPPING,
 ) -> list[Step]:
     """Algorithms 1 to 3 of the paper: with r = φ(σ')/φ(σ), and integrals from σ' to σ,
 
@@ -88,7 +89,7 @@ def er_sde_steps(
 
 
 def er_sde(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Reads what `sigma_path` and `clipping` read, solver_order (3), noise_scale and s_noise (1)."""
+    """Reads what `sigma_path` and `read_clipping` read, solver_order (3), noise_scale and s_noise (1)."""
     settings = schedule.settings("er_sde")
     path = sigma_path(schedule, settings, steps)
     order = settings.integer("solver_order", 3, minimum=1)
@@ -96,7 +97,7 @@ def er_sde(schedule: NoiseSchedule, steps: int) -> StepTable:
         raise InputError(f"sampler 'er_sde' does not support solver_order={order}; use 1 to 3")
     scale = settings.choice("noise_scale", "er_sde_5", tuple(NOISE_SCALES))
     s_noise = not_negative(settings, "s_noise", 1.0)
-    rows = er_sde_steps(path.points, scale, order, s_noise, clipping(settings))
+    rows = er_sde_steps(path.points, scale, order, s_noise, read_clipping(settings))
     return StepTable("er_sde", tuple(rows), path.init_noise_sigma, slots=order - 1)
 
 
@@ -104,7 +105,7 @@ SAMPLERS = (
     Sampler(
         "er_sde",
         er_sde,
-        order=1,
+        order=2,
         evaluations=1,
         stochastic=True,
         paper="Cui et al., Elucidating the Solution Space of Extended Reverse-Time SDE for Diffusion Models",

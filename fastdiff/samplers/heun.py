@@ -6,19 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping, read_clipping
 from fastdiff.samplers.noise_options import Churn, churned
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
-from fastdiff.samplers.sigma_path import SigmaPath, sigma_path, with_beta_defaults
+from fastdiff.samplers.sigma_path import SigmaPath, sigma_path
 from fastdiff.samplers.table import Step, StepTable
-from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, clipping, x0_step
+from fastdiff.samplers.x0_step import x0_step
 
 __all__ = ["SAMPLERS", "heun", "heun_step", "heun_table"]
 
 
 def heun_step(
-    here: Point, there: Point, noise: float | None = None, clip: Clipping = UNCLIPPED
+    here: Point, there: Point, noise: float | None = None, clip: Clipping = NO_CLIPPING
 ) -> list[Step]:
     """From ``here`` to ``there`` and then noise: lines 6 to 11 of Algorithm 2 of the paper.
 
@@ -36,7 +37,10 @@ def heun_step(
 
 
 def heun_steps(
-    starts: Sequence[Point], ends: Sequence[Point], noises: Sequence[float | None], clip: Clipping = UNCLIPPED
+    starts: Sequence[Point],
+    ends: Sequence[Point],
+    noises: Sequence[float | None],
+    clip: Clipping = NO_CLIPPING,
 ) -> list[Step]:
     """All steps, with churn as in `fastdiff.samplers.euler.euler_steps`."""
     steps = zip(starts, ends, noises, strict=True)
@@ -44,7 +48,7 @@ def heun_steps(
 
 
 def heun_table(
-    name: str, path: SigmaPath, churn: Churn, clip: Clipping = UNCLIPPED, *, always_draw: bool = False
+    name: str, path: SigmaPath, churn: Churn, clip: Clipping = NO_CLIPPING, *, always_draw: bool = False
 ) -> StepTable:
     """Algorithm 2 of the paper along ``path``; without churn it is Algorithm 1.
 
@@ -60,12 +64,11 @@ def heun_table(
 def heun(schedule: NoiseSchedule, steps: int) -> StepTable:
     """Reads what `sigma_path` reads, s_churn, s_tmin, s_tmax and s_noise, clip_sample and clip_sample_range.
 
-    The defaults, of the betas too, are those of diffusers' HeunDiscreteScheduler, which has no churn.
+    The defaults are those of diffusers' HeunDiscreteScheduler, which has no churn.
     """
-    schedule = with_beta_defaults(schedule, 0.00085, 0.012)
     settings = schedule.settings("heun")
     path = sigma_path(schedule, settings, steps)
-    return heun_table("heun", path, Churn.read(settings), clipping(settings))
+    return heun_table("heun", path, Churn.read(settings), read_clipping(settings))
 
 
 SAMPLERS = (

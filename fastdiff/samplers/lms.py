@@ -30,7 +30,7 @@ def lagrange_integrals(nodes: Sequence[float], begin: float, end: float) -> list
         polynomial = np.ones_like(tau)
         for k, other in enumerate(nodes):
             if k != j:
-                polynomial = polynomial * (tau - other) / (node - other)
+                polynomial = polynomial * (tau - other) * (1 / (node - other))
         integrals.append(float(half * _WEIGHTS @ polynomial))
     return integrals
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.table import Step
-from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, x0_step
+from fastdiff.samplers.x0_step import x0_step
 
 __all__ = ["multistep_sde"]
 
@@ -20,8 +21,9 @@ def multistep_sde(
     s_noise: float = 1.0,
     *,
     midpoint: bool = True,
+    exact: bool = False,
     last_noise: float | None = None,
-    clip: Clipping = UNCLIPPED,
+    clip: Clipping = NO_CLIPPING,
 ) -> list[Step]:
     """The steps x' = (σ'/σ)·e^{−ηh}·x + α'·∫ e^{(1+η)(τ−h)}·(1 + η)·D dτ + σ'·√(1 − e^{−2ηh})·z, h = λ' − λ.
 
@@ -29,8 +31,8 @@ def multistep_sde(
     is a polynomial in λ through the latest predictions, as many as ``orders`` says for each step, up to 3 and
     never more than there are. In the second order ``midpoint`` takes half of the first weight for the
     slope instead of its integral. The third weighs the second difference with half of its integral, as the
-    authors, diffusers and k-diffusion do, so that the error is of second order. The step to σ = 0 is D;
-    ``last_noise`` is its noise, 0 where noise is drawn and not used.
+    authors, diffusers and k-diffusion do, so that the error is of second order; ``exact`` takes all of it.
+    The step to σ = 0 is D; ``last_noise`` is its noise, 0 where noise is drawn and not used.
     """
     rows: list[Step] = []
     keep = max(orders) - 1  # slots; the prediction of row i is in slot i modulo their number
@@ -40,7 +42,7 @@ def multistep_sde(
             rows.append(x0_step(here, 0.0, there.alpha, clip, noise_coef=last_noise))
             continue
         h = there.log_snr - here.log_snr
-        newest, *older = _weights(points[: i + 1], h, min(orders[i], i + 1), eta, midpoint)
+        newest, *older = _weights(points[: i + 1], h, min(orders[i], i + 1), eta, midpoint, exact)
         rows.append(
             x0_step(
                 here,
@@ -55,7 +57,9 @@ def multistep_sde(
     return rows
 
 
-def _weights(points: Sequence[Point], h: float, order: int, eta: float, midpoint: bool) -> list[float]:
+def _weights(
+    points: Sequence[Point], h: float, order: int, eta: float, midpoint: bool, exact: bool
+) -> list[float]:
     """Of the predictions at the last ``order`` points, the newest first, for a step of ``h``."""
     decay = (1 + eta) * h
     gain = -math.expm1(-decay)
@@ -68,6 +72,6 @@ def _weights(points: Sequence[Point], h: float, order: int, eta: float, midpoint
         return [gain + slope, -slope]
     r1 = (points[-2].log_snr - points[-3].log_snr) / h
     # D' = d₀ + r₀/(r₀ + r₁)·(d₀ − d₁) and D'' = (d₀ − d₁)/(r₀ + r₁) of the differences d₀ and d₁.
-    bend = (phi2 * r0 - (phi2 / decay - 0.5)) / (r0 + r1)
+    bend = (phi2 * r0 - (2 if exact else 1) * (phi2 / decay - 0.5)) / (r0 + r1)
     newer, older = (phi2 + bend) / r0, -bend / r1
     return [gain + newer, older - newer, -older]

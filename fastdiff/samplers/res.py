@@ -8,13 +8,14 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping, read_clipping
 from fastdiff.samplers.noise_options import ancestral_step, not_negative
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.sigma_path import sigma_path
 from fastdiff.samplers.table import Step, StepTable
-from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, clipping, x0_step
+from fastdiff.samplers.x0_step import x0_step
 
 __all__ = ["SAMPLERS", "res_steps"]
 
@@ -22,7 +23,7 @@ PAPER = "Zhang et al., Improved Order Analysis and Design of Exponential Integra
 
 
 def res_steps(
-    points: Sequence[Point], eta: float = 0.0, s_noise: float = 1.0, clip: Clipping = UNCLIPPED
+    points: Sequence[Point], eta: float = 0.0, s_noise: float = 1.0, clip: Clipping = NO_CLIPPING
 ) -> list[Step]:
     """The steps x' = e^{−h}·x + h·(b₁·D + b₂·D_previous) + σ_up·z, with h = log(σ/σ_down).
 
@@ -54,7 +55,7 @@ def res_multistep(schedule: NoiseSchedule, steps: int) -> StepTable:
     """Deterministic, unless eta (0) is set: then as `res_multistep_ancestral`.
 
     Without noise c₂ is minus the ratio of the last two steps, and the solver is DPM-Solver++(2M) in the form
-    that integrates the slope ("heun"). Reads what `sigma_path` and `clipping` read, eta and s_noise (1).
+    that integrates the slope ("heun"). Reads what `sigma_path` and `read_clipping` read, eta and s_noise (1).
     """
     return _table("res_multistep", schedule, steps, 0.0)
 
@@ -68,7 +69,7 @@ def _table(name: str, schedule: NoiseSchedule, steps: int, eta: float) -> StepTa
     settings = schedule.settings(name)
     path = sigma_path(schedule, settings, steps)
     eta, s_noise = not_negative(settings, "eta", eta), not_negative(settings, "s_noise", 1.0)
-    rows = res_steps(path.points, eta, s_noise, clipping(settings))
+    rows = res_steps(path.points, eta, s_noise, read_clipping(settings))
     return StepTable(name, tuple(rows), path.init_noise_sigma, slots=1)
 
 
@@ -77,7 +78,7 @@ SAMPLERS = (
     Sampler(
         "res_multistep_ancestral",
         res_multistep_ancestral,
-        order=1,
+        order=2,
         evaluations=1,
         stochastic=True,
         paper=PAPER,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping, read_clipping
 from fastdiff.samplers.heun import heun_steps
 from fastdiff.samplers.noise_options import not_negative
 from fastdiff.samplers.path import Point
@@ -16,7 +17,6 @@ from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.sigma_path import sigma_path
 from fastdiff.samplers.spacing import karras_sigmas
 from fastdiff.samplers.table import Step, StepTable
-from fastdiff.samplers.x0_step import UNCLIPPED, Clipping, clipping
 
 __all__ = ["PRESETS", "SAMPLERS", "Interval", "restart_steps"]
 
@@ -33,32 +33,17 @@ class Interval:
     high: float
 
 
-PRESETS: dict[str, tuple[float, ...]] = {
+PRESETS: dict[str, tuple[Interval, ...]] = {
     "none": (),
-    "stable_diffusion": (10, 2, 0.1, 2),
-    "stable_diffusion_low_guidance": (5, 2, 1, 9, 5, 2, 5, 10),
-    "cifar10": (3, 20, 0.06, 0.30),
+    "stable_diffusion": (Interval(10, 2, 0.1, 2.0),),
+    "stable_diffusion_low_guidance": (Interval(5, 2, 1.0, 9.0), Interval(5, 2, 5.0, 10.0)),
+    "cifar10": (Interval(3, 20, 0.06, 0.30),),
     "imagenet64": (
-        4,
-        1,
-        19.35,
-        40.79,
-        4,
-        1,
-        1.09,
-        1.92,
-        4,
-        5,
-        0.59,
-        1.09,
-        4,
-        5,
-        0.30,
-        0.59,
-        6,
-        6,
-        0.06,
-        0.30,
+        Interval(4, 1, 19.35, 40.79),
+        Interval(4, 1, 1.09, 1.92),
+        Interval(4, 5, 0.59, 1.09),
+        Interval(4, 5, 0.30, 0.59),
+        Interval(6, 6, 0.06, 0.30),
     ),
 }
 """Of the paper's appendix and code: Stable Diffusion 1.5 with 30 steps and guidance 5 to 8, or 2, CIFAR-10
@@ -70,7 +55,7 @@ def restart_steps(
     intervals: Sequence[Interval],
     at: Callable[[float], Point],
     s_noise: float = 1.0,
-    clip: Clipping = UNCLIPPED,
+    clip: Clipping = NO_CLIPPING,
 ) -> list[Step]:
     """Algorithm 1 of the paper with Heun's steps: at the point next to each interval's lower end, noise
     √(t_max² − t_min²)·z and Karras' levels (ρ = 7) back down, several times.
@@ -101,7 +86,7 @@ def restart_steps(
 
 
 def restart(schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Reads what `sigma_path` and `clipping` read, s_noise (1), restarts and restart_preset.
+    """Reads what `sigma_path` and `read_clipping` read, s_noise (1), restarts and restart_preset.
 
     ``restarts`` lists N_Restart, K, t_min and t_max for each interval, one after the other. Without it
     ``restart_preset`` names one of `PRESETS`; the default is "stable_diffusion" from 10 steps on and "none"
@@ -111,12 +96,13 @@ def restart(schedule: NoiseSchedule, steps: int) -> StepTable:
     path = sigma_path(schedule, settings, steps)
     s_noise = not_negative(settings, "s_noise", 1.0)
     preset = settings.choice("restart_preset", "stable_diffusion" if steps >= 10 else "none", tuple(PRESETS))
-    intervals = _intervals(settings.numbers("restarts") or PRESETS[preset])
-    rows = restart_steps(path.points, intervals, path.at, s_noise, clipping(settings))
+    numbers = settings.numbers("restarts")
+    intervals = PRESETS[preset] if numbers is None else _intervals(numbers)
+    rows = restart_steps(path.points, intervals, path.at, s_noise, read_clipping(settings))
     return StepTable("restart", tuple(rows), path.init_noise_sigma, slots=1)
 
 
-def _intervals(numbers: Sequence[float]) -> list[Interval]:
+def _intervals(numbers: Sequence[float]) -> Sequence[Interval]:
     if len(numbers) % 4:
         raise InputError(
             f"restarts has {len(numbers)} numbers, wanted N_Restart, K, t_min and t_max for each"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.settings import Settings
 from fastdiff.samplers.spacing import SPACINGS, sigma_to_timestep, spaced_timesteps
 
-__all__ = ["SigmaPath", "sigma_path", "with_beta_defaults"]
+__all__ = ["SigmaPath", "sigma_path"]
 
 Float64 = NDArray[np.float64]
 
@@ -81,7 +81,7 @@ def sigma_path(
     timesteps, sigmas = _levels(schedule, settings, train_sigmas, steps, spacing, round_karras)
     if len(sigmas) == steps:
         to_zero = settings.choice("final_sigmas_type", "zero", ("zero", "sigma_min")) == "zero"
-        sigmas = np.append(sigmas, 0.0 if to_zero else train_sigmas[0])
+        sigmas = np.append(sigmas, 0.0 if to_zero else min(sigmas[-1], train_sigmas[0]))
     levels = [float(sigma) for sigma in sigmas.astype(np.float32)]
     points = [point(float(t), sigma) for t, sigma in zip(timesteps, levels, strict=False)]
     # The training samples at level σ have variance σ² + 1; diffusers leaves out the 1 for the spacings that
@@ -146,11 +146,3 @@ def _levels(
     sigmas = placed_sigmas(settings, asked, low, high, steps)
     timesteps = sigma_to_timestep(sigmas, train_sigmas)
     return (timesteps.round() if round_karras and asked == "karras" else timesteps), sigmas
-
-
-def with_beta_defaults(schedule: NoiseSchedule, start: float, end: float) -> NoiseSchedule:
-    """The schedule with other defaults for beta_start and beta_end, for classes that have their own."""
-    if {"beta_start", "beta_end"} <= schedule.config.keys():
-        return schedule
-    config = {"beta_start": start, "beta_end": end, **schedule.config}
-    return replace(schedule, betas=NoiseSchedule.from_config(config).betas)

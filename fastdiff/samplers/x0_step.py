@@ -1,55 +1,22 @@
-"""Steps of solvers that are written in the predicted clean sample, and its clipping."""
+"""Steps of solvers that are written in the predicted clean sample."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
+from fastdiff.samplers.clipping import NO_CLIPPING, Clipping
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Linear
-from fastdiff.samplers.settings import Settings
-from fastdiff.samplers.table import Estimate, Step, Threshold, step_at
+from fastdiff.samplers.table import Estimate, Step, step_at
 
-__all__ = ["UNCLIPPED", "Clipping", "clipping", "x0_step"]
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """What happens to a predicted clean sample before a solver uses it: see `Estimate`."""
-
-    limit: float = math.inf
-    threshold: Threshold | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether it changes anything."""
-        return self.limit < math.inf or self.threshold is not None
-
-
-UNCLIPPED = Clipping()
-
-
-def clipping(settings: Settings) -> Clipping:
-    """From clip_sample and clip_sample_range (1), or thresholding, dynamic_thresholding_ratio (0.995) and
-    sample_max_value (1). As in diffusers, thresholding wins where both are set.
-    """
-    limit = settings.positive("clip_sample_range", 1.0) if settings.flag("clip_sample", False) else math.inf
-    return thresholding(settings) or Clipping(limit)
-
-
-def thresholding(settings: Settings) -> Clipping | None:
-    """Dynamic thresholding, where it is asked for."""
-    ratio = settings.positive("dynamic_thresholding_ratio", 0.995)
-    maximum = settings.positive("sample_max_value", 1.0)
-    return Clipping(threshold=Threshold(ratio, maximum)) if settings.flag("thresholding", False) else None
+__all__ = ["x0_step"]
 
 
 def x0_step(
     point: Point,
     sample: float,
     x0: float,
-    clip: Clipping = UNCLIPPED,
+    clip: Clipping = NO_CLIPPING,
     *,
     save: int | None = None,
     **fields: Any,

@@ -1,0 +1,197 @@
+"""Solvers in σ on data with a known denoiser: order of convergence, exact moments of the stochastic ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from fastdiff.samplers import SAMPLERS, NoiseSchedule, StepTable, make_table
+from tests.samplers.exact import (
+    GAUSSIAN,
+    MIXTURE,
+    START,
+    flow,
+    moments,
+    point_of,
+    slope_of_error,
+    states,
+)
+
+CHAIN = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+EDM = {"sigma_data": 0.5}
+RANGE = {"sigma_min": 0.05, "sigma_max": 20.0}
+
+
+def maker(name: str, options: dict, config: dict = EDM) -> Callable[[int], StepTable]:
+    schedule = NoiseSchedule.from_config({**config, **RANGE})
+    return lambda steps: make_table(name, schedule, steps, options=options)
+
+
+def slope(counts: tuple[int, ...], errors: list[float]) -> float:
+    return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
+
+
+DETERMINISTIC = [
+    ("euler", {}, 1),
+    ("edm_euler", {}, 1),
+    ("euler_ancestral", {"eta": 0.0}, 1),
+    ("heun", {}, 2),
+    ("edm_heun", {}, 2),
+    ("restart", {"restart_preset": "none"}, 2),
+    ("dpm2", {}, 2),
+    ("dpm2_ancestral", {"eta": 0.0}, 2),
+    ("dpmpp_2s_ancestral", {"eta": 0.0}, 2),
+    ("dpmpp_sde", {"eta": 0.0}, 2),
+    ("dpmpp_sde", {"eta": 0.0, "r": 0.4}, 2),
+    ("dpmpp_2m_sde_eta", {"eta": 0.0}, 2),
+    ("dpmpp_2m_sde_eta", {"eta": 0.0, "solver_type": "heun"}, 2),
+    ("dpmpp_3m_sde", {"eta": 0.0}, 2),
+    ("res_multistep", {}, 2),
+    ("er_sde", {"noise_scale": "ode", "solver_order": 1}, 1),
+    ("er_sde", {"noise_scale": "ode", "solver_order": 2}, 2),
+    ("er_sde", {"noise_scale": "ode", "solver_order": 3}, 2),
+    ("edm_dpmpp", {"solver_order": 1, "lower_order_final": False}, 1),
+    ("edm_dpmpp", {"lower_order_final": False}, 2),
+    ("edm_dpmpp", {"lower_order_final": False, "solver_type": "heun"}, 2),
+    ("edm_dpmpp", {"lower_order_final": False, "solver_order": 3}, 2),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "order"), DETERMINISTIC)
+def test_order_of_convergence(name, options, order):
+    """On a mixture, evenly in log σ, up to the last evaluation; the step to σ = 0 is none of this.
+
+    The third order of DPM-Solver++ and ER-SDE is of second order: `multistep_sde` and `er_sde_steps` say why.
+    """
+    make = maker(name, {"sigma_spacing": "log_snr", **options})
+    assert slope_of_error(make, (48, 96, 192), MIXTURE) == pytest.approx(order, abs=0.15)
+    if not {"solver_order", "eta", "noise_scale"} & options.keys():
+        assert SAMPLERS[name].order == order
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm2", "dpmpp_2m_sde_eta", "res_multistep"])
+def test_order_on_a_chain_with_karras_levels(name):
+    """Networks that predict v for a chain of timesteps: the levels between the timesteps are no matter."""
+    options = {"use_karras_sigmas": True, "sigma_max": 12.0, **({"eta": 0.0} if "sde_eta" in name else {})}
+    make = maker(name, options, {**CHAIN, "prediction_type": "v_prediction"})
+    assert slope_of_error(make, (48, 96, 192), GAUSSIAN) == pytest.approx(SAMPLERS[name].order, abs=0.15)
+
+
+def errors_of_lms(order: int, counts: tuple[int, ...], high: float, *, exact_start: bool) -> list[float]:
+    """At the last evaluation. ``exact_start`` puts exact samples and slopes in place of the first rows."""
+    errors = []
+    for count in counts:
+        options = {"order": order, "sigma_spacing": "log_snr", "sigma_max": high}
+        table = maker("lms", options)(count)
+        points = [point_of(step) for step in table.steps]
+        x = np.hypot(0.9, points[0].sigma) * START
+        exact = flow(MIXTURE, x, points[0], points[-1])
+        if exact_start:
+            keep = order - 1
+            slots = np.zeros((keep, *x.shape))
+            for i, (here, there) in enumerate(pairwise(points[:order])):
+                slots[i % keep] = (x - MIXTURE.denoise(x, 1.0, here.sigma)) / here.sigma
+                x = flow(MIXTURE, x, here, there)
+            for step, point in zip(table.steps[keep:-1], points[keep:-1], strict=True):
+                slope_here = (x - MIXTURE.denoise(x, 1.0, point.sigma)) / point.sigma
+                x = step.update.sample * x + step.estimate.weight * slope_here
+                for slot, coef in step.history:
+                    x = x + coef * slots[slot]
+                slots[step.save_output] = slope_here
+        else:
+            x = states(table, MIXTURE, x)[-2]
+        errors.append(float(np.abs(x - exact).max()))
+    return errors
+
+
+@pytest.mark.parametrize("order", [2, 3, 4, 5])
+def test_order_of_lms_from_an_exact_start(order):
+    counts = (128, 192, 256)
+    found = slope(counts, errors_of_lms(order, counts, 4.0, exact_start=True))
+    assert found == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize(("order", "measured"), [(1, 1), (2, 2), (3, 2), (4, 2)])
+def test_order_of_lms_with_its_own_start(order, measured):
+    """Where the first steps matter, at a low level, Euler's first step leaves an error of second order."""
+    counts = (192, 384, 768)
+    found = slope(counts, errors_of_lms(order, counts, 1.0, exact_start=False))
+    assert found == pytest.approx(measured, abs=0.15)
+
+
+STOCHASTIC = [
+    ("euler_ancestral", {}, 1),
+    ("euler_ancestral", {"eta": 0.5}, 1),
+    ("dpm2_ancestral", {}, 2),
+    ("dpmpp_2s_ancestral", {}, 2),
+    ("dpmpp_sde", {}, 2),
+    ("dpmpp_sde", {"noise_sampler": "independent"}, 1),
+    ("dpmpp_2m_sde_eta", {}, 2),
+    ("dpmpp_2m_sde_eta", {"eta": 0.5, "solver_type": "heun"}, 2),
+    ("dpmpp_3m_sde", {}, 2),
+    ("edm_dpmpp", {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}, 1),
+    ("edm_dpmpp", {"algorithm_type": "sde-dpmsolver++"}, 2),
+    ("cosine_dpmpp_sde", {"lower_order_final": False}, 2),
+    ("res_multistep_ancestral", {}, 2),
+    ("er_sde", {"solver_order": 1}, 1),
+    *(("er_sde", {"noise_scale": scale}, 2) for scale in ("er_sde_1", "er_sde_4", "er_sde_5")),
+    *(("er_sde", {"noise_scale": scale, "solver_order": 2}, 2) for scale in ("er_sde_2", "er_sde_5")),
+    ("er_sde", {"noise_scale": "sde"}, 2),
+    ("edm_stochastic", {"s_churn": 10.0, "s_tmax": 10.0, "s_noise": 1.0}, 2),
+    ("heun", {"s_churn": 10.0, "s_tmax": 10.0}, 2),
+    ("dpm2", {"s_churn": 10.0, "s_tmax": 10.0}, 2),
+    ("euler", {"s_churn": 10.0, "s_tmax": 10.0}, 1),
+]
+
+
+def error_of_moments(table: StepTable) -> tuple[float, float]:
+    """Of mean and variance at the last evaluation's level, from the exact distribution at the first one's."""
+    mean, std = 0.7, 0.6
+    found_mean, variance = moments(replace(table, steps=table.steps[:-1]), mean, std)
+    level = point_of(table.steps[-1]).sigma
+    return abs(found_mean - mean), abs(variance - std**2 - level**2)
+
+
+@pytest.mark.parametrize(("name", "options", "order"), STOCHASTIC)
+def test_moments_converge(name, options, order):
+    """On Gaussian data, at every level: mean kept, and the variance's error falls at the stated order."""
+    counts = (200, 400, 800)
+    make = maker(name, {"sigma_spacing": "log_snr", **options})
+    tables = [make(count) for count in counts]
+    assert all(table.stochastic for table in tables)
+    errors = [error_of_moments(table) for table in tables]
+    assert max(error for error, _ in errors) <= 1e-12
+    assert errors[-1][1] <= 2e-2
+    assert slope(counts, [error for _, error in errors]) == pytest.approx(order, abs=0.15)
+    if name not in ("heun", "dpm2") and not {"noise_sampler", "solver_order"} & options.keys():
+        assert SAMPLERS[name].order == order
+
+
+def test_moments_of_restart_converge():
+    """Restarts have their share of the steps, so that their own errors fall too."""
+    counts = (80, 160, 320)
+    errors = []
+    for count in counts:
+        restarts = [count // 4, 2, 0.1, 2.0, count // 5, 1, 0.5, 5.0]
+        table = maker("restart", {"sigma_spacing": "log_snr", "restarts": restarts})(count)
+        mean, variance = error_of_moments(table)
+        assert mean <= 1e-12
+        errors.append(variance)
+    assert slope(counts, errors) == pytest.approx(SAMPLERS["restart"].order, abs=0.15)
+
+
+def test_moments_of_karras_ve_converge():
+    """Its levels go up to σ_max², from where it is followed; noise that is not inflated."""
+    schedule = NoiseSchedule.from_config({"sigma_min": 0.2, "sigma_max": 5.0})
+    counts = (200, 400, 800)
+    errors = []
+    for count in counts:
+        options = {"s_noise": 1.0, "s_churn": 10.0, "s_max": 20.0}
+        table = make_table("karras_ve", schedule, count, options=options)
+        assert table.start_noise == 0
+        errors.append(error_of_moments(replace(table, start_noise=None))[1])
+    assert slope(counts, errors) == pytest.approx(SAMPLERS["karras_ve"].order, abs=0.15)
