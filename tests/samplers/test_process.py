@@ -226,8 +226,8 @@ def test_a_config_chooses_the_process():
     chain, _ = chosen({"sigma_min": 0.1, "sigma_max": 5})
     assert math.exp(-chain.log_snr(chain.t_min)) == pytest.approx(0.1)
     assert math.exp(-chain.log_snr(chain.t_max)) == pytest.approx(5)
-    chain, _ = chosen({"sigma_min": 1e-3, "sigma_max": 500})
-    assert (chain.t_min, chain.t_max) == (0, 999), "a chain has no timesteps beyond its own"
+    chain, _ = chosen({"sigma_min": 0.029, "sigma_max": 14.62})
+    assert (chain.t_min, chain.t_max) == (0, 999), "rounded levels are those of the chain"
 
 
 def test_a_config_chooses_the_times():
@@ -253,6 +253,9 @@ def test_a_config_chooses_the_times():
         ({"timesteps": [4, 3, 2, 1], "sigmas": [4, 3, 2, 1]}, "more than one of sigma_spacing"),
         ({"timesteps": [1500, 3, 2, 1]}, "timesteps run from 1500 to 1, wanted within 999 to 0"),
         ({"sigmas": [4, 3, 2, 0]}, "sigmas end with 0"),
+        ({"sigmas": [40, 3, 2, 1]}, r"a noise level is 40, wanted 0.029\d+ to 14.6\d+, the range"),
+        ({"sigma_max": 500}, r"a noise level is 500, wanted 0.029\d+ to 14.6\d+, the range"),
+        ({"process": "vp", "sigma_min": 1e-4}, r"a noise level is 0.0001, wanted 0.01\d+ to 152"),
         ({"process": "flow", "use_karras_sigmas": True}, "set sigma_max"),
     ],
 )
