@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from fastdiff.errors import NumericError
 from fastdiff.progress import progress_bar
 from fastdiff.request import Request
-from fastdiff.samplers import Callback, Generator, Guidance, NoiseSource, StepTable, sample
+from fastdiff.samplers import (
+    AdaptiveRun,
+    Callback,
+    Generator,
+    Guidance,
+    NoiseSource,
+    StepTable,
+    sample,
+    sample_adaptive,
+)
+from fastdiff.samplers.loop import Denoiser as CallDenoiser
 from fastdiff.samplers.loop import Outputs
 
 if TYPE_CHECKING:
@@ -59,13 +69,15 @@ class Denoiser:
 
     def run(
         self,
-        table: StepTable,
+        table: StepTable | AdaptiveRun,
         start: Array,
         guidance: float | Guidance,
         noise: NoiseSource,
         callback: Callback | None,
     ) -> Array:
         """All steps of ``table`` from ``start``: in the target's own loop where it has one for the table."""
+        if isinstance(table, AdaptiveRun):
+            return _sample(table, self, start, guidance, noise, callback)
         if isinstance(guidance, Guidance):
             if not guidance.linear:
                 return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
@@ -111,7 +123,7 @@ class SplitDenoiser:
 
     def run(
         self,
-        table: StepTable,
+        table: StepTable | AdaptiveRun,
         start: Array,
         guidance: float | Guidance,
         noise: NoiseSource,
@@ -137,7 +149,22 @@ class SplitDenoiser:
                     case _:
                         return cond, None
 
-            return sample(table, denoise, start, guidance=guidance, noise=noise, callback=callback)
+            return _sample(table, denoise, start, guidance, noise, callback)
+
+
+def _sample(
+    table: StepTable | AdaptiveRun,
+    denoise: CallDenoiser,
+    start: Array,
+    guidance: float | Guidance,
+    noise: NoiseSource,
+    callback: Callback | None,
+) -> Array:
+    if not isinstance(table, AdaptiveRun):
+        return sample(table, denoise, start, guidance=guidance, noise=noise, callback=callback)
+    if isinstance(guidance, Guidance):
+        raise TypeError(f"sampler {table.sampler!r} takes guidance as a scale")  # call_table refuses others
+    return sample_adaptive(table, denoise, start, guidance=guidance, noise=noise, callback=callback)
 
 
 def _predict(unet: Session, sample: Array, timestep: float, states: Array) -> Array:
@@ -147,7 +174,7 @@ def _predict(unet: Session, sample: Array, timestep: float, states: Array) -> Ar
 
 
 def run_table(
-    table: StepTable,
+    table: StepTable | AdaptiveRun,
     denoise: Denoiser | SplitDenoiser,
     start: Array,
     request: Request,
@@ -159,10 +186,12 @@ def run_table(
 
     Raises NumericError at the first step that leaves NaN or infinity in the latents. Where a look at each
     step would hold the target up and nobody asked for one, the steps run at once: the latents are checked
-    after the last, and every step is given the mean of the times.
+    after the last, and every step is given the mean of the times. A sampler that chooses its own steps takes
+    several evaluations for each, so that the bar's total is an estimate.
     """
     seconds: list[float] = []
-    bar = progress_bar(table.evaluations, "step", keep=True) if progress else None
+    evaluations = None if isinstance(table, AdaptiveRun) else table.evaluations
+    bar = progress_bar(evaluations, "step", keep=True) if progress else None
     watched = progress or callback is not None or denoise.waits_per_step
     begin = last = time.perf_counter()
 
@@ -171,7 +200,8 @@ def run_table(
         _check_finite(latents, step, total, request)
         seconds.append(time.perf_counter() - last)
         if bar is not None:
-            bar.update()
+            bar.total = total
+            bar.update(step - bar.n)
         if callback is not None:
             callback(step, total, latents)
         last = time.perf_counter()
@@ -184,8 +214,9 @@ def run_table(
         if bar is not None:
             bar.close()
     if not watched:
-        seconds = [(time.perf_counter() - begin) / table.evaluations] * table.evaluations
-        _check_finite(latents, table.evaluations, table.evaluations, request)
+        count = evaluations or 1
+        seconds = [(time.perf_counter() - begin) / count] * count
+        _check_finite(latents, count, count, request)
     return latents, tuple(seconds)
 
 

@@ -13,11 +13,13 @@ from fastdiff.engine_dir import Engine
 from fastdiff.errors import InputError
 from fastdiff.request import Request
 from fastdiff.samplers import (
-    SAMPLERS,
+    AdaptiveRun,
     Guidance,
     NoiseSchedule,
     NoiseSource,
     StepTable,
+    find_sampler,
+    make_adaptive,
     make_table,
     sampler_of,
 )
@@ -33,17 +35,28 @@ def default_sampler(scheduler: Mapping[str, Any]) -> str:
     if name is None:
         raise InputError(
             f"the checkpoint's own scheduler, {scheduler.get('_class_name')}, has no sampler here: "
-            f"choose one of {', '.join(SAMPLERS)}"
+            "choose one; fastdiff samplers lists all"
         )
     return name
 
 
-def call_table(schedule: NoiseSchedule, request: Request) -> StepTable:
-    """The sampler's table for a call. Raises InputError, also for guidance that the table cannot have."""
-    table = make_table(request.sampler, schedule, request.steps, eta=request.eta, options=request.options)
+def call_table(schedule: NoiseSchedule, request: Request) -> StepTable | AdaptiveRun:
+    """The sampler's table for a call, or what runs a sampler that chooses its own steps.
+
+    Raises InputError, also for guidance that the sampler cannot have.
+    """
+    if find_sampler(request.sampler).adaptive is None:
+        table = make_table(request.sampler, schedule, request.steps, eta=request.eta, options=request.options)
+        if isinstance(request.guidance, Guidance):
+            request.guidance.check(table)
+        return table
     if isinstance(request.guidance, Guidance):
-        request.guidance.check(table)
-    return table
+        raise InputError(
+            f"sampler {request.sampler!r} chooses its own steps and takes guidance as a scale alone, found a "
+            "method, schedule, interval or rescale; leave them out or use another sampler"
+        )
+    eta = {} if request.eta is None else {"eta": request.eta}
+    return make_adaptive(request.sampler, schedule, options={**request.options, **eta})
 
 
 def check_shapes(engine: Engine, request: Request, split_guidance: bool = False) -> None:

@@ -10,8 +10,9 @@ __all__ = ["progress_bar"]
 _WIDTH = 100
 
 
-def progress_bar(total: int, unit: str, *, keep: bool, description: str = "") -> Any:
+def progress_bar(total: int | None, unit: str, *, keep: bool, description: str = "") -> Any:
     """A tqdm bar on standard error, with rate and time left; ``keep`` leaves it there when it is closed.
+    ``total`` None is for work whose amount shows while it is done.
 
     Its place is not left to tqdm, which draws nothing on a terminal that does not tell its size.
     """

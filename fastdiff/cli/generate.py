@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Generate, write and name the pictures. Raises FastdiffError before anything is written."""
     from fastdiff.image import check_output
+    from fastdiff.samplers import find_sampler
 
     check_output(arguments.output)
     guidance = chosen_guidance(arguments)
@@ -101,11 +102,13 @@ def run(arguments: argparse.Namespace) -> None:
     pipe.close()
     names = result.save(arguments.output)
     settings, timings = result.metadata[0]["settings"], result.timings
+    own = find_sampler(settings["sampler"]).adaptive is not None
+    steps = len(timings.steps) if own else settings["steps"]
     step = sum(timings.steps) / len(timings.steps)
     print(*names, sep="\n")
     print(
-        f"seed {result.seed}, {settings['width']} x {settings['height']}, {settings['steps']} steps of "
-        f"{settings['sampler']}, {1000 * step:.1f} ms per step, {timings.total:.2f} s"
+        f"seed {result.seed}, {settings['width']} x {settings['height']}, {steps} steps of {settings['sampler']}, "
+        f"{1000 * step:.1f} ms per step, {timings.total:.2f} s"
     )
 
 

@@ -122,7 +122,7 @@ def find_sampler(name: str) -> Sampler:
     if name not in SAMPLERS:
         near = difflib.get_close_matches(str(name).lower(), SAMPLERS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"unknown sampler {name!r}; {hint}available: {', '.join(SAMPLERS)}")
+        raise InputError(f"unknown sampler {name!r}; {hint}fastdiff samplers lists all {len(SAMPLERS)}")
     return SAMPLERS[name]
 
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fastdiff.errors import InputError
+from fastdiff.samplers import SAMPLERS, NoiseSchedule, StepTable, make_table
+
 BETAS = {
     "linear": {"beta_schedule": "linear"},
     "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
@@ -80,3 +83,17 @@ def has_heun_at_end_of_schedule(sampler: str, config: dict) -> bool:
         and config["final_sigmas_type"] == "sigma_min"
         and not config["euler_at_final"]
     )
+
+
+def every_table(steps: int) -> dict[str, StepTable]:
+    """A table of each sampler that has tables, from the first of a few configs that it takes."""
+    found: dict[str, StepTable] = {}
+    for name in SAMPLERS:
+        for config in (STABLE_DIFFUSION, {"prediction_type": "flow_prediction"}, {"prediction_type": "score"}):
+            try:
+                found[name] = make_table(name, NoiseSchedule.from_config(config), steps)
+            except InputError:
+                continue
+            break
+    assert len(found) >= 4
+    return found

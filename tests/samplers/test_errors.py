@@ -38,15 +38,16 @@ def error_of(config: dict, sampler: str = "ddim", steps: object = 20, **argument
 )
 def test_unknown_sampler_with_a_near_match(name, near):
     message = error_of(STABLE_DIFFUSION, name)
-    assert message.startswith(f"unknown sampler '{name}'; did you mean {near}")
-    assert message.endswith("available: " + ", ".join(SAMPLERS))
+    assert message.startswith(f"unknown sampler '{name}'; did you mean ")
+    assert near in message.removesuffix("fastdiff samplers lists all")
+    assert message.endswith(f"fastdiff samplers lists all {len(SAMPLERS)}")
 
 
 @pytest.mark.parametrize("name", ["", "heun3", "XXXX", None, 3])
 def test_unknown_sampler(name):
     message = error_of(STABLE_DIFFUSION, name)
     assert message.startswith(f"unknown sampler {name!r}")
-    assert all(sampler in message for sampler in EXACT)
+    assert "fastdiff samplers" in message
 
 
 @pytest.mark.parametrize("sampler", EXACT)

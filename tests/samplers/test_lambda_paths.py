@@ -24,7 +24,7 @@ from fastdiff.samplers.moves import Move, rows_of
 from fastdiff.samplers.spacing import align_your_steps, polyexponential_sigmas
 from tests.samplers.configs import BETAS
 from tests.samplers.exact import point_of
-from tests.samplers.oracle import assert_follows_diffusers, model, table_run, thresholded
+from tests.samplers.oracle import assert_follows_diffusers, dynamic_threshold, model, table_run
 from tests.samplers.test_lambda_diffusers import ALL, INVERSE, MULTISTEP, UNIPC
 
 SCHEDULE = NoiseSchedule.from_config(BETAS["scaled_linear"])
@@ -94,7 +94,7 @@ def test_rows_of_any_moves(form, threshold, seed):
     samples, predicted = [START], []
     for i, (point, move) in enumerate(zip(points, moves, strict=False)):
         x0 = samples[i] - point.sigma * model(samples[i], point.timestep)
-        x0 = x0 if threshold is None else thresholded(x0, threshold)
+        x0 = x0 if threshold is None else dynamic_threshold(x0, threshold)
         predicted.append(x0 if form is Form.DATA else (samples[i] - x0) / point.sigma)
         following = sum(c * samples[j] for j, c in move.samples.items())
         following = following + sum(c * predicted[j] for j, c in move.estimates.items())

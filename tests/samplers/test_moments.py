@@ -1,8 +1,8 @@
 """Mean and variance of every stochastic sampler on Gaussian data, propagated exactly, against the marginals.
 
 No Monte Carlo: with a perfect denoiser for such data each row is an affine map, so that mean and covariance
-of the sample and the slots follow from the table. Their error falls with the steps as the registry states; on a
-Gaussian some fall faster.
+of the sample and the slots follow from the table. Their error falls with the steps as the registry states; on
+a Gaussian some fall faster.
 """
 
 from __future__ import annotations
