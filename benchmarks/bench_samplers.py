@@ -45,6 +45,8 @@ from fastdiff.targets.native.file import write
 from fastdiff.targets.session import Session
 
 STEPS, GUIDANCE = 50, 4.0
+MOST_STEPS = {"consistency": 40}
+"""Of samplers that have no more."""
 PICTURES = (1, 2, 4, 8)
 LATENT = (4, 16, 16)
 """Of ``scenes``."""
@@ -99,7 +101,7 @@ def native_graph(folder: Path) -> Any:
 
 def table_of(name: str, config: dict[str, object]) -> StepTable:
     """With a schedule made anew, as by a pipeline that was just opened."""
-    return make_table(name, NoiseSchedule.from_config(config), STEPS)
+    return make_table(name, NoiseSchedule.from_config(config), MOST_STEPS.get(name, STEPS))
 
 
 def configs_of(names: list[str]) -> dict[str, dict[str, object]]:

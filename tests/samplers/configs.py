@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
@@ -86,18 +87,15 @@ def has_heun_at_end_of_schedule(sampler: str, config: dict) -> bool:
 
 
 def every_table(steps: int) -> dict[str, StepTable]:
-    """A table of each sampler that has tables, from the first of a few configs that it takes."""
+    """A table of each sampler, from the first of a few configs that it takes.
+
+    Samplers that choose their own steps have none; tables of more than 300 rows are left out.
+    """
+    configs = (STABLE_DIFFUSION, {"prediction_type": "flow_prediction"}, {"prediction_type": "score"})
     found: dict[str, StepTable] = {}
-    for name in SAMPLERS:
-        for config in (
-            STABLE_DIFFUSION,
-            {"prediction_type": "flow_prediction"},
-            {"prediction_type": "score"},
-        ):
-            try:
+    for name, config in itertools.product(SAMPLERS, configs):
+        if name not in found:
+            with contextlib.suppress(InputError):
                 found[name] = make_table(name, NoiseSchedule.from_config(config), steps)
-            except InputError:
-                continue
-            break
     assert len(found) >= 4
-    return found
+    return {name: table for name, table in found.items() if table.evaluations <= 300}
