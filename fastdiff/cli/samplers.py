@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,18 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print a table of all samplers, or one with its options. Raises InputError for an unknown name."""
-    from fastdiff.samplers import SAMPLERS, find_sampler, options_of
+    from fastdiff.samplers import SAMPLERS, find_sampler
 
     if arguments.name is not None:
         sampler = find_sampler(arguments.name)
-        shown = {**describe(sampler), "options": options_of(sampler)}
+        shown = {**describe(sampler), "options": _options(sampler)}
         if arguments.json:
             print(json.dumps(shown, indent=2))
             return
         for key, value in shown.items():
             if key != "options":
                 print(f"{key.replace('_', ' '):<22} {_text(value)}")
-        print(f"{'options':<22} {', '.join(shown['options']) or 'none'}")
+        if shown["options"]:
+            print("\noption, for --sampler-option OPTION=VALUE     default")
+        for key, default in shown["options"].items():
+            print(f"  {key:<42} {json.dumps(default)}")
         return
     rows = [describe(sampler) for sampler in SAMPLERS.values()]
     if arguments.json:
@@ -54,6 +58,16 @@ def describe(sampler: Sampler) -> dict[str, Any]:
         "stochastic": sampler.stochastic,
         "paper": sampler.paper,
         "diffusers_classes": list(sampler.classes),
+    }
+
+
+def _options(sampler: Sampler) -> dict[str, Any]:
+    """The options with their defaults in JSON values; infinities, which JSON lacks, as text."""
+    from fastdiff.samplers import options_of
+
+    return {
+        key: str(default) if isinstance(default, float) and math.isinf(default) else default
+        for key, default in options_of(sampler).items()
     }
 
 

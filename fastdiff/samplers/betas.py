@@ -62,7 +62,7 @@ _NO_CHAIN = ("IPNDMScheduler",)
 _READS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas")
 
 
-def read_betas(settings: Settings, class_name: object, trained: object, reads: set[str]) -> Float32:
+def read_betas(settings: Settings, class_name: object, trained: object, reads: dict[str, object]) -> Float32:
     """The chain of a scheduler config, float32 [num_train_timesteps].
 
     ``class_name`` is the config's own class, which decides about missing keys; ``trained`` its trained_betas.
@@ -70,7 +70,7 @@ def read_betas(settings: Settings, class_name: object, trained: object, reads: s
     """
     default = CLASS_DEFAULTS.get(str(class_name), {})
     count = settings.integer("num_train_timesteps", _integer(default), minimum=2)
-    reads.update(_READS)
+    reads.update(dict.fromkeys(_READS))
     if trained is not None and class_name not in _NO_CHAIN:
         betas = _trained(trained, count)
     else:

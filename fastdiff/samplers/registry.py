@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import operator
 from collections.abc import Mapping
@@ -98,6 +99,16 @@ _SHARED = (
     "trained_betas",
 )
 
+# Settings with which samplers read options that they leave alone otherwise.
+_CONFIGS: tuple[dict[str, object], ...] = (
+    {},
+    {"use_karras_sigmas": True, "clip_sample": True, "thresholding": True},
+    {"sigma_spacing": "polyexponential", "use_dynamic_shifting": True},
+    {"sigma_spacing": "align_your_steps", "use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+    {"process": "vp"},
+    {"process": "ve"},
+)
+
 
 def sampler_of(config: Mapping[str, object]) -> str | None:
     """The sampler for the diffusers class named in a ``scheduler_config.json``; None where there is none.
@@ -126,15 +137,24 @@ def find_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def options_of(sampler: Sampler) -> tuple[str, ...]:
-    """The options that ``sampler`` reads, besides those of the noise schedule: what a table asked for."""
-    schedule = NoiseSchedule.from_config({}).with_options({})
-    shared = set(schedule.reads)
-    if sampler.adaptive is None:
-        sampler.table(schedule, 10)
-    else:
-        sampler.adaptive(schedule)
-    return tuple(sorted(schedule.reads - shared))
+def options_of(sampler: Sampler) -> dict[str, object]:
+    """The options that ``sampler`` reads, besides those of the noise schedule, with their defaults.
+
+    Options that only count together with others, such as ``rho`` with Karras levels, are among them.
+    """
+    options: dict[str, object] = {}
+    for config in _CONFIGS:
+        schedule = NoiseSchedule.from_config({}).with_options(config)
+        shared = set(schedule.reads)
+        with contextlib.suppress(InputError):
+            if sampler.adaptive is None:
+                sampler.table(schedule, 10)
+            else:
+                sampler.adaptive(schedule)
+        for key, default in schedule.reads.items():
+            if key not in shared:
+                options.setdefault(key, default)
+    return dict(sorted(options.items()))
 
 
 def make_table(
@@ -210,7 +230,7 @@ def _check_read(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, o
     for key in given:
         if key in schedule.reads:
             continue
-        known = sorted(schedule.reads.difference(_SHARED))
+        known = sorted(schedule.reads.keys() - set(_SHARED))
         if key == "eta":
             if given[key] == 0:
                 continue
@@ -233,7 +253,7 @@ def _check_config(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str,
     """
     if schedule.config.get("_class_name") not in sampler.classes:
         return
-    known = schedule.reads | DIFFUSERS_KEYS | FORMER_KEYS | given.keys()
+    known = schedule.reads.keys() | DIFFUSERS_KEYS | FORMER_KEYS | given.keys()
     for key, value in schedule.config.items():
         if key in known or key.startswith("_") or value is None:
             continue

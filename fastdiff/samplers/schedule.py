@@ -41,13 +41,13 @@ class NoiseSchedule:
     betas       float32 [num_train_timesteps]
     prediction  what the denoiser's output means
     config      all entries of ``scheduler_config.json``; samplers read theirs with `settings`
-    reads       the keys that were asked for so far
+    reads       the keys that were asked for so far, with their defaults
     """
 
     betas: Float32
     prediction: Prediction
     config: Mapping[str, object]
-    reads: set[str] = field(default_factory=set)
+    reads: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> NoiseSchedule:
@@ -61,7 +61,7 @@ class NoiseSchedule:
         if isinstance(unset, list | tuple):
             config = {key: value for key, value in config.items() if key not in unset}
         config = {key: value for key, value in config.items() if key != "_use_default_values"}
-        reads: set[str] = set()
+        reads: dict[str, object] = {}
         settings = Settings(config, "the noise schedule", reads)
         prediction = settings.choice("prediction_type", "epsilon", [kind.value for kind in Prediction])
         # Old checkpoints say it in this way.

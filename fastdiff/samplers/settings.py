@@ -17,15 +17,17 @@ class Settings:
     Defaults differ: ``timestep_spacing`` is "leading" for DDIM and "linspace" for Euler. This is what
     ``SchedulerClass.from_config(config)`` does when a checkpoint is used with another scheduler than its own.
 
-    ``reads`` collects the keys that were asked for: what nobody asks for is no option of a sampler.
+    ``reads`` collects the keys that were asked for, with their defaults: what nobody asks for is no option.
 
     Every method raises `InputError` for a value of the wrong type or one that is not supported.
     """
 
-    def __init__(self, config: Mapping[str, object], reader: str, reads: set[str] | None = None) -> None:
+    def __init__(
+        self, config: Mapping[str, object], reader: str, reads: dict[str, object] | None = None
+    ) -> None:
         self._config = config
         self._reader = reader
-        self._reads = set() if reads is None else reads
+        self._reads = {} if reads is None else reads
 
     @property
     def reader(self) -> str:
@@ -33,7 +35,7 @@ class Settings:
         return self._reader
 
     def _get(self, key: str, default: object) -> object:
-        self._reads.add(key)
+        self._reads.setdefault(key, default)
         return self._config.get(key, default)
 
     def integer(self, key: str, default: int, *, minimum: int) -> int:
@@ -119,7 +121,7 @@ class Settings:
 
     def unused(self, *keys: str) -> None:
         """Note keys that the diffusers class has too but that change nothing in its steps."""
-        self._reads.update(keys)
+        self._reads.update(dict.fromkeys(keys))
 
     def _error(self, key: str, value: object, wanted: str) -> InputError:
         return InputError(

@@ -39,7 +39,7 @@ def test_every_parameter_of_a_class_is_read(sampler: str, class_name: str) -> No
         schedule = NoiseSchedule.from_config({"_class_name": class_name, **config})
         with contextlib.suppress(InputError):
             SAMPLERS[sampler].table(schedule, 10)
-        found |= schedule.reads
+        found |= set(schedule.reads)
     unread = scheduler_parameters()[class_name].keys() - found
     assert not unread, f"never read: {sorted(unread)}"
 

@@ -7,6 +7,7 @@ import pytest
 
 from fastdiff.errors import InputError
 from fastdiff.samplers import SAMPLERS, Generator, NoiseSchedule, StepTable, make_table, sample
+from fastdiff.samplers.registry import _FAMILIES
 from tests.compare import assert_close
 from tests.samplers.configs import BETAS
 from tests.samplers.exact import GAUSSIAN, moments, point_of
@@ -31,6 +32,11 @@ def table_of(name: str, steps: int, schedule: NoiseSchedule = SCHEDULE) -> StepT
         message = str(error)
     assert f"steps is {steps}" in message or f"{steps} steps" in message, message
     return None
+
+
+def test_names_are_unique() -> None:
+    names = [sampler.name for family in _FAMILIES for sampler in family.SAMPLERS]
+    assert len(names) == len(set(names)) == len(SAMPLERS)
 
 
 @pytest.mark.parametrize("steps", STEPS)
