@@ -29,6 +29,15 @@ PROCESSES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads cost more than they save with tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Mixture:
     """Gaussians in ``dims`` dimensions, one per row of ``means``, with one covariance of any direction."""
 

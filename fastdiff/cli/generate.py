@@ -107,8 +107,8 @@ def run(arguments: argparse.Namespace) -> None:
     step = sum(timings.steps) / len(timings.steps)
     print(*names, sep="\n")
     print(
-        f"seed {result.seed}, {settings['width']} x {settings['height']}, {steps} steps of {settings['sampler']}, "
-        f"{1000 * step:.1f} ms per step, {timings.total:.2f} s"
+        f"seed {result.seed}, {settings['width']} x {settings['height']}, {steps} steps of "
+        f"{settings['sampler']}, {1000 * step:.1f} ms per step, {timings.total:.2f} s"
     )
 
 

@@ -164,12 +164,6 @@ def probability_flow(
     """
     start, end = share_at(process, process.t_max), share_at(process, process.t_min)
 
-    def slope(u: float, y: Float64) -> Float64:
-        point = straight_point(process, u, prediction)
-        state = straight_scale(point) * y
-        linear = straight_slope(point)
-        return linear.sample * state + linear.output * model(point, state)
-
     def observed(u: float, y: Float64, done: int) -> None:
         if observe is not None:
             scale = straight_scale(straight_point(process, u, prediction))
@@ -177,7 +171,7 @@ def probability_flow(
 
     first, last = (straight_scale(process.point(t, prediction)) for t in (process.t_max, process.t_min))
     solution = integrate(
-        slope,
+        flow_slope(process, prediction, model),
         x / first,
         start,
         end,
@@ -188,6 +182,18 @@ def probability_flow(
         observe=observed,
     )
     return last * solution.y, solution.evaluations
+
+
+def flow_slope(process: Process, prediction: Prediction, model: Model) -> Callable[[float, Float64], Float64]:
+    """dy/du of the probability-flow ODE, of u and y, in `straight` coordinates."""
+
+    def slope(u: float, y: Float64) -> Float64:
+        point = straight_point(process, u, prediction)
+        state = straight_scale(point) * y
+        linear = straight_slope(point)
+        return linear.sample * state + linear.output * model(point, state)
+
+    return slope
 
 
 def adaptive_run(

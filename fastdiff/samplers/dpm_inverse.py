@@ -6,28 +6,25 @@ Inversion", say what inversion is for.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import numpy as np
 
-from fastdiff.errors import InputError
 from fastdiff.samplers.dpm_multistep import (
     ALGORITHM_TYPES,
     ORDERS,
     PAPERS,
-    SOLVER_TYPES,
     dpm_multistep,
-    exact_third_order,
     multistep_orders,
+    solver_options,
 )
 from fastdiff.samplers.exponential import Form
-from fastdiff.samplers.lambda_path import Float64, LambdaPath, read_path
+from fastdiff.samplers.lambda_path import LambdaPath, chain_timesteps, clipped_span, read_path
 from fastdiff.samplers.placement import placed_sigmas, sigma_spacing
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.settings import Settings
-from fastdiff.samplers.spacing import SPACINGS, sigma_to_timestep, spaced_timesteps
+from fastdiff.samplers.spacing import sigma_to_timestep
 from fastdiff.samplers.table import StepTable
 
 __all__ = ["SAMPLERS"]
@@ -41,50 +38,35 @@ def _path(schedule: NoiseSchedule, settings: Settings, steps: int) -> LambdaPath
     refused: diffusers lets them fall there too, which is no inversion.
     """
     settings.refuse("use_flow_sigmas", False, "set it to false: there is no inversion of flows")
+    settings.unused("flow_shift")
     for key in ("sigma_min", "sigma_max"):
         settings.refuse(key, None, "remove it")
-    train_steps = schedule.num_train_timesteps
-    train_sigmas = schedule.sigmas()
-    clip = settings.number("lambda_min_clipped", -math.inf)
-    span = train_steps - int(np.searchsorted(-np.log(train_sigmas)[::-1], clip))
-    if span < 1:
-        raise InputError(f"lambda_min_clipped is {clip:g}, which skips all timesteps; use a lower value")
-    spacing = settings.choice("timestep_spacing", "linspace", SPACINGS)
-    offset = settings.integer("steps_offset", 0, minimum=0)
-    placement = sigma_spacing(settings)
-    if placement is not None:
+    train_steps, train_sigmas = schedule.num_train_timesteps, schedule.sigmas()
+    spacing = sigma_spacing(settings)
+    if spacing is not None:
         low, high = float(train_sigmas[0]), float(train_sigmas[-1])
-        levels = placed_sigmas(settings, placement, low, high, steps)[::-1]
-        timesteps = sigma_to_timestep(levels, train_sigmas)
-        timesteps = timesteps if placement in ("exponential", "beta") else timesteps.round()
+        levels = placed_sigmas(settings, spacing, low, high, steps)[::-1]
         last = levels[-1]
+        timesteps = sigma_to_timestep(levels, train_sigmas)
+        timesteps = timesteps if spacing in ("exponential", "beta") else timesteps.round()
     else:
-        if spacing == "trailing":
-            timesteps = spaced_timesteps(spacing, train_steps, steps, offset, span=span)[::-1]
-        elif steps < span:
-            timesteps = _rising(spacing, span, steps, offset, train_steps)
-        else:
-            raise InputError(
-                f"steps is {steps}, but {settings.reader} with timestep_spacing={spacing!r} wants at most "
-                f"{span - 1} for this noise schedule; use fewer steps"
-            )
+        span = clipped_span(settings, train_sigmas)
+        timesteps = chain_timesteps(settings, train_steps, steps, span, rising=True)
         levels = np.interp(timesteps, np.arange(train_steps), train_sigmas)
         last = float(train_sigmas[span - 1])
     timesteps = np.trunc(np.unique(timesteps))
-    levels = np.append(levels, last)[: len(timesteps) + 1]
-    return read_path(schedule, settings, timesteps, levels, flow=False)
-
-
-def _rising(spacing: str, span: int, steps: int, offset: int, train_steps: int) -> Float64:
-    return spaced_timesteps(spacing, train_steps, steps + 1, offset, span=span).round()[:0:-1]
+    return read_path(schedule, settings, timesteps, np.append(levels, last)[: len(timesteps) + 1], flow=False)
 
 
 def _table(name: str, form: Form, order: int, schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Reads what the keys of `dpm_multistep` are in diffusers' DPMSolverMultistepInverseScheduler, with its
-    defaults. Its stochastic forms give NaN, as no noise makes up for a level that rises, and are not here.
+    """Reads timestep_spacing, steps_offset, lambda_min_clipped, the spacings of levels, lower_order_final,
+    euler_at_final and what `solver_options` and `read_path` read, with the defaults of diffusers'
+    DPMSolverMultistepInverseScheduler.
+
+    That class's stochastic forms give NaN, as no noise makes up for a level that rises, and are not here.
     """
     settings = schedule.settings(name)
-    heun = settings.choice("solver_type", "midpoint", SOLVER_TYPES) == "heun"
+    options = solver_options(settings, order, sde=False)
     path = _path(schedule, settings, steps)
     orders = multistep_orders(
         path.steps,
@@ -92,8 +74,7 @@ def _table(name: str, form: Form, order: int, schedule: NoiseSchedule, steps: in
         lower_order_final=settings.flag("lower_order_final", True),
         euler_at_final=settings.flag("euler_at_final", False),
     )
-    exact = exact_third_order(settings, order)
-    return path.table(name, dpm_multistep(path.points, orders, form, heun=heun, exact=exact), form)
+    return path.table(name, dpm_multistep(path.points, orders, form, **options), form)
 
 
 def _sampler(name: str, form: Form, order: int) -> Sampler:

@@ -6,14 +6,17 @@ Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Samp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from fastdiff.errors import InputError
 from fastdiff.samplers.exponential import Form, leg
 from fastdiff.samplers.lambda_path import LambdaPath, PathRules, lambda_path
 from fastdiff.samplers.moves import Move
+from fastdiff.samplers.noise_options import not_negative
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
@@ -30,6 +33,7 @@ __all__ = [
     "dpm_multistep",
     "exact_third_order",
     "multistep_orders",
+    "solver_options",
 ]
 
 RULES = PathRules(zero_terminal_snr=True, cuts_cosine=True)
@@ -55,11 +59,14 @@ def dpm_multistep(
     orders: Sequence[int],
     form: Form,
     *,
-    sde: bool = False,
+    tau: float = 0.0,
+    s_noise: float = 1.0,
     heun: bool = False,
     exact: bool = False,
 ) -> list[Move]:
     """Move i has order ``orders[i]``, 1 to 3, and takes derivatives from as many evaluations.
+
+    ``tau`` is 0 for the ODE and 1 for the SDE; its noise is multiplied by ``s_noise``.
 
     The second order is Algorithm 2 of "DPM-Solver++" with w₀/2 for w₁, or, with ``heun``, w₁ itself. In the
     third order D₂ is what the authors' code and diffusers have, half the second derivative, which leaves it
@@ -68,7 +75,7 @@ def dpm_multistep(
     """
     moves = []
     for i, order in enumerate(orders):
-        step = leg(points[i], points[i + 1], form, float(sde))
+        step = leg(points[i], points[i + 1], form, tau)
         estimates = {i: step.scale * step.w(0)}
         if order > 1:
             before = points[i].log_snr - points[i - 1].log_snr
@@ -76,13 +83,13 @@ def dpm_multistep(
             newest, older = step.scale * w1 * step.h, 0.0  # of the differences (d − d')/(λ − λ')
             if order == 3:
                 earlier = points[i - 1].log_snr - points[i - 2].log_snr
-                w2 = step.w(2) + (1 if sde and not exact else 0)
+                w2 = step.w(2) + (1 if tau and not exact else 0)
                 second = step.scale * w2 * step.h**2 * (2 if exact else 1) + newest * before
                 newest, older = newest + second / (before + earlier), -second / (before + earlier)
                 estimates[i - 2] = -older / earlier
             estimates[i - 1] = -newest / before - estimates.get(i - 2, 0.0)
             estimates[i] += newest / before
-        moves.append(Move({i: step.carry}, estimates, step.noise if sde else None))
+        moves.append(Move({i: step.carry}, estimates, step.noise * s_noise if tau else None))
     return moves
 
 
@@ -114,15 +121,31 @@ def exact_third_order(settings: Settings, order: int) -> bool:
     return order == 3 and settings.flag("exact_third_order", False)
 
 
-def _table(name: str, form: Form, order: int, sde: bool, schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Reads solver_type, lower_order_final, euler_at_final, exact_third_order (order 3) and what
-    `lambda_path` reads, with the defaults of diffusers' DPMSolverMultistepScheduler.
+def solver_options(settings: Settings, order: int, sde: bool) -> dict[str, Any]:
+    """The options of both kinds of solvers: solver_type; for order 3 exact_third_order; along the SDE eta (1)
+    and s_noise (1), which diffusers does not have.
 
-    But final_sigmas_type is "sigma_min" for the solvers in ε, which have no other. Of a solver_type for
-    order 2, order 3 takes no notice, as in diffusers.
+    ``eta`` is τ², as in k-diffusion's samplers: 0 is the ODE.
+    """
+    options: dict[str, Any] = {
+        "heun": settings.choice("solver_type", "midpoint", SOLVER_TYPES) == "heun",
+        "exact": exact_third_order(settings, order),
+    }
+    if sde:
+        options["tau"] = math.sqrt(not_negative(settings, "eta", 1.0))
+        options["s_noise"] = not_negative(settings, "s_noise", 1.0)
+    return options
+
+
+def _table(name: str, form: Form, order: int, sde: bool, schedule: NoiseSchedule, steps: int) -> StepTable:
+    """Reads lower_order_final, euler_at_final and what `solver_options` and `lambda_path` read, with the
+    defaults of diffusers' DPMSolverMultistepScheduler.
+
+    But final_sigmas_type is "sigma_min" for the solvers in ε, which have no other. Order 3 takes no notice of
+    solver_type, as in diffusers.
     """
     settings = schedule.settings(name)
-    heun = settings.choice("solver_type", "midpoint", SOLVER_TYPES) == "heun"
+    options = solver_options(settings, order, sde)
     rules = RULES if form is Form.DATA else replace(RULES, final="sigma_min")
     path = lambda_path(schedule, settings, steps, rules)
     check_end(path, form, name)
@@ -132,8 +155,7 @@ def _table(name: str, form: Form, order: int, sde: bool, schedule: NoiseSchedule
         lower_order_final=settings.flag("lower_order_final", True),
         euler_at_final=settings.flag("euler_at_final", False) or path.ends_without_noise,
     )
-    exact = exact_third_order(settings, order)
-    return path.table(name, dpm_multistep(path.points, orders, form, sde=sde, heun=heun, exact=exact), form)
+    return path.table(name, dpm_multistep(path.points, orders, form, **options), form)
 
 
 def _sampler(name: str, form: Form, order: int, true_order: int, *, sde: bool = False) -> Sampler:

@@ -15,9 +15,8 @@ from fastdiff.samplers.dpm_multistep import (
     ALGORITHM_TYPES,
     ORDERS,
     PAPERS,
-    SOLVER_TYPES,
     check_end,
-    exact_third_order,
+    solver_options,
 )
 from fastdiff.samplers.exponential import Form, leg
 from fastdiff.samplers.lambda_path import PathRules, lambda_path
@@ -37,7 +36,8 @@ def dpm_singlestep(
     orders: Sequence[int],
     form: Form,
     *,
-    sde: bool = False,
+    tau: float = 0.0,
+    s_noise: float = 1.0,
     heun: bool = False,
     exact: bool = False,
 ) -> list[Move]:
@@ -51,7 +51,7 @@ def dpm_singlestep(
     moves = []
     for i, order in enumerate(orders):
         first = i + 1 - order
-        step = leg(points[first], points[i + 1], form, float(sde))
+        step = leg(points[first], points[i + 1], form, tau)
         d0, w1 = step.scale * step.w(0), step.scale * step.w(1) * step.h
         estimates = {first: d0}
         newest = points[i].log_snr - points[first].log_snr
@@ -61,11 +61,11 @@ def dpm_singlestep(
             estimates[i] = w1 / newest
         elif order == 3:
             middle = points[i - 1].log_snr - points[first].log_snr
-            w2 = step.scale * (step.w(2) + (1 if sde and not exact else 0)) * step.h**2
+            w2 = step.scale * (step.w(2) + (1 if tau and not exact else 0)) * step.h**2
             estimates[i - 1] = (w1 * newest - 2 * w2) / (newest - middle) / middle
             estimates[i] = (2 * w2 - w1 * middle) / (newest - middle) / newest
         estimates[first] -= sum(coef for j, coef in estimates.items() if j > first)
-        moves.append(Move({first: step.carry}, estimates, step.noise if sde else None))
+        moves.append(Move({first: step.carry}, estimates, step.noise * s_noise if tau else None))
     return moves
 
 
@@ -90,13 +90,13 @@ def singlestep_orders(
 
 
 def _table(name: str, form: Form, order: int, sde: bool, schedule: NoiseSchedule, steps: int) -> StepTable:
-    """Reads solver_type, lower_order_final, exact_third_order (order 3) and what `lambda_path` reads, with
-    the defaults of diffusers' DPMSolverSinglestepScheduler; final_sigmas_type is "sigma_min" in ε.
+    """Reads lower_order_final and what `solver_options` and `lambda_path` read, with the defaults of
+    diffusers' DPMSolverSinglestepScheduler; final_sigmas_type is "sigma_min" in ε.
 
     diffusers fails on thresholding with algorithm_type "dpmsolver"; here it is the multistep solver's.
     """
     settings = schedule.settings(name)
-    heun = settings.choice("solver_type", "midpoint", SOLVER_TYPES) == "heun"
+    options = solver_options(settings, order, sde)
     rules = RULES if form is Form.DATA else replace(RULES, final="sigma_min")
     path = lambda_path(schedule, settings, steps, rules)
     check_end(path, form, name)
@@ -106,8 +106,7 @@ def _table(name: str, form: Form, order: int, sde: bool, schedule: NoiseSchedule
         lower_order_final=settings.flag("lower_order_final", False),
         ends_without_noise=path.ends_without_noise,
     )
-    exact = exact_third_order(settings, order)
-    return path.table(name, dpm_singlestep(path.points, orders, form, sde=sde, heun=heun, exact=exact), form)
+    return path.table(name, dpm_singlestep(path.points, orders, form, **options), form)
 
 
 def _sampler(name: str, form: Form, order: int, *, sde: bool = False) -> Sampler:

@@ -79,6 +79,11 @@ def flow_points(settings: Settings, steps: int) -> list[Point]:
             f"the flow starts at noise level {sigmas[0]:g}, wanted at most 1; correct sigmas, timesteps "
             "or sigma_max"
         )
+    if prediction is Prediction.EPSILON and sigmas[0] >= 1:
+        raise InputError(
+            "prediction_type is 'epsilon', which tells nothing of the picture at a flow's start, pure noise; "
+            "use a model of flow matching ('flow_prediction') or another sampler"
+        )
     # diffusers keeps levels in float32.
     levels = [float(sigma) for sigma in sigmas.astype(np.float32)]
     if inverted or timesteps is None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastdiff.errors import InputError
 from fastdiff.samplers.exponential import Form
+from fastdiff.samplers.flow_levels import read_flow_shift
 from fastdiff.samplers.moves import Move, rows_of
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.placement import given_sigmas, given_timesteps, placed_sigmas, sigma_spacing
@@ -20,7 +21,15 @@ from fastdiff.samplers.settings import Settings
 from fastdiff.samplers.spacing import SPACINGS, sigma_to_timestep, spaced_timesteps
 from fastdiff.samplers.table import StepTable, Threshold
 
-__all__ = ["LambdaPath", "PathRules", "lambda_path", "level_point", "read_path"]
+__all__ = [
+    "LambdaPath",
+    "PathRules",
+    "chain_timesteps",
+    "clipped_span",
+    "lambda_path",
+    "level_point",
+    "read_path",
+]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -107,7 +116,8 @@ def read_path(
 ) -> LambdaPath:
     """The path through ``levels``, σ of a flow or else σ/α, one more than ``timesteps``.
 
-    Reads thresholding, dynamic_thresholding_ratio, sample_max_value and variance_type.
+    Reads thresholding, dynamic_thresholding_ratio, sample_max_value and variance_type: with one, the second
+    half of the output's channels is dropped whatever the output means, in diffusers for ε alone.
     """
     ratio = settings.number("dynamic_thresholding_ratio", 0.995)
     if not 0 <= ratio <= 1:
@@ -148,9 +158,10 @@ def _levels(
     """Timesteps and levels of the evaluations, and whether the timesteps follow from the levels."""
     train_steps = schedule.num_train_timesteps
     spacing = sigma_spacing(settings)
+    low, high = _range(settings, train_sigmas)
     sigmas = given_sigmas(settings, steps)
     timesteps = given_timesteps(settings, steps)
-    shift, terminal = _flow_shift(settings, rules, flow)
+    shift = read_flow_shift(settings, of_unipc=rules.flow_from_one, flow=flow)
     asked = [
         name
         for name, value in (("timesteps", timesteps), ("sigmas", sigmas), (f"spacing {spacing!r}", spacing))
@@ -165,17 +176,17 @@ def _levels(
         if settings.flag("use_lu_lambdas", False):
             levels = _lu_levels(train_sigmas, steps)
         else:
-            low, high = _range(settings, train_sigmas)
             levels = placed_sigmas(settings, spacing, low, high, steps)
         if flow:
             levels = levels / (1 + levels)
     elif flow:
-        levels = _flow_levels(sigmas, steps, train_steps, shift, terminal, rules)
+        levels = shift.levels(sigmas, steps, train_steps, from_one=rules.flow_from_one)
     elif sigmas is not None:
         levels = sigmas
     else:
         if timesteps is None:
-            timesteps = _timesteps(schedule, settings, train_sigmas, steps, rules)
+            span = clipped_span(settings, train_sigmas) if rules.clips_lambda else train_steps
+            timesteps = chain_timesteps(settings, train_steps, steps, span, spacings=rules.spacings)
         elif timesteps[0] > train_steps - 1:
             raise InputError(
                 f"timesteps starts with {timesteps[0]:g}, but the model was trained on 0 to {train_steps - 1}"
@@ -192,25 +203,44 @@ def _levels(
     return np.trunc(timesteps) if cuts else timesteps.round(), levels, True
 
 
-def _timesteps(
-    schedule: NoiseSchedule, settings: Settings, train_sigmas: Float32, steps: int, rules: PathRules
-) -> Float64:
-    train_steps = schedule.num_train_timesteps
-    spacing = settings.choice("timestep_spacing", "linspace", SPACINGS) if rules.spacings else "linspace"
-    offset = settings.integer("steps_offset", 0, minimum=0) if rules.spacings else 0
-    # Timesteps with λ below the clip are skipped: the cosine schedule ends in very large negative λ.
-    clip = settings.number("lambda_min_clipped", -math.inf) if rules.clips_lambda else -math.inf
-    span = train_steps - int(np.searchsorted(-np.log(train_sigmas)[::-1], clip))
+def clipped_span(settings: Settings, train_sigmas: Float32) -> int:
+    """How many of the training's timesteps have λ ≥ lambda_min_clipped: timesteps are placed among these.
+
+    The cosine schedule ends in very large negative λ.
+    """
+    clip = settings.number("lambda_min_clipped", -math.inf)
+    span = len(train_sigmas) - int(np.searchsorted(-np.log(train_sigmas)[::-1], clip))
     if span < 1:
         raise InputError(f"lambda_min_clipped is {clip:g}, which skips all timesteps; use a lower value")
+    return span
+
+
+def chain_timesteps(
+    settings: Settings,
+    train_steps: int,
+    steps: int,
+    span: int,
+    *,
+    spacings: bool = True,
+    rising: bool = False,
+) -> Float64:
+    """Timesteps of a path down from timestep ``span`` − 1, or, ``rising``, of one up to it.
+
+    "leading" and "linspace" place one timestep more than there are steps: the last of a path is its end and
+    not visited. Reads timestep_spacing and steps_offset unless ``spacings`` is false.
+    """
+    spacing = settings.choice("timestep_spacing", "linspace", SPACINGS) if spacings else "linspace"
+    offset = settings.integer("steps_offset", 0, minimum=0) if spacings else 0
     if spacing == "trailing":
-        return spaced_timesteps(spacing, train_steps, steps, offset, span=span)
-    if steps < span:
-        return spaced_timesteps(spacing, train_steps, steps + 1, offset, span=span).round()[:-1]
-    raise InputError(
-        f"steps is {steps}, but {settings.reader} with timestep_spacing={spacing!r} wants at most "
-        f"{span - 1} for this noise schedule; use fewer steps"
-    )
+        timesteps = spaced_timesteps(spacing, train_steps, steps, offset, span=span)
+        return timesteps[::-1] if rising else timesteps
+    if steps >= span:
+        raise InputError(
+            f"steps is {steps}, but {settings.reader} with timestep_spacing={spacing!r} wants at most "
+            f"{span - 1} for this noise schedule; use fewer steps"
+        )
+    timesteps = spaced_timesteps(spacing, train_steps, steps + 1, offset, span=span).round()
+    return timesteps[:0:-1] if rising else timesteps[:-1]
 
 
 def _lu_levels(train_sigmas: Float32, steps: int) -> Float64:
@@ -229,54 +259,3 @@ def _range(settings: Settings, train_sigmas: Float32) -> tuple[float, float]:
     if low >= high:
         raise InputError(f"sigma_min is {low:g} and sigma_max {high:g}, wanted sigma_min below sigma_max")
     return low, high
-
-
-def _flow_shift(settings: Settings, rules: PathRules, flow: bool) -> tuple[float, float | None]:
-    """The factor s of the shift σ → s·σ/(1 + (s − 1)·σ), and UniPC's shift_terminal.
-
-    Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", Eq. 23. A dynamic
-    shift is s = e^mu, or mu itself.
-    """
-    shift = settings.positive("flow_shift", 1.0)
-    dynamic = settings.flag("use_dynamic_shifting", False)
-    kinds = ("exponential", "linear") if rules.flow_from_one else ("exponential",)
-    kind = settings.choice("time_shift_type", "exponential", kinds)
-    mu = settings.optional("mu")
-    if mu is not None and not dynamic:
-        raise InputError(f"mu is {mu:g}, but use_dynamic_shifting is false; set it to true or use flow_shift")
-    if rules.flow_from_one and dynamic and mu is None:
-        raise InputError("use_dynamic_shifting is true, but mu is missing; give option mu or set it to false")
-    if mu is not None:
-        shift = math.exp(mu) if kind == "exponential" else settings.positive("mu", mu)
-    terminal = settings.optional("shift_terminal") if rules.flow_from_one else None
-    if terminal is not None and not flow:
-        raise InputError("shift_terminal is set, but use_flow_sigmas is false; set it to true")
-    if terminal is not None and not 0 <= terminal < 1:
-        raise InputError(f"shift_terminal is {terminal:g}, wanted 0 or more and less than 1")
-    return shift, terminal
-
-
-def _flow_levels(
-    sigmas: Float64 | None,
-    steps: int,
-    train_steps: int,
-    shift: float,
-    terminal: float | None,
-    rules: PathRules,
-) -> Float64:
-    if sigmas is not None:
-        levels = sigmas
-    elif rules.flow_from_one:
-        levels = np.linspace(1, 1 / train_steps, steps + 1)[:-1]
-    else:
-        levels = 1 - np.linspace(1, 1 / train_steps, steps + 1)[:0:-1]
-    if levels[0] > 1:
-        raise InputError(f"sigmas starts with {levels[0]:g}, wanted 1 or less on the path of a flow")
-    levels = shift * levels / (1 + (shift - 1) * levels)
-    if terminal and levels[-1] == 1:
-        raise InputError("shift_terminal wants 2 steps or more; use more steps or remove it")
-    if terminal:
-        levels = 1 - (1 - levels) / ((1 - levels[-1]) / (1 - terminal))
-    if abs(levels[0] - 1) < 1e-6:  # no signal, λ = −∞
-        levels = np.append(levels[0] - 1e-6, levels[1:])
-    return np.asarray(levels, dtype=np.float64)

@@ -38,6 +38,8 @@ __all__ = [
 
 PROCESSES = ("chain", "vp", "sub_vp", "ve", "edm", "flow")
 
+_ROUNDED = 1.02
+"""Levels are written with two digits or more, such as the 0.029 of Stable Diffusion's last."""
 _LEVELS: dict[str, Callable[..., NDArray[np.float64]]] = {
     "beta": beta_sigmas,
     "exponential": exponential_sigmas,
@@ -85,7 +87,18 @@ def points_at(
 
 
 def level_times(process: Process, levels: Iterable[float]) -> NDArray[np.float64]:
-    """The times at which σ/α has the values ``levels``, within the process's range."""
+    """The times at which σ/α has the values ``levels``.
+
+    Raises `InputError` for levels outside of the process's range, but for what rounding a level does.
+    """
+    levels = list(levels)
+    low, high = (math.exp(-process.log_snr(t)) for t in (process.t_min, process.t_max))
+    for level in (min(levels), max(levels)):
+        if not low / _ROUNDED <= level <= high * _ROUNDED:
+            raise InputError(
+                f"a noise level is {level:g}, wanted {low:g} to {high:g}, the range of the process; change "
+                "the levels or sigma_min and sigma_max"
+            )
     times = [process.time_at(-math.log(level)) for level in levels]
     return np.clip(np.array(times, dtype=np.float64), process.t_min, process.t_max)
 
@@ -170,9 +183,10 @@ def _narrowed(process: Process, settings: Settings) -> Process:
     ends = {}
     for key, field in (("sigma_min", "t_min"), ("sigma_max", "t_max")):
         if settings.is_set(key):
-            t = process.time_at(-math.log(settings.positive(key, 1.0)))
-            # A chain has no timesteps beyond its own.
-            ends[field] = max(t, process.t_min) if isinstance(process, Chain) else t
+            level = settings.positive(key, 1.0)
+            # EDM's levels are any; the other processes have been trained on the times that they have.
+            free = isinstance(process, EDM)
+            ends[field] = level if free else float(level_times(process, [level])[0])
     process = replace(process, **ends) if ends else process  # type: ignore[type-var]
     if not process.t_min < process.t_max:
         raise InputError("sigma_min is not below sigma_max, so that nothing is left to sample; change one")

@@ -8,6 +8,7 @@ from fastdiff.errors import InputError
 from fastdiff.samplers.exponential import Form, Leg, interpolating, leg
 from fastdiff.samplers.lambda_path import PathRules, lambda_path
 from fastdiff.samplers.moves import Move
+from fastdiff.samplers.noise_options import not_negative
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
@@ -93,7 +94,7 @@ def _table(schedule: NoiseSchedule, steps: int) -> StepTable:
     if settings.choice("algorithm_type", "data_prediction", ALGORITHM_TYPES) == "noise_prediction":
         form = Form.NOISE
     falls = settings.flag("lower_order_final", True)
-    tau = settings.number("tau", 1.0)
+    tau = not_negative(settings, "tau", 1.0)
     first, last = settings.number("tau_first", 800.0), settings.number("tau_last", 200.0)
     path = lambda_path(schedule, settings, steps, RULES)
     count = path.steps

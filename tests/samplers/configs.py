@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
+
+from fastdiff.errors import InputError
+from fastdiff.samplers import SAMPLERS, NoiseSchedule, StepTable, make_table
 
 BETAS = {
     "linear": {"beta_schedule": "linear"},
@@ -80,3 +84,18 @@ def has_heun_at_end_of_schedule(sampler: str, config: dict) -> bool:
         and config["final_sigmas_type"] == "sigma_min"
         and not config["euler_at_final"]
     )
+
+
+def every_table(steps: int) -> dict[str, StepTable]:
+    """A table of each sampler, from the first of a few configs that it takes.
+
+    Samplers that choose their own steps have none; tables of more than 300 rows are left out.
+    """
+    configs = (STABLE_DIFFUSION, {"prediction_type": "flow_prediction"}, {"prediction_type": "score"})
+    found: dict[str, StepTable] = {}
+    for name, config in itertools.product(SAMPLERS, configs):
+        if name not in found:
+            with contextlib.suppress(InputError):
+                found[name] = make_table(name, NoiseSchedule.from_config(config), steps)
+    assert len(found) >= 4
+    return {name: table for name, table in found.items() if table.evaluations <= 300}

@@ -12,7 +12,7 @@ import scipy.integrate
 
 from fastdiff.errors import InputError, NumericError
 from fastdiff.samplers import Generator, NoiseSchedule, Prediction, make_adaptive, make_table, sample_adaptive
-from fastdiff.samplers.adaptive import probability_flow
+from fastdiff.samplers.adaptive import flow_slope, probability_flow
 from fastdiff.samplers.dpm_adaptive import Controller, dpm_adaptive, dpm_solver_pair
 from fastdiff.samplers.embedded import (
     BOGACKI_SHAMPINE,
@@ -22,7 +22,9 @@ from fastdiff.samplers.embedded import (
     worst_rms,
 )
 from fastdiff.samplers.process import EDM, VE, VP, Chain, Flow, SubVP
+from fastdiff.samplers.straight import share_at, straight_scale
 from tests.samplers.configs import STABLE_DIFFUSION
+from tests.samplers.exact import GAUSSIAN, MIXTURE, START
 from tests.samplers.gaussian import MEAN, VARIANCE, gaussian_model, marginal, output_for
 
 SCHEDULE = NoiseSchedule.from_config(STABLE_DIFFUSION)
@@ -208,6 +210,63 @@ def test_the_ode_is_that_of_the_paper(process):
 def gaussian_epsilon(lam, x):
     """E[ε | x] at λ for the state x₀ + e^−λ·ε."""
     return math.exp(-lam) * (x - MEAN) / (VARIANCE + math.exp(-2 * lam))
+
+
+def exact_flow(slope, y, shares):
+    """y at the last of ``shares`` to 14 digits."""
+    solution = scipy.integrate.solve_ivp(
+        lambda u, flat: slope(u, flat.reshape(y.shape)).ravel(),
+        (shares[0], shares[-1]),
+        y.ravel(),
+        method="DOP853",
+        rtol=3e-14,
+        atol=1e-15,
+    )
+    return solution.y[:, -1].reshape(y.shape)
+
+
+@pytest.mark.parametrize("data", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize(
+    ("name", "order", "counts"),
+    [
+        ("rk45", 5, (36, 54, 81)),
+        ("rk23", 3, (60, 120, 240)),
+        ("dpm_adaptive", 3, (120, 240, 480)),
+        ("dpm_adaptive", 2, (60, 120, 240)),
+    ],
+)
+def test_order_of_convergence(name, order, counts, data):
+    """With fixed steps: of the pairs in u, for the mixture even in λ, of DPM-Solver even in λ."""
+    process = VP(t_min=0.02, t_max=0.9) if data is GAUSSIAN else VP(t_min=0.05, t_max=0.6)
+    if order == 5 and data is MIXTURE:
+        counts = (48, 96, 192)
+    first, last = process.point(process.t_max), process.point(process.t_min)
+    ends = share_at(process, process.t_max), share_at(process, process.t_min)
+    slope = flow_slope(process, Prediction.EPSILON, lambda point, x: data.output(x, point))
+    start = START / straight_scale(first)
+    if data is GAUSSIAN:
+        (m0, v0), (m1, v1) = (marginal(point, data.means, data.stds[0] ** 2) for point in (first, last))
+        wanted = (m1 + (START - m0) * math.sqrt(v1 / v0)) / straight_scale(last)
+    else:
+        wanted = exact_flow(slope, start, ends)
+
+    def epsilon(at, x):
+        point = process.point(process.time_at(at))
+        return (x - data.denoise(point.alpha * x, point.alpha, point.sigma)) * math.exp(at)
+
+    errors = []
+    for count in counts:
+        lambdas = np.linspace(first.log_snr, last.log_snr, count + 1)
+        if name == "dpm_adaptive":
+            x = START / first.alpha
+            for now, following in itertools.pairwise(lambdas):
+                x = dpm_solver_pair(epsilon, x, epsilon(now, x), now, following, order)[1]
+            found = x * last.alpha / straight_scale(last)
+        else:
+            shares = np.linspace(*ends, count + 1) if data is GAUSSIAN else 1 / (1 + np.exp(lambdas))
+            found = fixed_steps(slope, start, shares, {5: DORMAND_PRINCE, 3: BOGACKI_SHAMPINE}[order])
+        errors.append(np.abs(found - wanted).max())
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize("order", [2, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,12 +22,25 @@ def test_keys_are_those_of_diffusers() -> None:
     assert found == DIFFUSERS_KEYS
 
 
+def configurations(class_name: str) -> Iterator[dict[str, Any]]:
+    """The class's defaults, each of its flags set, and what else makes other parameters count."""
+    yield {}
+    for key, default in scheduler_parameters()[class_name].items():
+        if isinstance(default, bool):
+            yield {key: not default}
+    yield {"sigma_schedule": "karras"}
+
+
 @pytest.mark.parametrize(("sampler", "class_name"), CLASSES)
 def test_every_parameter_of_a_class_is_read(sampler: str, class_name: str) -> None:
-    """By the sampler that stands for it, whatever the values of the others are."""
-    schedule = NoiseSchedule.from_config({"_class_name": class_name})
-    SAMPLERS[sampler].table(schedule, 10)
-    unread = scheduler_parameters()[class_name].keys() - schedule.reads
+    """By the sampler that stands for it, or to choose that sampler, in one configuration at least."""
+    found = set(SAMPLERS[sampler].when)
+    for config in configurations(class_name):
+        schedule = NoiseSchedule.from_config({"_class_name": class_name, **config})
+        with contextlib.suppress(InputError):
+            SAMPLERS[sampler].table(schedule, 10)
+        found |= schedule.reads
+    unread = scheduler_parameters()[class_name].keys() - found
     assert not unread, f"never read: {sorted(unread)}"
 
 

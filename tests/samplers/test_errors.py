@@ -126,6 +126,9 @@ def test_no_signal_to_divide_by():
     ("sampler", "key", "value"),
     [
         ("flow_lcm", "scale_factors", [2.0]),
+        ("flow_lcm", "invert_sigmas", True),
+        ("dpmpp_2m_inverse", "use_flow_sigmas", True),
+        ("dpmpp_2m_inverse", "sigma_min", 0.1),
     ],
 )
 def test_settings_that_would_change_the_picture(sampler, key, value):

@@ -11,11 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+import diffusers
 import numpy as np
 import pytest
+import torch
 
-from fastdiff.samplers import sampler_of
-from tests.samplers.oracle import assert_follows_diffusers, model
+from fastdiff.samplers import NoiseSchedule, make_table, sampler_of
+from tests.compare import relative_l2
+from tests.samplers.oracle import assert_follows_diffusers, model, table_run
 
 MULTISTEP = "DPMSolverMultistepScheduler"
 SINGLESTEP = "DPMSolverSinglestepScheduler"
@@ -255,6 +258,28 @@ def test_learned_variance_is_dropped(class_name, variance_type):
     if class_name != INVERSE:
         config["algorithm_type"] = "sde-dpmsolver++"
     follows(class_name, config, model=with_variance)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("class_name", ALL)
+def test_as_shipped(class_name):
+    """Against diffusers' own rounding to float32, everywhere else turned off."""
+    config = {**BETAS, "_class_name": class_name}
+    scheduler = getattr(diffusers, class_name).from_config(config)
+    scheduler.set_timesteps(25)
+    options = {}
+    if class_name == SA:
+        scheduler.tau_func, options = (lambda _: 0), {"tau": 0.0}
+    name = sampler_of(config)
+    table = make_table(name, NoiseSchedule.from_config(config), 25, options=options)
+    start = np.random.default_rng(6).standard_normal((2, 3, 4)).astype(np.float32)
+    found = [x for _, x in table_run(table, start.astype(np.float64))][1:]
+    sample = torch.from_numpy(start)
+    for timestep, x in zip(scheduler.timesteps, found, strict=True):
+        output = torch.from_numpy(model(sample.numpy(), float(timestep)).astype(np.float32))
+        sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+        assert sample.dtype == torch.float32
+        assert relative_l2(x, sample) < 1e-4
 
 
 @pytest.mark.parametrize(

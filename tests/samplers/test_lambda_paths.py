@@ -31,7 +31,6 @@ SCHEDULE = NoiseSchedule.from_config(BETAS["scaled_linear"])
 OURS = tuple(
     name for name, sampler in SAMPLERS.items() if any(class_name in ALL for class_name in sampler.classes)
 )
-FORWARD = tuple(name for name in OURS if not name.endswith("_inverse"))
 START = np.random.default_rng(3).standard_normal((2, 3, 4))
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
@@ -147,11 +146,11 @@ def test_repeated_timesteps(class_name):
         assert len(set(table.timesteps)) < 150 == len({point_of(step).sigma for step in table.steps})
 
 
-@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("name", OURS)
 def test_as_many_steps_as_timesteps(name):
     """Levels may be placed as densely as one likes, timesteps not."""
     table = make_table(name, SCHEDULE, 1000, options={"sigma_spacing": "karras"})
-    assert table.evaluations == 1000
+    assert table.evaluations == 1000 or name.endswith("_inverse")
     with pytest.raises(InputError, match=r"steps is 1000, but sampler .* wants at most 999 for this noise"):
         make_table(name, SCHEDULE, 1000)
 
@@ -193,6 +192,28 @@ def test_levels_beyond_diffusers(name, options, levels):
         assert all(point.alpha + point.sigma == pytest.approx(1) for point in points)
 
 
+def test_bh1_ends_without_noise():
+    """Where diffusers computes 0·∞: the last step leads to the predicted x₀."""
+    last = make_table("unipc", SCHEDULE, 10, options={"solver_type": "bh1"}).steps[-1]
+    assert (last.update, last.history) == (point_of(last).x0, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "option"),
+    [
+        ("dpmpp_2m", {"solver_type": "bh2"}, {"solver_type": "midpoint"}),
+        ("dpmpp_2s", {"solver_type": "logrho"}, {"solver_type": "midpoint"}),
+        ("dpmpp_2m_inverse", {"solver_type": "bh1"}, {"solver_type": "midpoint"}),
+        ("unipc", {"solver_type": "heun"}, {"solver_type": "bh2"}),
+        ("deis", {"solver_type": "bh2", "algorithm_type": "dpmsolver++"}, {"solver_type": "logrho"}),
+    ],
+)
+def test_types_of_other_solvers(name, alias, option):
+    """Read as diffusers reads them, so that a checkpoint's config of another multistep solver works."""
+    tables = [make_table(name, SCHEDULE, 10, options=options) for options in (alias, option, {})]
+    assert tables[0] == tables[1] == tables[2]
+
+
 def test_a_name_wins_over_the_config():
     config = {**BETAS["scaled_linear"], "solver_order": 3, "algorithm_type": "sde-dpmsolver++"}
     assert make_table("dpmpp_2m", NoiseSchedule.from_config(config), 9) == make_table("dpmpp_2m", SCHEDULE, 9)
@@ -215,6 +236,20 @@ def test_thresholding_where_diffusers_fails():
     found = last_sample(make_table("sa_solver", SCHEDULE, 9, options={**threshold, **plain}))
     assert np.abs(found - wanted).max() < 1e-9
     assert np.abs(found - last_sample(make_table("sa_solver", SCHEDULE, 9, options=plain))).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2s"])
+def test_eta_and_s_noise_along_the_sde(name):
+    """Without η the ODE; with it, the samples' spread about their mean is s_noise times as wide."""
+    ode = make_table(f"{name}_sde", SCHEDULE, 9, options={"eta": 0.0})
+    assert ode.steps == make_table(name, SCHEDULE, 9).steps
+    assert not ode.stochastic
+    one, two = (
+        make_table(f"{name}_sde", SCHEDULE, 9, options={"eta": 0.4, "s_noise": s}) for s in (1.0, 2.0)
+    )
+    assert [2 * step.noise_coef for step in one.steps] == [step.noise_coef for step in two.steps]
+    assert [step.update for step in one.steps] == [step.update for step in two.steps]
+    assert last_sample(one) == pytest.approx(last_sample(two))
 
 
 def test_variance_channels_of_sa_solver():
@@ -292,6 +327,8 @@ def test_flow_prediction_off_a_flow_is_read_as_diffusers_reads_it():
             "wants use_flow_sigmas=True for prediction_type='flow",
         ),
         ("deis", {"solver_order": 4}, "solver_order is 4, but sampler 'deis' wants 1 to 3"),
+        ("dpmpp_2m_sde", {"eta": -0.5}, "eta is -0.5, wanted a number of 0 or more"),
+        ("sa_solver", {"tau": -1.0}, "tau is -1, wanted a number of 0 or more"),
         ("sa_solver", {"tau_func": "t"}, "remove it and use tau, tau_first and tau_last"),
         (
             "sa_solver",

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import NoiseSchedule, Point, Prediction
+from fastdiff.samplers import NoiseSchedule, Point, Prediction, StepTable, step_at
+from fastdiff.samplers.dpm_multistep import dpm_multistep
+from fastdiff.samplers.exponential import Form
+from fastdiff.samplers.heun import heun_step
+from fastdiff.samplers.moves import rows_of
 from fastdiff.samplers.process import EDM, VE, VP, Chain, Flow, SubVP
 from fastdiff.samplers.process_points import PROCESSES, chosen_times, process_of, process_points, rescaled
 from fastdiff.samplers.straight import share_at, straight_point, straight_scale, straight_slope
 from tests.samplers.configs import STABLE_DIFFUSION
-from tests.samplers.gaussian import MEAN, gaussian_model, marginal
+from tests.samplers.exact import GAUSSIAN, states
+from tests.samplers.gaussian import MEAN, marginal
 
 SCHEDULE = NoiseSchedule.from_config(STABLE_DIFFUSION)
 RUNS = {
@@ -134,26 +139,38 @@ def test_spacings_are_even_where_they_should_be():
         process_points(VP(), 3, "cosine")
 
 
-def euler_error(process, steps: int) -> float:
-    """Of the mean of Gaussian data after first-order steps in σ/α, which the exact flow map carries along."""
-    model = gaussian_model()
-    points = process_points(process, steps, "karras", denoise=False)
-    start, last = marginal(points[0]), marginal(points[-1])
-    x = np.array([start[0], start[0] + 2 * math.sqrt(start[1])])
-    for point, following in pairwise(points):
-        update = point.to(following)
-        x = update.sample * x + update.output * model(point, x)
-    wanted = np.array([last[0], last[0] + 2 * math.sqrt(last[1])])
-    return float(np.abs(x - wanted).max())
+def flow_error(process, steps: int, solver) -> float:
+    """Of a solver's steps to ``t_min`` on a Gaussian, whose flow map keeps quantiles; of x/α."""
+    points = [
+        rescaled(p) if solver is heun_step else p
+        for p in process_points(process, steps, "karras", denoise=False)
+    ]
+    if solver is heun_step:
+        rows = [row for here, there in pairwise(points) for row in heun_step(here, there)]
+        slots = 1
+    elif solver is dpm_multistep:
+        rows, slots = rows_of(points, dpm_multistep(points, [1] + [2] * (steps - 1), Form.DATA), Form.DATA)
+    else:
+        rows, slots = [step_at(here, here.to(there)) for here, there in pairwise(points)], 0
+    mean, std = GAUSSIAN.means[0], GAUSSIAN.stds[0]
+    (m0, v0), (m1, v1) = (marginal(point, mean, std**2) for point in (points[0], points[-1]))
+    start = m0 + np.array([[-1.0], [0.5], [2.0]]) * math.sqrt(v0)
+    found = states(StepTable("solver", tuple(rows), slots=slots), GAUSSIAN, start)[-1]
+    return float(np.abs(found - (m1 + (start - m0) * math.sqrt(v1 / v0))).max()) / points[-1].alpha
 
 
 @pytest.mark.parametrize("name", ["vp", "sub_vp", "ve", "edm", "flow_shifted", "chain"])
-def test_solvers_over_points_run_on_every_process(name):
-    """Euler's method halves its error with twice the steps."""
-    errors = [euler_error(RUNS[name], steps) for steps in (100, 200, 400)]
-    slopes = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
-    assert slopes == pytest.approx([1, 1], abs=0.15)
-    assert errors[-1] < 0.05
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [(Point.to, 1), (heun_step, 2), (dpm_multistep, 2)],
+    ids=["euler", "heun", "dpmpp_2m"],
+)
+def test_solvers_over_points_run_on_every_process(name, solver, order):
+    """With the order that they have elsewhere; Heun's method is for x/α, the others take any process."""
+    counts = (100, 200, 400)
+    errors = [flow_error(RUNS[name], steps, solver) for steps in counts]
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
+    assert errors[-1] < {1: 0.05, 2: 2e-3}[order]
 
 
 @PARTS
@@ -209,8 +226,8 @@ def test_a_config_chooses_the_process():
     chain, _ = chosen({"sigma_min": 0.1, "sigma_max": 5})
     assert math.exp(-chain.log_snr(chain.t_min)) == pytest.approx(0.1)
     assert math.exp(-chain.log_snr(chain.t_max)) == pytest.approx(5)
-    chain, _ = chosen({"sigma_min": 1e-3, "sigma_max": 500})
-    assert (chain.t_min, chain.t_max) == (0, 999), "a chain has no timesteps beyond its own"
+    chain, _ = chosen({"sigma_min": 0.029, "sigma_max": 14.62})
+    assert (chain.t_min, chain.t_max) == (0, 999), "rounded levels are those of the chain"
 
 
 def test_a_config_chooses_the_times():
@@ -236,6 +253,9 @@ def test_a_config_chooses_the_times():
         ({"timesteps": [4, 3, 2, 1], "sigmas": [4, 3, 2, 1]}, "more than one of sigma_spacing"),
         ({"timesteps": [1500, 3, 2, 1]}, "timesteps run from 1500 to 1, wanted within 999 to 0"),
         ({"sigmas": [4, 3, 2, 0]}, "sigmas end with 0"),
+        ({"sigmas": [40, 3, 2, 1]}, r"a noise level is 40, wanted 0.029\d+ to 14.6\d+, the range"),
+        ({"sigma_max": 500}, r"a noise level is 500, wanted 0.029\d+ to 14.6\d+, the range"),
+        ({"process": "vp", "sigma_min": 1e-4}, r"a noise level is 0.0001, wanted 0.01\d+ to 152"),
         ({"process": "flow", "use_karras_sigmas": True}, "set sigma_max"),
     ],
 )

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from fastdiff.errors import InputError
 from fastdiff.samplers import (
-    SAMPLERS,
     Estimate,
     Generator,
     Langevin,
@@ -32,7 +31,8 @@ from fastdiff.targets.cuda.call import GraphedCall
 from fastdiff.targets.cuda.graphs import CudaBackend, GraphCache
 from fastdiff.targets.cuda.loop import DeviceLoop
 from tests.compare import assert_close
-from tests.samplers.configs import STABLE_DIFFUSION
+from tests.samplers.configs import STABLE_DIFFUSION, every_table
+from tests.samplers.oracle import EXACT
 from tests.samplers.random_tables import tables
 from tests.targets.cuda.denoisers import MadeUp
 from tests.targets.cuda.recording import Misuse, RecordingBackend, table_step
@@ -41,7 +41,7 @@ SCHEDULE = NoiseSchedule.from_config(STABLE_DIFFUSION)
 RUNGE_KUTTA = NoiseSchedule.from_config({**STABLE_DIFFUSION, "skip_prk_steps": False})
 CLIPPED = NoiseSchedule.from_config({**STABLE_DIFFUSION, "clip_sample": True})
 TABLES = {
-    **{name: make_table(name, SCHEDULE, 12) for name in SAMPLERS},
+    **{name: make_table(name, SCHEDULE, 12) for name in EXACT},
     "pndm with Runge-Kutta start": make_table("pndm", RUNGE_KUTTA, 12),  # 6 slots: more than the least
     "ddim with clipping": make_table("ddim", CLIPPED, 12),
     "ddim with clipping and noise": make_table("ddim", CLIPPED, 12, eta=1.0),
@@ -100,6 +100,18 @@ def test_equals_the_loop_of_the_samplers(name: str, batch: int, guidance: float)
     assert_close(result, wanted, rel_l2=1e-5)
     np.testing.assert_array_equal(result, steps[1][-1])
     np.testing.assert_array_equal(run(loop, table, batch, guidance), result)
+
+
+EVERY = {name: table for name, table in every_table(4).items() if table.linear}
+EVERY_LOOP, RANDOM_LOOP = (make_loop(RecordingBackend(lazy=False)) for _ in range(2))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_sampler_equals_the_loop_of_the_samplers(name: str) -> None:
+    largest = [1.0]
+    note = largest.append
+    wanted = reference(EVERY[name], callback=lambda _d, _t, x: note(float(np.abs(x).max())))
+    assert_close(run(EVERY_LOOP, EVERY[name]), wanted, max_abs=2e-5 * max(largest))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -355,9 +367,6 @@ def test_a_table_without_steps_returns_a_copy() -> None:
     found = make_loop().sample(StepTable("none", ()), latents, inputs, 1.0)
     np.testing.assert_array_equal(found, latents)
     assert not np.shares_memory(found, latents)
-
-
-RANDOM_LOOP = make_loop(RecordingBackend(lazy=False))
 
 
 @settings(max_examples=60, deadline=None)

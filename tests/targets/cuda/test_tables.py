@@ -12,7 +12,6 @@ from fastdiff.errors import InputError
 from fastdiff.kernels import reference
 from fastdiff.kernels.reference import TABLE_COLUMNS
 from fastdiff.samplers import (
-    SAMPLERS,
     Estimate,
     Generator,
     Linear,
@@ -22,10 +21,11 @@ from fastdiff.samplers import (
     make_table,
     sample,
 )
+from fastdiff.samplers.loop import start_sample
 from fastdiff.targets.cuda.backend import EagerBackend
 from fastdiff.targets.cuda.tables import ScheduleRows, step_arrays
 from tests.compare import assert_close
-from tests.samplers.configs import STABLE_DIFFUSION
+from tests.samplers.configs import STABLE_DIFFUSION, every_table
 from tests.targets.cuda.recording import table_step
 
 THIRD = 1 / 3  # not a float32: rounds
@@ -75,7 +75,8 @@ def test_every_option_of_a_step_has_its_place() -> None:
 
 
 def denoise(x: np.ndarray, timestep: float, guided: bool):
-    cond, uncond = np.tanh(0.7 * x + timestep / 500), np.sin(x)
+    # Flat far from 0: some samplers start at levels of 1e4, where the last bit is not small.
+    cond, uncond = np.tanh(0.7 * x + timestep / 500), x / (1 + x * x)
     return cond.astype(np.float32), uncond.astype(np.float32) if guided else None
 
 
@@ -84,7 +85,7 @@ def denoise(x: np.ndarray, timestep: float, guided: bool):
     "table",
     [
         FULL,
-        *(make_table(name, NoiseSchedule.from_config(STABLE_DIFFUSION), 7) for name in SAMPLERS),
+        *(table for table in every_table(4).values() if table.linear),
         make_table("ddim", NoiseSchedule.from_config({**STABLE_DIFFUSION, "clip_sample": True}), 7, eta=0.8),
     ],
     ids=lambda table: table.sampler,
@@ -100,6 +101,7 @@ def test_the_specification_with_these_arrays_is_the_loop_of_the_samplers(
     arrays = step_arrays(table, guidance, table.slots + 1)
     rows, saves = torch.from_numpy(arrays.rows), torch.from_numpy(arrays.saves)
     generator = Generator(1)
+    start = start_sample(table, start, generator)
     noise = None
     if table.stochastic:
         draws = [generator.randn(shape) if each else np.zeros(shape, np.float32) for each in arrays.draws]
