@@ -95,6 +95,7 @@ def edm_levels(settings: Settings, steps: int, family: Family) -> list[float]:
     high = settings.positive("sigma_max", family.sigma_max)
     if low > high:
         raise InputError(f"sigma_min is {low:g}, wanted at most sigma_max, {high:g}")
+    settings.unused("rho", "sigma_schedule")  # by other spacings, and with levels that are given
     sigmas = given_sigmas(settings, steps)
     if sigmas is None:
         named = settings.choice("sigma_schedule", family.spacing, SIGMA_SPACINGS)

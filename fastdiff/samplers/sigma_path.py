@@ -78,6 +78,8 @@ def sigma_path(
     def at(sigma: float) -> Point:
         return point(float(sigma_to_timestep(np.array([sigma]), train_sigmas)[0]), sigma)
 
+    # Without a spacing of the levels these change nothing, in diffusers neither.
+    settings.unused("sigma_min", "sigma_max", "rho")
     timesteps, sigmas = _levels(schedule, settings, train_sigmas, steps, spacing, round_karras)
     if len(sigmas) == steps:
         to_zero = settings.choice("final_sigmas_type", "zero", ("zero", "sigma_min")) == "zero"

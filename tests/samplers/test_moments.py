@@ -26,7 +26,7 @@ SPACED = {"sigma_spacing": "log_snr"}
 # within a restart have a number of their own, which has to grow too.
 OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "edm_stochastic": lambda steps: {**SPACED, "s_noise": 1.0},
-    "karras_ve": lambda steps: {"s_noise": 1.0},
+    "karras_ve": lambda steps: {"s_noise": 1.0, "s_churn": 20.0},
     "pc": lambda steps: {**SPACED, "corrector": "ald"},
     "restart": lambda steps: {**SPACED, "restarts": [steps // 5, 2, 0.1, 2.0]},
 }

@@ -73,6 +73,16 @@ def test_order_of_convergence(name, options, order):
         assert SAMPLERS[name].order == order
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("dpmpp_3m_sde", {"eta": 0.0}), ("edm_dpmpp", {"solver_order": 3, "lower_order_final": False})],
+)
+def test_third_order_when_mended(name, options):
+    """From much noise, where the lower orders of the first steps hardly count."""
+    make = maker(name, {"sigma_spacing": "log_snr", "exact_third_order": True, **options})
+    assert slope_of_error(make, (96, 192, 384), MIXTURE) == pytest.approx(3, abs=0.15)
+
+
 @pytest.mark.parametrize("name", ["euler", "heun", "dpm2", "dpmpp_2m_sde_eta", "res_multistep"])
 def test_order_on_a_chain_with_karras_levels(name):
     """Networks that predict v for a chain of timesteps: the levels between the timesteps are no matter."""

@@ -132,7 +132,6 @@ def test_spacings_of_levels(name, spacing):
         ("euler", {"s_noise": float("inf")}, "s_noise is inf"),
         ("euler", {"churn_noise": "never"}, "wants one of 'before', 'after'"),
         ("euler", {"clip_sample": True}, "has no option 'clip_sample'"),
-        ("euler", {"sigma_min": 0.1}, "has no option 'sigma_min'"),
         (
             "euler",
             {"sigma_data": 0.5, "prediction_type": "sample"},
