@@ -40,12 +40,18 @@ def default_sampler(scheduler: Mapping[str, Any]) -> str:
     return name
 
 
-def call_table(schedule: NoiseSchedule, request: Request) -> StepTable | AdaptiveRun:
+def call_table(schedule: NoiseSchedule, request: Request, given_latents: bool) -> StepTable | AdaptiveRun:
     """The sampler's table for a call, or what runs a sampler that chooses its own steps.
 
-    Raises InputError, also for guidance that the sampler cannot have.
+    ``given_latents``: the call has latents to start from. Raises InputError, also for guidance that the
+    sampler cannot have.
     """
-    if find_sampler(request.sampler).adaptive is None:
+    sampler = find_sampler(request.sampler)
+    if sampler.inverse and not given_latents:
+        raise InputError(
+            f"sampler {request.sampler!r} leads from a picture to noise: give the picture's latents"
+        )
+    if sampler.adaptive is None:
         table = make_table(request.sampler, schedule, request.steps, eta=request.eta, options=request.options)
         if isinstance(request.guidance, Guidance):
             request.guidance.check(table)

@@ -163,7 +163,7 @@ class Pipeline:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
         begin = time.perf_counter()
         check_shapes(self.engine, request, self._others is not None)
-        table = call_table(self.schedule, request)
+        table = call_table(self.schedule, request, latents is not None)
         generator = Generator(request.seed)
         start = unit_noise(self.engine.manifest.model, request, latents, generator)
         start = start * np.float32(table.init_noise_sigma)

@@ -289,6 +289,32 @@ def test_sampler_options_replace_the_checkpoints(pipe: Pipeline) -> None:
         pipe("a", **call, sampler_options={"use_karras_sigma": True})
 
 
+def test_inverse_samplers_want_a_picture(pipe: Pipeline) -> None:
+    with pytest.raises(InputError, match="'ddim_inverse' leads from a picture to noise"):
+        pipe("a", steps=4, sampler="ddim_inverse")
+    picture = pipe("a", steps=4, sampler="ddim", seed=0, guidance=1)
+    noise = pipe("a", steps=4, sampler="ddim_inverse", latents=picture.latents, guidance=1)
+    assert np.isfinite(noise.latents).all()
+
+
+def test_samplers_that_choose_their_steps(pipe: Pipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    result = pipe(
+        "a",
+        sampler="rk23",
+        seed=0,
+        sampler_options={"rtol": 0.1},
+        callback=lambda step, total, latents: seen.append((step, total)),
+        progress=True,
+    )
+    assert len(seen) == len(result.timings.steps) > 1
+    assert seen[-1][0] == seen[-1][1] == len(pipe.modules["unet"].calls)
+    again = pipe(**result.metadata[0]["settings"])
+    np.testing.assert_array_equal(again.latents, result.latents)
+    with pytest.raises(InputError, match="chooses its own steps and takes guidance as a scale"):
+        pipe("a", sampler="rk23", guidance=Guidance(5.0, rescale=0.5))
+
+
 def test_given_latents_are_scaled_like_drawn_ones(pipe: Pipeline) -> None:
     from fastdiff.samplers import Generator
 

@@ -122,6 +122,7 @@ SAMPLERS = (
         stochastic=False,
         paper=_PAPER,
         classes=("DDIMInverseScheduler",),
+        inverse=True,
     ),
     Sampler(
         "ddim_cogvideox",

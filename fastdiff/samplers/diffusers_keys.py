@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DIFFUSERS_KEYS", "FORMER_KEYS"]
+__all__ = ["DIFFUSERS_KEYS", "FLOW_CLASSES", "FORMER_KEYS"]
 
 DIFFUSERS_KEYS = frozenset(
     {
@@ -120,3 +120,13 @@ own, as diffusers does when a config is used with another scheduler."""
 
 FORMER_KEYS = frozenset({"tensor_format"})
 """Parameters of the first versions of diffusers, found in old checkpoints, that never changed a sample."""
+
+FLOW_CLASSES = frozenset(
+    {
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "FlowMatchLCMScheduler",
+        "LTXEulerAncestralRFScheduler",
+    }
+)
+"""Classes of flow matching: their models predict the velocity, which their configs do not say."""

@@ -86,6 +86,7 @@ def _sampler(name: str, form: Form, order: int) -> Sampler:
         stochastic=False,
         paper=PAPERS[form],
         classes=("DPMSolverMultistepInverseScheduler",),
+        inverse=True,
         when={"solver_order": ORDERS[order], "algorithm_type": ALGORITHM_TYPES[form, False]},
     )
 

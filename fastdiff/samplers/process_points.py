@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.diffusers_keys import FLOW_CLASSES
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.placement import given_sigmas, given_timesteps, placed_sigmas, sigma_spacing
 from fastdiff.samplers.prediction import Linear, Prediction
@@ -116,13 +117,14 @@ def rescaled(point: Point) -> Point:
 def process_of(schedule: NoiseSchedule, settings: Settings) -> Process:
     """The process that a config asks for.
 
-    ``process`` is one of `PROCESSES`; "chain", the default, is the checkpoint's own schedule (with
-    ``rescale_betas_zero_snr``). "vp" and "sub_vp" read ``beta_min`` (0.1) and ``beta_max`` (20), "edm" reads
-    ``sigma_data`` (0.5), "flow" reads ``shift`` (1). ``sigma_min`` and ``sigma_max`` are parameters of "ve"
-    (0.01 and 50) and the ends of the others' range of σ/α. ``sampling_eps`` is the last time of "vp",
-    "sub_vp" and "flow" (0.001) and of "ve" (0.00001).
+    ``process`` is one of `PROCESSES`; "chain", the default but for checkpoints of flow matching, is the
+    checkpoint's own schedule (with ``rescale_betas_zero_snr``). "vp" and "sub_vp" read ``beta_min`` (0.1) and
+    ``beta_max`` (20), "edm" reads ``sigma_data`` (0.5), "flow" reads ``shift`` (1). ``sigma_min`` and
+    ``sigma_max`` are parameters of "ve" (0.01 and 50) and the ends of the others' range of σ/α.
+    ``sampling_eps`` is the last time of "vp", "sub_vp" and "flow" (0.001) and of "ve" (0.00001).
     """
-    kind = settings.choice("process", "chain", PROCESSES)
+    flow = schedule.config.get("_class_name") in FLOW_CLASSES
+    kind = settings.choice("process", "flow" if flow else "chain", PROCESSES)
     process: Process
     match kind:
         case "vp" | "sub_vp":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 
 from fastdiff.errors import InputError
@@ -44,10 +44,9 @@ from fastdiff.samplers import (
     unipc,
 )
 from fastdiff.samplers.adaptive import AdaptiveRun
-from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS, FORMER_KEYS
+from fastdiff.samplers.checks import check_config, check_process, check_read, check_steps
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
-from fastdiff.samplers.settings import short
 from fastdiff.samplers.table import StepTable
 
 __all__ = ["SAMPLERS", "find_sampler", "make_adaptive", "make_table", "options_of", "sampler_of"]
@@ -89,15 +88,6 @@ _FAMILIES = (
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler for sampler in chain.from_iterable(family.SAMPLERS for family in _FAMILIES)
 }
-
-_SHARED = (
-    "num_train_timesteps",
-    "prediction_type",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "trained_betas",
-)
 
 # Settings with which samplers read options that they leave alone otherwise.
 _CONFIGS: tuple[dict[str, object], ...] = (
@@ -180,7 +170,7 @@ def make_table(
             raise InputError(f"eta is {eta}, wanted 0 to 1")
         given["eta"] = eta
     schedule = schedule.with_options(given)
-    steps = _check_steps(sampler, schedule, steps)
+    steps = check_steps(sampler, schedule, steps)
     try:
         table = sampler.table(schedule, steps)
         finite = table.is_finite()
@@ -191,8 +181,12 @@ def make_table(
             f"sampler {name!r} has no finite coefficients for {steps} steps of this scheduler config; "
             "use another step count or sampler"
         )
-    _check_read(sampler, schedule, given)
-    _check_config(sampler, schedule, given)
+    if str(schedule.config.get("variance_type")).startswith("learned"):
+        schedule.reads.setdefault("variance_type", None)
+        table = replace(table, variance_channels=True)
+    check_read(sampler, schedule, given)
+    check_config(sampler, schedule, given)
+    check_process(sampler, schedule)
     return table
 
 
@@ -209,57 +203,6 @@ def make_adaptive(
         raise InputError(f"sampler {name!r} has fixed steps; use make_table, or one of {own}")
     schedule = schedule.with_options(options or {})
     run = sampler.adaptive(schedule)
-    _check_read(sampler, schedule, options or {})
+    check_read(sampler, schedule, options or {})
+    check_process(sampler, schedule)
     return run
-
-
-def _check_steps(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> int:
-    most = None if sampler.any_steps else schedule.num_train_timesteps
-    wanted = "1 or more" if most is None else f"1 to {most}"
-    if isinstance(steps, bool) or not hasattr(steps, "__index__"):
-        raise InputError(f"steps is {steps!r}, wanted an integer from {wanted}")
-    steps = operator.index(steps)
-    if steps < 1 or (most is not None and steps > most):
-        limit = "" if most is None else ", the number of timesteps of the training"
-        raise InputError(f"steps is {steps}, wanted {wanted}{limit}")
-    return steps
-
-
-def _check_read(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, object]) -> None:
-    """Raise for options that the sampler has not looked at."""
-    for key in given:
-        if key in schedule.reads:
-            continue
-        known = sorted(schedule.reads.keys() - set(_SHARED))
-        if key == "eta":
-            if given[key] == 0:
-                continue
-            raise InputError(
-                f"eta is {given[key]}, but sampler {sampler.name!r} adds no noise; use eta 0 or "
-                "sampler 'ddim'"
-            )
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"sampler {sampler.name!r} has no option {key!r}; {hint}it has {', '.join(known) or 'none'}"
-        )
-
-
-def _check_config(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, object]) -> None:
-    """Raise for a key of the sampler's own diffusers class that nobody knows: misspelt, or newer than
-    fastdiff.
-
-    Keys of other classes are left alone, as diffusers does, and so is what a config leaves null.
-    """
-    if schedule.config.get("_class_name") not in sampler.classes:
-        return
-    known = schedule.reads.keys() | DIFFUSERS_KEYS | FORMER_KEYS | given.keys()
-    for key, value in schedule.config.items():
-        if key in known or key.startswith("_") or value is None:
-            continue
-        near = difflib.get_close_matches(key, sorted(schedule.reads), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"scheduler config has {key}={short(value)}, which sampler {sampler.name!r} does not know; {hint}"
-            "correct the key or remove it"
-        )

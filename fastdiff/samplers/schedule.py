@@ -23,6 +23,7 @@ from fastdiff.samplers.betas import (
     read_betas,
     rescale_zero_terminal_snr,
 )
+from fastdiff.samplers.diffusers_keys import FLOW_CLASSES
 from fastdiff.samplers.prediction import Prediction
 from fastdiff.samplers.settings import Settings
 
@@ -63,7 +64,9 @@ class NoiseSchedule:
         config = {key: value for key, value in config.items() if key != "_use_default_values"}
         reads: dict[str, object] = {}
         settings = Settings(config, "the noise schedule", reads)
-        prediction = settings.choice("prediction_type", "epsilon", [kind.value for kind in Prediction])
+        flow = config.get("_class_name") in FLOW_CLASSES
+        kind = (Prediction.FLOW if flow else Prediction.EPSILON).value
+        prediction = settings.choice("prediction_type", kind, [kind.value for kind in Prediction])
         # Old checkpoints say it in this way.
         settings.refuse("predict_epsilon", True, "remove it and set prediction_type to 'sample'")
         betas = read_betas(settings, config.get("_class_name"), config.get("trained_betas"), reads)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.errors import InputError
-from fastdiff.samplers.beta_quantile import beta_quantile
+from fastdiff.samplers.beta_quantile import beta_quantiles
 
 __all__ = [
     "ALIGN_YOUR_STEPS",
@@ -104,7 +104,7 @@ def beta_sigmas(
 
     Lee et al., "Beta Sampling is All You Need".
     """
-    ramp = np.array([beta_quantile(1 - p, alpha, beta) for p in np.linspace(0, 1, steps)])
+    ramp = beta_quantiles(1 - np.linspace(0, 1, steps), alpha, beta)
     return np.asarray(sigma_min + ramp * (sigma_max - sigma_min), dtype=np.float64)
 
 

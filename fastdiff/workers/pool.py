@@ -119,7 +119,7 @@ class PipelinePool:
 
     def _jobs(self, request: Request, latents: Array | None) -> list[Job]:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
-        table = call_table(self.schedule, request)
+        table = call_table(self.schedule, request, latents is not None)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
         jobs: list[Job] = []
         for begin in range(0, request.pictures, self._batch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import SAMPLERS, Generator, NoiseSchedule, StepTable, make_table, sample
+from fastdiff.samplers import SAMPLERS, Generator, NoiseSchedule, StepTable, make_adaptive, make_table, sample
 from fastdiff.samplers.registry import _FAMILIES
 from tests.compare import assert_close
 from tests.samplers.configs import BETAS
@@ -15,7 +15,7 @@ from tests.samplers.exact import GAUSSIAN, moments, point_of
 SCHEDULE = NoiseSchedule.from_config({**BETAS["scaled_linear"], "clip_sample": False})
 STEPS = (1, 2, 3, 7, 24, 50, 999, 1000)
 FIXED = tuple(name for name, sampler in SAMPLERS.items() if sampler.adaptive is None)
-INVERSE = tuple(name for name in FIXED if name.endswith("_inverse"))
+INVERSE = tuple(name for name in FIXED if SAMPLERS[name].inverse)
 # Their step towards the end adds noise of the size of the step, so that few steps leave much of it.
 NOISY_END = ("dpm_solver_1m_sde", "dpm_solver_2m_sde", "score_sde_vp")
 # Their corrector's step follows the norms of a picture, which moments do not tell.
@@ -138,3 +138,24 @@ class Repeated:
             return drawn
         out[...] = drawn
         return out
+
+
+def test_flow_checkpoints_want_samplers_of_flows() -> None:
+    """Their configs have no betas, so that the default chain would be walked without an error."""
+    schedule = NoiseSchedule.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    assert schedule.prediction == "flow_prediction"
+    for name in ("euler", "ddim", "dpmpp_2m", "lcm", "restart"):
+        with pytest.raises(InputError, match=r"FlowMatchEulerDiscreteScheduler.*flow_euler"):
+            make_table(name, schedule, 5)
+    assert point_of(make_table("flow_heun", schedule, 5).steps[0]).sigma == 1
+    table = make_table("dpmpp_2m", schedule, 5, options={"use_flow_sigmas": True})
+    assert all(point_of(step).alpha + point_of(step).sigma == pytest.approx(1) for step in table.steps)
+    assert point_of(make_table("pc", schedule, 5).steps[0]).alpha < 1e-3
+    make_adaptive("rk45", schedule)
+
+
+@pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "heun", "dpmpp_2m", "unipc", "ddpm"])
+def test_learned_variance_of_a_checkpoint_holds_for_every_sampler(name: str) -> None:
+    config = {**BETAS["linear"], "variance_type": "learned_range", "clip_sample": False}
+    assert make_table(name, NoiseSchedule.from_config(config), 7).variance_channels
+    assert not make_table(name, SCHEDULE, 7).variance_channels
