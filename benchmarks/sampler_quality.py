@@ -61,6 +61,21 @@ SCENES = {
     "deis": {},
     "res_multistep": {},
 }
+# What the page shows of the mixture; the file of results has every sampler.
+SHOWN = (
+    *SCENES,
+    "ipndm",
+    "f_pndm",
+    "lms, Karras",
+    "euler_ancestral, Karras",
+    "dpmpp_3m, Karras",
+    "dpmpp_2m_sde, Karras",
+    "unipc, Karras",
+    "deis, Karras",
+    "sa_solver, Karras",
+    "res_multistep, Karras",
+    "er_sde, Karras",
+)
 COUNT, DIRECTIONS = 20_000, 64
 
 
@@ -242,7 +257,7 @@ def _frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray])
 
 def write_page() -> None:
     """Plots beside docs/samplers.md, and its tables between the markers."""
-    text = PAGE.read_text()
+    text = _filled(PAGE.read_text(), "samplers", _sampler_list())
     for kind, metric, title, form in (
         ("mixture", "distance", "sliced Wasserstein distance to a mixture", "{:.4f}"),
         ("scenes", "objects", "captions drawn right", "{:.0%}"),
@@ -254,16 +269,33 @@ def write_page() -> None:
         document = json.loads(path.read_text())
         rows = document["samplers"]
         _plot(rows, metric, title, document, PAGE.with_name(f"samplers-{kind}.png"))
-        begin, end = f"<!-- {kind} -->\n", f"<!-- end {kind} -->"
-        head, rest = text.split(begin)
-        text = head + begin + _table(rows, metric, form) + end + rest.split(end)[1]
+        text = _filled(text, kind, _table(rows, metric, form))
     PAGE.write_text(text)
+
+
+def _filled(text: str, name: str, table: str) -> str:
+    begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    head, rest = text.split(begin)
+    return head + begin + "\n" + table + "\n" + end + rest.split(end)[1]
+
+
+def _sampler_list() -> str:
+    lines = ["| name | order | evaluations | noise | diffusers class | paper |", "|---|---|---|---|---|---|"]
+    for sampler in SAMPLERS.values():
+        classes = ", ".join(name.removesuffix("Scheduler") for name in sampler.classes)
+        noise = "yes" if sampler.stochastic else ""
+        lines.append(
+            f"| `{sampler.name}` | {sampler.order} | {sampler.evaluations} | {noise} | {classes} | "
+            f"{sampler.paper} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _table(rows: Mapping[str, Any], metric: str, form: str) -> str:
     counts = sorted({int(count) for row in rows.values() for count in row})
     lines = ["| sampler | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
-    for name, row in rows.items():
+    for name in (name for name in SHOWN if name in rows):
+        row = rows[name]
         cells = [form.format(row[str(c)][metric]) if str(c) in row else "" for c in counts]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

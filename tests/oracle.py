@@ -11,12 +11,23 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from fastdiff.samplers import SAMPLERS
+
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
     "pndm": "PNDMScheduler",
 }
+
+
+def scheduler_of(sampler: str) -> tuple[str, dict[str, Any]]:
+    """The class that a sampler stands for, with the options for which it does."""
+    if sampler in SCHEDULERS:
+        return SCHEDULERS[sampler], {}
+    known = SAMPLERS[sampler]
+    options = {key: next(iter(values)) for key, values in known.when.items()}
+    return known.classes[0], {key: value for key, value in options.items() if value is not None}
 
 
 class Oracle:
@@ -69,9 +80,10 @@ class Oracle:
             last.update(tensors)
             return {}
 
-        self.pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(self.config)
+        name, options = scheduler_of(sampler)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of NumPy's, about what diffusers does with arrays
+            self.pipe.scheduler = getattr(diffusers, name).from_config(self.config, **options)
             images = self.pipe(
                 prompt,
                 negative_prompt=[negative] * len(prompt) if isinstance(prompt, list) else negative,

@@ -121,6 +121,23 @@ def test_the_hardest_corner(model: Model, sampler: str) -> None:
     )
 
 
+OTHERS = (
+    *("euler_ancestral", "heun", "dpm2", "dpm2_ancestral", "lms", "unipc", "deis", "ddpm", "sa_solver", "lcm"),
+    *("dpmpp_3m", "dpmpp_2s", "dpmpp_3s", "dpmpp_2m_sde"),
+)
+
+
+@pytest.mark.parametrize("sampler", OTHERS)
+@pytest.mark.parametrize("model", NATIVE, indirect=True)
+def test_other_samplers_draw_the_same_picture(model: Model, sampler: str) -> None:
+    """Noise in the same order from the same generator, the first sample and everything in between."""
+    call = {"sampler": sampler, "steps": 9, "guidance": 3.0, "num": 2, "seed": 11}
+    pictures, latents = model.oracle(PROMPTS[0], **call)
+    ours = model.pipe(PROMPTS[0], **call)
+    assert np.linalg.norm(ours.latents - latents) <= 3e-3 * np.linalg.norm(latents)
+    assert min(psnr(our, their) for our, their in zip(ours.images, pictures, strict=True)) >= MIN_PSNR
+
+
 @pytest.mark.parametrize("model", TINY, indirect=True)
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_ddim_noise_comes_from_the_same_generator(model: Model, eta: float) -> None:
