@@ -21,7 +21,7 @@ PROMPTS = (
     "a small pink star on a plain black background",
     "a large cyan square and a small orange circle on a gray background",
 )
-SAMPLER, STEPS, GUIDANCE, SEED = "dpmpp_2m", 20, 5.0, 7
+SAMPLER, STEPS, GUIDANCE, SEED = "euler", 20, 5.0, 7
 
 
 def main() -> None:

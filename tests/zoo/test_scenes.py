@@ -36,7 +36,7 @@ def test_diffusers_loads_it_unchanged(pipe: StableDiffusionPipeline) -> None:
         "tokenizer": "CLIPTokenizer",
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKL",
-        "scheduler": "PNDMScheduler",
+        "scheduler": "EulerDiscreteScheduler",
     }
     assert pipe.scheduler.config.beta_schedule == "scaled_linear"
     assert pipe.scheduler.config.prediction_type == "epsilon"

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fastdiff.zoo.training.evaluate import load_checkpoint
@@ -22,7 +22,7 @@ def pipeline_of(run: Path) -> StableDiffusionPipeline:
         text_encoder=CLIPTextModel.from_pretrained(run / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(run / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(run / "unet"),
-        scheduler=PNDMScheduler.from_pretrained(run / "scheduler"),
+        scheduler=EulerDiscreteScheduler.from_pretrained(run / "scheduler"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -134,12 +134,12 @@ def train_unet(run: Path, settings: Settings) -> UNet2DConditionModel:
 
 
 def save_unet(run: Path, model: UNet2DConditionModel) -> None:
-    """Write the model and the scheduler that it was trained for.
+    """Write the model and the scheduler that draws it best in few steps (docs/samplers.md).
 
-    ``clip_sample`` is no setting of PNDM but, as in Stable Diffusion's configs, tells DDIM that latents are
-    not bounded by ±1.
+    Further settings are no settings of Euler's but, as in Stable Diffusion's configs, tell other schedulers
+    how they are to treat this model: ``clip_sample`` that latents are not bounded by ±1.
     """
     model.save_pretrained(run / "unet")
-    scheduler = PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
-    scheduler.register_to_config(clip_sample=False)
+    scheduler = EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading", steps_offset=1)
+    scheduler.register_to_config(clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True)
     scheduler.save_pretrained(run / "scheduler")
