@@ -14,15 +14,15 @@ from fastdiff.errors import InputError, NumericError
 from fastdiff.samplers import Generator, NoiseSchedule, Prediction, make_adaptive, make_table, sample_adaptive
 from fastdiff.samplers.adaptive import flow_slope, probability_flow
 from fastdiff.samplers.dpm_adaptive import Controller, dpm_adaptive, dpm_solver_pair
-from fastdiff.samplers.embedded import (
+from fastdiff.samplers.probability_flow import share_at, straight_scale
+from fastdiff.samplers.process import EDM, VE, VP, Chain, Flow, SubVP
+from fastdiff.samplers.runge_kutta import (
     BOGACKI_SHAMPINE,
     DORMAND_PRINCE,
     fixed_steps,
     integrate,
     worst_rms,
 )
-from fastdiff.samplers.process import EDM, VE, VP, Chain, Flow, SubVP
-from fastdiff.samplers.straight import share_at, straight_scale
 from tests.samplers.configs import STABLE_DIFFUSION
 from tests.samplers.exact import GAUSSIAN, MIXTURE, START
 from tests.samplers.gaussian import MEAN, VARIANCE, gaussian_model, marginal, output_for
@@ -177,7 +177,7 @@ def test_error_falls_with_the_tolerance(name, process):
 
 @pytest.mark.parametrize("process", [VP(), SubVP(), VE(0.01, 50.0)], ids=["vp", "sub_vp", "ve"])
 def test_the_ode_is_that_of_the_paper(process):
-    """SciPy integrates f·x − ½g²·score in t, of a mixture; `straight` coordinates give the same sample."""
+    """SciPy integrates f·x − ½g²·score in t, of a mixture; straight coordinates give the same sample."""
     means, weights, spread = np.array([-1.0, 0.8]), np.array([0.3, 0.7]), 0.05
 
     def posterior_mean(alpha, sigma, x):

@@ -14,9 +14,9 @@ from fastdiff.samplers.dpm_multistep import dpm_multistep
 from fastdiff.samplers.exponential import Form
 from fastdiff.samplers.heun import heun_step
 from fastdiff.samplers.moves import rows_of
+from fastdiff.samplers.probability_flow import share_at, straight_point, straight_scale, straight_slope
 from fastdiff.samplers.process import EDM, VE, VP, Chain, Flow, SubVP
 from fastdiff.samplers.process_points import PROCESSES, chosen_times, process_of, process_points, rescaled
-from fastdiff.samplers.straight import share_at, straight_point, straight_scale, straight_slope
 from tests.samplers.configs import STABLE_DIFFUSION
 from tests.samplers.exact import GAUSSIAN, states
 from tests.samplers.gaussian import MEAN, marginal
