@@ -76,17 +76,15 @@ class Denoiser:
         callback: Callback | None,
     ) -> Array:
         """All steps of ``table`` from ``start``: in the target's own loop where it has one for the table."""
-        if isinstance(table, AdaptiveRun):
-            return _sample(table, self, start, guidance, noise, callback)
+        if isinstance(table, AdaptiveRun) or (isinstance(guidance, Guidance) and not guidance.linear):
+            return _run_on_host(table, self, start, guidance, noise, callback)
         if isinstance(guidance, Guidance):
-            if not guidance.linear:
-                return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
             table, guidance = guidance.fold(table)
         drawable = not table.stochastic or self._unet.takes_any_noise or isinstance(noise, Generator)
         guided = any(scale != 1 for scale in table.guidance_scales(guidance))
         states = self._both if guided else self._conditional
         if states is None or not drawable or not self._unet.runs(table, guidance):
-            return sample(table, self, start, guidance=guidance, noise=noise, callback=callback)
+            return _run_on_host(table, self, start, guidance, noise, callback)
         inputs = {"encoder_hidden_states": states}
         latents: Array = self._unet.sample(table, start, inputs, guidance, noise, callback)
         return latents
@@ -149,10 +147,10 @@ class SplitDenoiser:
                     case _:
                         return cond, None
 
-            return _sample(table, denoise, start, guidance, noise, callback)
+            return _run_on_host(table, denoise, start, guidance, noise, callback)
 
 
-def _sample(
+def _run_on_host(
     table: StepTable | AdaptiveRun,
     denoise: CallDenoiser,
     start: Array,
@@ -160,6 +158,7 @@ def _sample(
     noise: NoiseSource,
     callback: Callback | None,
 ) -> Array:
+    """The project's own loops, which call ``denoise`` for every evaluation."""
     if not isinstance(table, AdaptiveRun):
         return sample(table, denoise, start, guidance=guidance, noise=noise, callback=callback)
     if isinstance(guidance, Guidance):

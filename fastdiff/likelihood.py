@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.errors import InputError
-from fastdiff.samplers.embedded import DORMAND_PRINCE, integrate, worst_rms
 from fastdiff.samplers.prediction import Prediction
+from fastdiff.samplers.probability_flow import share_at, straight_point, straight_scale, straight_slope
 from fastdiff.samplers.process import Process
-from fastdiff.samplers.straight import share_at, straight_point, straight_scale, straight_slope
+from fastdiff.samplers.runge_kutta import DORMAND_PRINCE, integrate, worst_rms
 
 if TYPE_CHECKING:
     import torch

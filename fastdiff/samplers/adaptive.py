@@ -6,7 +6,6 @@ the same denoisers as `fastdiff.samplers.loop.sample`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.errors import InputError
-from fastdiff.samplers.embedded import BOGACKI_SHAMPINE, DORMAND_PRINCE, Pair, integrate
-from fastdiff.samplers.loop import Callback, Denoiser
+from fastdiff.samplers.loop import Callback, Denoiser, check_arguments
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Prediction
+from fastdiff.samplers.probability_flow import share_at, straight_point, straight_scale, straight_slope
 from fastdiff.samplers.process import Process
 from fastdiff.samplers.process_points import learned_variance, process_of
 from fastdiff.samplers.random import NoiseSource
+from fastdiff.samplers.runge_kutta import BOGACKI_SHAMPINE, DORMAND_PRINCE, Pair, integrate
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.settings import Settings
-from fastdiff.samplers.straight import share_at, straight_point, straight_scale, straight_slope
 from fastdiff.samplers.table import StepTable
 
 __all__ = ["SAMPLERS", "AdaptiveRun", "Model", "Observe", "adaptive_run", "no_table", "sample_adaptive"]
@@ -104,12 +103,7 @@ def sample_adaptive(
     `InputError` for a guidance that is not finite, a missing noise source, latents that are not float32, a
     missing output of the denoiser, and when ``run.max_evaluations`` do not suffice; `NumericError` for NaN.
     """
-    if not math.isfinite(guidance):
-        raise InputError(f"guidance is {guidance}, wanted a finite number; 1 turns guidance off")
-    if run.stochastic and noise is None:
-        raise InputError(f"sampler {run.sampler!r} draws noise, got noise=None; pass a Generator")
-    if latents.dtype != np.float32:
-        raise InputError(f"latents have dtype {latents.dtype}, wanted float32; use latents.astype('float32')")
+    check_arguments(run, latents, (guidance,), noise)
     guided = guidance != 1
 
     def model(point: Point, x: Float64) -> Float64:
@@ -158,7 +152,7 @@ def probability_flow(
     noise: NoiseSource | None = None,
     observe: Observe | None = None,
 ) -> tuple[Float64, int]:
-    """The probability-flow ODE from ``t_max`` to ``t_min`` by an embedded pair, in `straight` coordinates.
+    """The probability-flow ODE from ``t_max`` to ``t_min`` by an embedded pair, in straight coordinates.
 
     ``rtol`` and ``atol`` hold for y = x/(α + σ), whose size is that of the data or of unit noise.
     """
@@ -185,7 +179,7 @@ def probability_flow(
 
 
 def flow_slope(process: Process, prediction: Prediction, model: Model) -> Callable[[float, Float64], Float64]:
-    """dy/du of the probability-flow ODE, of u and y, in `straight` coordinates."""
+    """dy/du of the probability-flow ODE, of u and y in `fastdiff.samplers.probability_flow`."""
 
     def slope(u: float, y: Float64) -> Float64:
         point = straight_point(process, u, prediction)

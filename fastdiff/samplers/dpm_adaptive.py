@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from fastdiff.errors import InputError, NumericError
 from fastdiff.samplers.adaptive import AdaptiveRun, Model, Observe, adaptive_run, no_table
-from fastdiff.samplers.embedded import evaluations_spent, worst_rms
 from fastdiff.samplers.prediction import Prediction
 from fastdiff.samplers.process import Process
 from fastdiff.samplers.random import NoiseSource
+from fastdiff.samplers.runge_kutta import evaluations_spent, worst_rms
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 

@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.adams_bashforth import RING, Transfer, extrapolate
 from fastdiff.samplers.chain import chain_timesteps, read_chain
-from fastdiff.samplers.multistep import RING, Move, extrapolate
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Prediction
 from fastdiff.samplers.sampler import Sampler
@@ -37,8 +37,8 @@ def ipndm(schedule: NoiseSchedule, steps: int) -> StepTable:
     else:
         chain = read_chain(settings, schedule, "ipndm", set_alpha_to_one=False)
         points = [chain.at(t) for t in (*chain_timesteps(settings, schedule, steps), -1)]
-    moves = [_move(begin, end) for begin, end in pairwise(points)]
-    return StepTable("ipndm", tuple(extrapolate(points[:-1], moves, 0)), slots=RING)
+    transfers = [_transfer(begin, end) for begin, end in pairwise(points)]
+    return StepTable("ipndm", tuple(extrapolate(points[:-1], transfers, 0)), slots=RING)
 
 
 def sine_points(sigmas: list[float]) -> list[Point]:
@@ -65,9 +65,9 @@ def _levels(settings: Settings, steps: int) -> list[float]:
     return [float(np.float32(level)) for level in given]
 
 
-def _move(begin: Point, end: Point) -> Move:
+def _transfer(begin: Point, end: Point) -> Transfer:
     along = end.alpha / max(begin.alpha, _LEAST_ALPHA)
-    return Move(along, end.sigma - along * begin.sigma)
+    return Transfer(along, end.sigma - along * begin.sigma)
 
 
 SAMPLERS = (

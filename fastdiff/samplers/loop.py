@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from fastdiff.samplers.prediction import Linear
 from fastdiff.samplers.random import NoiseSource
 from fastdiff.samplers.table import Estimate, Step, StepTable
 
-__all__ = ["Callback", "Denoiser", "Outputs", "check_run", "sample", "start_sample"]
+__all__ = ["Callback", "Denoiser", "Outputs", "check_arguments", "check_run", "sample", "start_sample"]
 
 Latents = NDArray[np.float32]
 Callback = Callable[[int, int, Latents], None]
@@ -87,13 +87,28 @@ def sample(
     return run.x
 
 
+class Run(Protocol):
+    """What is known of a sampler before it starts: of a `StepTable`, or of one that chooses its steps."""
+
+    @property
+    def sampler(self) -> str: ...
+
+    @property
+    def stochastic(self) -> bool: ...
+
+
 def check_run(table: StepTable, latents: Latents, guidance: float, noise: NoiseSource | None) -> None:
     """Raise InputError for arguments of `sample` that no loop takes."""
-    for scale in (guidance, *table.guidance_scales(guidance)):
+    check_arguments(table, latents, (guidance, *table.guidance_scales(guidance)), noise)
+
+
+def check_arguments(run: Run, latents: Latents, scales: Iterable[float], noise: NoiseSource | None) -> None:
+    """Raise InputError for arguments that no sampler takes; ``scales`` are those of guidance."""
+    for scale in scales:
         if not math.isfinite(scale):
             raise InputError(f"guidance is {scale}, wanted a finite number; 1 turns guidance off")
-    if table.stochastic and noise is None:
-        raise InputError(f"sampler {table.sampler!r} draws noise, got noise=None; pass a Generator")
+    if run.stochastic and noise is None:
+        raise InputError(f"sampler {run.sampler!r} draws noise, got noise=None; pass a Generator")
     if latents.dtype != np.float32:
         raise InputError(f"latents have dtype {latents.dtype}, wanted float32; use latents.astype('float32')")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.adams_bashforth import RING, Transfer, extrapolate, slope, slope_fields
 from fastdiff.samplers.chain import Chain, chain_timesteps, following_timesteps, read_chain
-from fastdiff.samplers.multistep import RING, Move, extrapolate, slope, slope_fields
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Linear, Prediction
 from fastdiff.samplers.sampler import Sampler
@@ -23,10 +23,10 @@ SAVED_SAMPLE, SECOND_SLOPE, THIRD_SLOPE = RING, RING + 1, RING + 2
 
 
 def improved_euler_start(
-    points: Sequence[Point], first: Move, again: Move | None, *, raw: bool = False
+    points: Sequence[Point], first: Transfer, again: Transfer | None, *, raw: bool = False
 ) -> list[Step]:
     """Pseudo improved Euler, which starts S-PNDM: the first step by Euler, then with the mean of the slopes
-    at both of its ends. ``again`` is the same move, or None where there is but one step.
+    at both of its ends. ``again`` is the same transfer, or None where there is but one step.
     """
     point = points[0]
     update = Linear(first.along, 0.0) + first.across * slope(point, raw=raw)
@@ -40,23 +40,23 @@ def improved_euler_start(
 
 def runge_kutta_start(
     steps: Sequence[tuple[Point, Point, Point]],
-    moves: Sequence[tuple[Move, Move, Move, Move]],
+    transfers: Sequence[tuple[Transfer, Transfer, Transfer, Transfer]],
     *,
     raw: bool = False,
 ) -> list[Step]:
     """Eq. 13 of the paper, pseudo Runge-Kutta: slopes at a step's beginning, twice in its middle and at its
-    end, weighted 1 : 2 : 2 : 1. Beginning, middle and end of each step, and the moves that lead to the other
-    three evaluations and to the end.
+    end, weighted 1 : 2 : 2 : 1. Beginning, middle and end of each step, and the transfers that lead to the
+    other three evaluations and to the end.
     """
     rows = []
     for i, ((begin, middle, end), (to_middle, back, to_end, whole)) in enumerate(
-        zip(steps, moves, strict=True)
+        zip(steps, transfers, strict=True)
     ):
         update = Linear(to_middle.along, 0.0) + to_middle.across * slope(begin, raw=raw)
         rows.append(step_at(begin, update, save_sample=SAVED_SAMPLE, **slope_fields(begin, i, raw=raw)))
-        for move, slot in ((back, SECOND_SLOPE), (to_end, THIRD_SLOPE)):
-            update = move.across * slope(middle, raw=raw)
-            back_to = ((SAVED_SAMPLE, move.along),)
+        for transfer, slot in ((back, SECOND_SLOPE), (to_end, THIRD_SLOPE)):
+            update = transfer.across * slope(middle, raw=raw)
+            back_to = ((SAVED_SAMPLE, transfer.along),)
             rows.append(step_at(middle, update, history=back_to, **slope_fields(middle, slot, raw=raw)))
         sixth = whole.across / 6
         slopes = ((i, sixth), (SECOND_SLOPE, 2 * sixth), (THIRD_SLOPE, 2 * sixth))
@@ -137,15 +137,15 @@ def _table(
 ) -> StepTable:
     points = [chain.at(t) for t in timesteps]
 
-    def move(begin: int, end: int) -> Move:
-        return Move.between(chain.at(begin), chain.at(end), raw=raw)
+    def transfer(begin: int, end: int) -> Transfer:
+        return Transfer.between(chain.at(begin), chain.at(end), raw=raw)
 
-    moves = [move(t, end) for t, end in zip(timesteps, ends, strict=True)]
+    transfers = [transfer(t, end) for t, end in zip(timesteps, ends, strict=True)]
     if start == "euler":
-        # Where a step does not end at the next timestep, diffusers repeats another move than the first.
+        # Where a step does not end at the next timestep, diffusers repeats another transfer than the first.
         stride = timesteps[0] - ends[0]
-        again = move(timesteps[1] + stride, timesteps[1]) if len(timesteps) > 1 else None
-        rows = improved_euler_start(points, moves[0], again, raw=raw)
+        again = transfer(timesteps[1] + stride, timesteps[1]) if len(timesteps) > 1 else None
+        rows = improved_euler_start(points, transfers[0], again, raw=raw)
         known, slots = 1, SAVED_SAMPLE + 1
     else:
         if len(timesteps) < 4:
@@ -155,7 +155,7 @@ def _table(
             )
         rows = _runge_kutta_rows(chain, timesteps, ends, raw=raw)
         known, slots = 3, THIRD_SLOPE + 1
-    rows += extrapolate(points, moves, known, order, raw=raw)
+    rows += extrapolate(points, transfers, known, order, raw=raw)
     return StepTable(name, tuple(rows), slots=slots)
 
 
@@ -163,18 +163,18 @@ def _runge_kutta_rows(
     chain: Chain, timesteps: Sequence[int], ends: Sequence[int], *, raw: bool
 ) -> list[Step]:
     """The first three steps. Their middles are rounded to timesteps."""
-    steps, moves = [], []
+    steps, transfers = [], []
     for (t, following), end in zip(pairwise(timesteps[:4]), ends[:3], strict=True):
         half = (t - end) // 2
         middle = following + half
         begin = chain.at(t)
 
-        def to(target: int, begin: Point = begin) -> Move:
-            return Move.between(begin, chain.at(target), raw=raw)
+        def to(target: int, begin: Point = begin) -> Transfer:
+            return Transfer.between(begin, chain.at(target), raw=raw)
 
         steps.append((begin, chain.at(middle), chain.at(following)))
-        moves.append((to(t - half), to(middle), to(middle - half), to(following)))
-    return runge_kutta_start(steps, moves, raw=raw)
+        transfers.append((to(t - half), to(middle), to(middle - half), to(following)))
+    return runge_kutta_start(steps, transfers, raw=raw)
 
 
 SAMPLERS = (

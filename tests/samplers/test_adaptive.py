@@ -14,18 +14,29 @@ from fastdiff.errors import InputError, NumericError
 from fastdiff.samplers import Generator, NoiseSchedule, Prediction, make_adaptive, make_table, sample_adaptive
 from fastdiff.samplers.adaptive import flow_slope, probability_flow
 from fastdiff.samplers.dpm_adaptive import Controller, dpm_adaptive, dpm_solver_pair
-from fastdiff.samplers.embedded import (
+from fastdiff.samplers.probability_flow import share_at, straight_scale
+from fastdiff.samplers.process import EDM, VE, VP, Chain, Flow, SubVP
+from fastdiff.samplers.runge_kutta import (
     BOGACKI_SHAMPINE,
     DORMAND_PRINCE,
     fixed_steps,
     integrate,
     worst_rms,
 )
-from fastdiff.samplers.process import EDM, VE, VP, Chain, Flow, SubVP
-from fastdiff.samplers.straight import share_at, straight_scale
+from fastdiff.zoo.mixture import GaussianMixture
 from tests.samplers.configs import STABLE_DIFFUSION
-from tests.samplers.exact import GAUSSIAN, MIXTURE, START
-from tests.samplers.gaussian import MEAN, VARIANCE, gaussian_model, marginal, output_for
+from tests.samplers.exact import (
+    GAUSSIAN,
+    MEAN,
+    MIXTURE,
+    NORMAL,
+    STD,
+    elementwise,
+    flow,
+    marginal,
+    order_of,
+    trajectory,
+)
 
 SCHEDULE = NoiseSchedule.from_config(STABLE_DIFFUSION)
 PROCESSES = {
@@ -138,8 +149,7 @@ def test_norm_is_that_of_the_worst_image():
 
 def flow_map(process, x):
     """Where the probability-flow ODE takes samples x of Gaussian data from ``t_max`` to ``t_min``."""
-    (m0, v0), (m1, v1) = (marginal(process.point(t)) for t in (process.t_max, process.t_min))
-    return m1 + (x - m0) * math.sqrt(v1 / v0)
+    return flow(NORMAL, x, process.point(process.t_max), process.point(process.t_min))
 
 
 def solvers(name, **options):
@@ -162,7 +172,7 @@ def test_error_falls_with_the_tolerance(name, process):
         found, evaluations = solvers(name)(
             process,
             Prediction.EPSILON,
-            gaussian_model(),
+            elementwise(NORMAL),
             x,
             rtol=tolerance,
             atol=tolerance,
@@ -177,19 +187,12 @@ def test_error_falls_with_the_tolerance(name, process):
 
 @pytest.mark.parametrize("process", [VP(), SubVP(), VE(0.01, 50.0)], ids=["vp", "sub_vp", "ve"])
 def test_the_ode_is_that_of_the_paper(process):
-    """SciPy integrates f·x − ½g²·score in t, of a mixture; `straight` coordinates give the same sample."""
-    means, weights, spread = np.array([-1.0, 0.8]), np.array([0.3, 0.7]), 0.05
-
-    def posterior_mean(alpha, sigma, x):
-        total = alpha**2 * spread + sigma**2
-        logs = -0.5 * (x[..., None] - alpha * means) ** 2 / total + np.log(weights)
-        shares = np.exp(logs - logs.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
-        return (shares * (means + alpha * spread / total * (x[..., None] - alpha * means))).sum(-1)
+    """SciPy integrates f·x − ½g²·score in t, of a mixture; straight coordinates give the same sample."""
+    data = GaussianMixture(np.array([0.3, 0.7]), np.array([[-1.0], [0.8]]), np.sqrt([0.05, 0.05]))
 
     def slope(t, x):
         alpha, sigma = process.alpha(t), process.sigma(t)
-        score = (alpha * posterior_mean(alpha, sigma, x) - x) / sigma**2
+        score = (alpha * data.denoise(x[:, None], alpha, sigma)[:, 0] - x) / sigma**2
         return process.drift(t) * x - 0.5 * process.diffusion2(t) * score
 
     x = np.array([[-1.1, 0.2, 0.9]]) * process.init_noise_sigma
@@ -197,32 +200,22 @@ def test_the_ode_is_that_of_the_paper(process):
         slope, (process.t_max, process.t_min), x[0], method="DOP853", rtol=1e-10, atol=1e-10
     ).y[:, -1]
 
-    def model(point, x):
-        return output_for(point, x, posterior_mean(point.alpha, point.sigma, x))
-
     for name, tolerance, bound in (("rk45", 1e-8, 1e-6), ("rk23", 1e-6, 1e-4), ("dpm_adaptive", 1e-6, 1e-4)):
         found, _ = solvers(name)(
-            process, Prediction.SCORE, model, x, rtol=tolerance, atol=tolerance, max_evaluations=50_000
+            process,
+            Prediction.SCORE,
+            elementwise(data),
+            x,
+            rtol=tolerance,
+            atol=tolerance,
+            max_evaluations=50_000,
         )
         np.testing.assert_allclose(found[0], wanted, rtol=0, atol=bound)
 
 
 def gaussian_epsilon(lam, x):
     """E[ε | x] at λ for the state x₀ + e^−λ·ε."""
-    return math.exp(-lam) * (x - MEAN) / (VARIANCE + math.exp(-2 * lam))
-
-
-def exact_flow(slope, y, shares):
-    """y at the last of ``shares`` to 14 digits."""
-    solution = scipy.integrate.solve_ivp(
-        lambda u, flat: slope(u, flat.reshape(y.shape)).ravel(),
-        (shares[0], shares[-1]),
-        y.ravel(),
-        method="DOP853",
-        rtol=3e-14,
-        atol=1e-15,
-    )
-    return solution.y[:, -1].reshape(y.shape)
+    return math.exp(-lam) * (x - MEAN) / (STD**2 + math.exp(-2 * lam))
 
 
 @pytest.mark.parametrize("data", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
@@ -243,12 +236,7 @@ def test_order_of_convergence(name, order, counts, data):
     first, last = process.point(process.t_max), process.point(process.t_min)
     ends = share_at(process, process.t_max), share_at(process, process.t_min)
     slope = flow_slope(process, Prediction.EPSILON, lambda point, x: data.output(x, point))
-    start = START / straight_scale(first)
-    if data is GAUSSIAN:
-        (m0, v0), (m1, v1) = (marginal(point, data.means, data.stds[0] ** 2) for point in (first, last))
-        wanted = (m1 + (START - m0) * math.sqrt(v1 / v0)) / straight_scale(last)
-    else:
-        wanted = exact_flow(slope, start, ends)
+    start, wanted = trajectory(data, first, last)
 
     def epsilon(at, x):
         point = process.point(process.time_at(at))
@@ -258,15 +246,17 @@ def test_order_of_convergence(name, order, counts, data):
     for count in counts:
         lambdas = np.linspace(first.log_snr, last.log_snr, count + 1)
         if name == "dpm_adaptive":
-            x = START / first.alpha
+            x = start / first.alpha
             for now, following in itertools.pairwise(lambdas):
                 x = dpm_solver_pair(epsilon, x, epsilon(now, x), now, following, order)[1]
-            found = x * last.alpha / straight_scale(last)
+            found = x * last.alpha
         else:
             shares = np.linspace(*ends, count + 1) if data is GAUSSIAN else 1 / (1 + np.exp(lambdas))
-            found = fixed_steps(slope, start, shares, {5: DORMAND_PRINCE, 3: BOGACKI_SHAMPINE}[order])
+            pair = {5: DORMAND_PRINCE, 3: BOGACKI_SHAMPINE}[order]
+            y = fixed_steps(slope, start / straight_scale(first), shares, pair)
+            found = y * straight_scale(last)
         errors.append(np.abs(found - wanted).max())
-    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
+    assert order_of(counts, errors) == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -277,12 +267,12 @@ def test_order_of_the_dpm_solver_pairs(order):
         errors = []
         for count in (40, 80, 160):
             lambdas = np.linspace(-2.0, 2.0, count + 1)
-            x = MEAN + np.sqrt(VARIANCE + math.exp(4.0)) * np.ones((1, 1))
+            x = MEAN + np.sqrt(STD**2 + math.exp(4.0)) * np.ones((1, 1))
             for now, following in itertools.pairwise(lambdas):
                 x = dpm_solver_pair(gaussian_epsilon, x, gaussian_epsilon(now, x), now, following, order)[
                     high
                 ]
-            errors.append(abs(x[0, 0] - MEAN - np.sqrt(VARIANCE + math.exp(-4.0))))
+            errors.append(abs(x[0, 0] - MEAN - np.sqrt(STD**2 + math.exp(-4.0))))
         slope_of[high] = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert slope_of[True][-1] == pytest.approx(order, abs=0.15)
     assert slope_of[False][-1] == pytest.approx(order - 1, abs=0.15)
@@ -310,7 +300,7 @@ class GaussianDenoiser:
 
     def __init__(self, run):
         self.run, self.calls = run, []
-        self.model = gaussian_model()
+        self.model = elementwise(NORMAL)
 
     def __call__(self, sample, timestep, guided):
         assert sample.dtype == np.float32
@@ -385,7 +375,7 @@ def test_a_flow_starts_without_signal():
     assert run.process.alpha(run.process.t_max) == 0
     latents = np.array([[-1.0, 0.0, 1.0]], dtype=np.float32)
     found = sample_adaptive(run, GaussianDenoiser(run), latents)
-    np.testing.assert_allclose(found, MEAN + latents * math.sqrt(VARIANCE), atol=2e-3)
+    np.testing.assert_allclose(found, MEAN + latents * STD, atol=2e-3)
     with pytest.raises(InputError, match="cannot start without signal; set sigma_max"):
         sample_adaptive(
             make_adaptive("dpm_adaptive", SCHEDULE, options=options), GaussianDenoiser(run), latents
@@ -419,7 +409,7 @@ def test_a_batch_is_as_good_as_its_images():
     process = VP()
     x = np.array([[0.5] * 4, [2.5] * 4])
     tolerance = {"rtol": 1e-5, "atol": 1e-5, "max_evaluations": 1000}
-    solve = partial(solvers("rk45"), process, Prediction.EPSILON, gaussian_model())
+    solve = partial(solvers("rk45"), process, Prediction.EPSILON, elementwise(NORMAL))
     both, _ = solve(x, **tolerance)
     for i in range(2):
         alone, _ = solve(x[i : i + 1], **tolerance)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from fastdiff.samplers import NoiseSchedule, make_table
+from fastdiff.zoo.mixture import GaussianMixture
 from tests.compare import assert_close
 from tests.samplers.configs import PREDICTIONS
+from tests.samplers.exact import states
 from tests.samplers.oracle import EXACT, table_run
 
 START = np.random.default_rng(2).standard_normal((3, 5))
@@ -62,16 +64,6 @@ def test_perfect_denoiser_recovers_the_sample(sampler, prediction, steps):
     assert_close(x, X0, rel_l2=2e-6)
 
 
-def gaussian(schedule: NoiseSchedule, sampler: str, spread: float):
-    """The exact ε of data distributed as N(0, spread²): E[ε | x] = σ·x / (α²·spread² + σ²)."""
-
-    def model(x, timestep):
-        alpha, sigma = level(schedule, timestep, sampler)
-        return sigma * x / (alpha**2 * spread**2 + sigma**2)
-
-    return model
-
-
 def test_ddim_on_a_gaussian_is_a_product():
     """x is only scaled, by √(ᾱ'/ᾱ)·(1 - σ·e) + √(1 - ᾱ')·e per step with e = ε/x (Eq. 12 of the paper)."""
     schedule = NoiseSchedule.from_config({**BASE, "set_alpha_to_one": True})
@@ -84,41 +76,8 @@ def test_ddim_on_a_gaussian_is_a_product():
     for a, following in itertools.pairwise(alpha_bar):
         e = np.sqrt(1 - a) / (a * spread**2 + 1 - a)
         factor *= np.sqrt(following / a) * (1 - np.sqrt(1 - a) * e) + np.sqrt(1 - following) * e
-    *_, (_, x) = table_run(make_table("ddim", schedule, 10), START, gaussian(schedule, "ddim", spread))
-    assert_close(x, factor * START, rel_l2=1e-12)
-
-
-def gaussian_error(sampler: str, config: dict, steps: int) -> float:
-    """Relative error at timestep 199, where the exact solution has grown by a ratio of √(α²·spread² + σ²)."""
-    schedule = NoiseSchedule.from_config({**BASE, **config, "timestep_spacing": "trailing"})
-    spread = 0.5
-    table = make_table(sampler, schedule, steps)
-    samples = [x for _, x in table_run(table, START, gaussian(schedule, sampler, spread))]
-    scales = []
-    for t in (999, 199):
-        alpha, sigma = level(schedule, t, sampler)
-        scale = np.sqrt(alpha**2 * spread**2 + sigma**2)
-        scales.append(scale / alpha if sampler == "euler" else scale)
-    found = samples[table.timesteps.index(199)] / samples[0]
-    return float(np.abs(found * scales[0] / scales[1] - 1).max())
-
-
-@pytest.mark.parametrize(
-    ("sampler", "config", "order"),
-    [
-        ("ddim", {}, 1),
-        ("euler", {}, 1),
-        ("dpmpp_2m", {}, 2),
-        ("dpmpp_2m", {"solver_type": "heun"}, 2),
-        ("pndm", {"skip_prk_steps": True}, 2),
-        ("pndm", {"skip_prk_steps": False}, 2),
-    ],
-)
-def test_order_of_convergence(sampler, config, order):
-    """Four times the steps divide the error by 4^order, and that of 50 steps is small."""
-    coarse, fine = gaussian_error(sampler, config, 50), gaussian_error(sampler, config, 200)
-    assert coarse < {1: 1e-2, 2: 4e-4}[order]
-    assert fine < coarse / (0.8 * 4**order)
+    data = GaussianMixture(np.ones(1), np.zeros((1, 5)), np.array([spread]))
+    assert_close(states(make_table("ddim", schedule, 10), data, START)[-1], factor * START, rel_l2=1e-12)
 
 
 def test_eta_one_is_ancestral_sampling():

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import NoiseSchedule, make_table
+from fastdiff.samplers import NoiseSchedule, StepTable, make_table
 from fastdiff.samplers.langevin import annealed_langevin, level_count, ncsnv2_step_size
 from fastdiff.samplers.process import VE, VP
 from fastdiff.samplers.process_points import rescaled
 from tests.samplers.configs import STABLE_DIFFUSION
-from tests.samplers.gaussian import MEAN, VARIANCE, affine, marginal, moments
+from tests.samplers.exact import MEAN, STD, affine, marginal, moments
 from tests.samplers.oracle import table_run
 
 SCHEDULE = NoiseSchedule.from_config(STABLE_DIFFUSION)
@@ -28,8 +28,8 @@ def test_stationary_variance_of_the_discretised_chain(process, share):
     mean, variance = marginal(point)
     e = share * variance
     (row,) = annealed_langevin([point], 1, e, denoise=False)
-    assert affine(row)[0] == pytest.approx(1 - share, rel=1e-9)
-    found_mean, found = moments([row] * 2000, (5.0, 9.0))
+    assert affine(row, 0)[0][0, 0] == pytest.approx(1 - share, rel=1e-9)
+    found_mean, found = moments(StepTable("settling", (row,) * 2000), start=(5.0, 9.0))
     assert found_mean == pytest.approx(mean, rel=1e-9)
     assert found == pytest.approx(variance / (1 - share / 2), rel=1e-9)
 
@@ -110,9 +110,9 @@ def test_annealing_reaches_the_data():
     for inner in (20, 40, 80):
         options = {"process": "ve", "sigma_max": 10.0, "inner_steps": inner, "step_size": 0.05 * 0.01**2}
         table = make_table("ncsnv2", SCHEDULE, 100, options=options)
-        mean, variance = moments(table.steps, (0.0, table.init_noise_sigma**2))
+        mean, variance = moments(table, start=(0.0, table.init_noise_sigma**2))
         assert mean == pytest.approx(MEAN, abs=1e-9)
-        errors.append(abs(variance - VARIANCE))
+        errors.append(abs(variance - STD**2))
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([1, 1], abs=0.15)
     assert errors[-1] < 0.01
 

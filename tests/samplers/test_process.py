@@ -14,12 +14,11 @@ from fastdiff.samplers.dpm_multistep import dpm_multistep
 from fastdiff.samplers.exponential import Form
 from fastdiff.samplers.heun import heun_step
 from fastdiff.samplers.moves import rows_of
+from fastdiff.samplers.probability_flow import share_at, straight_point, straight_scale, straight_slope
 from fastdiff.samplers.process import EDM, VE, VP, Chain, Flow, SubVP
 from fastdiff.samplers.process_points import PROCESSES, chosen_times, process_of, process_points, rescaled
-from fastdiff.samplers.straight import share_at, straight_point, straight_scale, straight_slope
 from tests.samplers.configs import STABLE_DIFFUSION
-from tests.samplers.exact import GAUSSIAN, states
-from tests.samplers.gaussian import MEAN, marginal
+from tests.samplers.exact import GAUSSIAN, MEAN, flow, marginal, order_of, states
 
 SCHEDULE = NoiseSchedule.from_config(STABLE_DIFFUSION)
 RUNS = {
@@ -140,7 +139,7 @@ def test_spacings_are_even_where_they_should_be():
 
 
 def flow_error(process, steps: int, solver) -> float:
-    """Of a solver's steps to ``t_min`` on a Gaussian, whose flow map keeps quantiles; of x/α."""
+    """Of a solver's steps to ``t_min`` on a Gaussian; of x/α."""
     points = [
         rescaled(p) if solver is heun_step else p
         for p in process_points(process, steps, "karras", denoise=False)
@@ -152,11 +151,10 @@ def flow_error(process, steps: int, solver) -> float:
         rows, slots = rows_of(points, dpm_multistep(points, [1] + [2] * (steps - 1), Form.DATA), Form.DATA)
     else:
         rows, slots = [step_at(here, here.to(there)) for here, there in pairwise(points)], 0
-    mean, std = GAUSSIAN.means[0], GAUSSIAN.stds[0]
-    (m0, v0), (m1, v1) = (marginal(point, mean, std**2) for point in (points[0], points[-1]))
-    start = m0 + np.array([[-1.0], [0.5], [2.0]]) * math.sqrt(v0)
+    mean, variance = marginal(points[0], GAUSSIAN.means[0], GAUSSIAN.stds[0])
+    start = mean + np.array([[-1.0], [0.5], [2.0]]) * math.sqrt(variance)
     found = states(StepTable("solver", tuple(rows), slots=slots), GAUSSIAN, start)[-1]
-    return float(np.abs(found - (m1 + (start - m0) * math.sqrt(v1 / v0))).max()) / points[-1].alpha
+    return float(np.abs(found - flow(GAUSSIAN, start, points[0], points[-1])).max()) / points[-1].alpha
 
 
 @pytest.mark.parametrize("name", ["vp", "sub_vp", "ve", "edm", "flow_shifted", "chain"])
@@ -169,7 +167,7 @@ def test_solvers_over_points_run_on_every_process(name, solver, order):
     """With the order that they have elsewhere; Heun's method is for x/α, the others take any process."""
     counts = (100, 200, 400)
     errors = [flow_error(RUNS[name], steps, solver) for steps in counts]
-    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
+    assert order_of(counts, errors) == pytest.approx(order, abs=0.15)
     assert errors[-1] < {1: 0.05, 2: 2e-3}[order]
 
 

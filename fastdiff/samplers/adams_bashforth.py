@@ -9,7 +9,7 @@ from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Linear, Prediction
 from fastdiff.samplers.table import Estimate, Step, step_at
 
-__all__ = ["ADAMS_BASHFORTH", "RING", "Move", "extrapolate", "slope", "slope_fields"]
+__all__ = ["ADAMS_BASHFORTH", "RING", "Transfer", "extrapolate", "slope", "slope_fields"]
 
 # Weights of the current and the earlier slopes: Eq. 12 of the PNDM paper and the lower orders.
 ADAMS_BASHFORTH = {
@@ -23,17 +23,16 @@ RING = 3
 
 
 @dataclass(frozen=True)
-class Move:
-    """φ of Eq. 11 of the PNDM paper: x' = along·x + across·e moves x from one level to another on a slope e.
-
-    The same as DDIM's step with e = ε.
+class Transfer:
+    """φ of Eq. 11 of the PNDM paper, its "transfer part": x' = along·x + across·e moves x from one level to
+    another on a slope e. The same as DDIM's step with e = ε.
     """
 
     along: float
     across: float
 
     @classmethod
-    def between(cls, begin: Point, end: Point, *, raw: bool = False) -> Move:
+    def between(cls, begin: Point, end: Point, *, raw: bool = False) -> Transfer:
         """From ``begin`` to ``end`` with e = ε; ``raw`` takes the model's output v in its place.
 
         Then ε = α·e + σ·x at ``begin``, which is right for the current output only. That is what diffusers
@@ -60,17 +59,17 @@ def slope_fields(point: Point, slot: int, *, raw: bool = False) -> dict[str, obj
 
 
 def extrapolate(
-    points: Sequence[Point], moves: Sequence[Move], known: int, order: int = 4, *, raw: bool = False
+    points: Sequence[Point], transfers: Sequence[Transfer], known: int, order: int = 4, *, raw: bool = False
 ) -> list[Step]:
-    """Eq. 12: each of ``moves`` along the slopes extrapolated from ``points``, at which they start.
+    """Eq. 12: each of ``transfers`` along the slopes extrapolated from ``points``, at which they start.
 
     The slopes of the first ``known`` points are in the ring already; their steps are left out. Up to
     ``order`` slopes are used, as many as there are.
     """
     rows = []
-    for i, (point, move) in enumerate(zip(points[known:], moves[known:], strict=True), start=known):
+    for i, (point, transfer) in enumerate(zip(points[known:], transfers[known:], strict=True), start=known):
         weights = ADAMS_BASHFORTH[min(i + 1, order)]
-        update = Linear(move.along, 0.0) + move.across * weights[0] * slope(point, raw=raw)
-        history = tuple(((i - k) % RING, move.across * weights[k]) for k in range(1, len(weights)))
+        update = Linear(transfer.along, 0.0) + transfer.across * weights[0] * slope(point, raw=raw)
+        history = tuple(((i - k) % RING, transfer.across * weights[k]) for k in range(1, len(weights)))
         rows.append(step_at(point, update, history=history, **slope_fields(point, i % RING, raw=raw)))
     return rows
