@@ -122,8 +122,8 @@ def test_the_hardest_corner(model: Model, sampler: str) -> None:
 
 
 OTHERS = (
-    *("euler_ancestral", "heun", "dpm2", "dpm2_ancestral", "lms", "unipc", "deis", "ddpm", "sa_solver", "lcm"),
-    *("dpmpp_3m", "dpmpp_2s", "dpmpp_3s", "dpmpp_2m_sde"),
+    *("euler_ancestral", "heun", "dpm2", "dpm2_ancestral", "lms", "unipc", "deis", "ddpm", "sa_solver"),
+    *("lcm", "dpmpp_3m", "dpmpp_2s", "dpmpp_3s", "dpmpp_2m_sde"),
 )
 
 
