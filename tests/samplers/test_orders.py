@@ -1,7 +1,7 @@
 """The order of convergence of every deterministic sampler, as the registry states it.
 
-Global error at the noise level of the last evaluation, against the probability-flow ODE solved to 13 digits; the
-slope of its logarithm over that of the step count.
+Global error at the noise level of the last evaluation, against the probability-flow ODE solved to 13 digits;
+the slope of its logarithm over that of the step count.
 """
 
 from __future__ import annotations
