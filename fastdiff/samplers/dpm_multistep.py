@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from fastdiff.errors import InputError
-from fastdiff.samplers.exponential import Form, leg
+from fastdiff.samplers.exponential import Form, Leg, leg
 from fastdiff.samplers.lambda_path import LambdaPath, PathRules, lambda_path
 from fastdiff.samplers.moves import Move
 from fastdiff.samplers.noise_options import not_negative
@@ -31,6 +31,7 @@ __all__ = [
     "SOLVER_TYPES",
     "check_end",
     "dpm_multistep",
+    "estimate_weights",
     "exact_third_order",
     "multistep_orders",
     "solver_options",
@@ -76,21 +77,33 @@ def dpm_multistep(
     moves = []
     for i, order in enumerate(orders):
         step = leg(points[i], points[i + 1], form, tau)
-        estimates = {i: step.scale * step.w(0)}
-        if order > 1:
-            before = points[i].log_snr - points[i - 1].log_snr
-            w1 = step.w(1) if heun or order == 3 else step.w(0) / 2
-            newest, older = step.scale * w1 * step.h, 0.0  # of the differences (d − d')/(λ − λ')
-            if order == 3:
-                earlier = points[i - 1].log_snr - points[i - 2].log_snr
-                w2 = step.w(2) + (1 if tau and not exact else 0)
-                second = step.scale * w2 * step.h**2 * (2 if exact else 1) + newest * before
-                newest, older = newest + second / (before + earlier), -second / (before + earlier)
-                estimates[i - 2] = -older / earlier
-            estimates[i - 1] = -newest / before - estimates.get(i - 2, 0.0)
-            estimates[i] += newest / before
+        excess = 1.0 if tau and not exact else 0.0
+        weights = estimate_weights(step, points[: i + 1], order, heun=heun, exact=exact, excess=excess)
+        estimates = {i - k: weight for k, weight in enumerate(weights)}
         moves.append(Move({i: step.carry}, estimates, step.noise * s_noise if tau else None))
     return moves
+
+
+def estimate_weights(
+    step: Leg, points: Sequence[Point], order: int, *, heun: bool, exact: bool, excess: float = 0.0
+) -> list[float]:
+    """Of the estimates at the last ``order`` of ``points``, the newest first, in the motion ``step``.
+
+    As `dpm_multistep` says; w₂ is too large by ``excess``.
+    """
+    first = step.scale * step.w(0)
+    if order == 1:
+        return [first]
+    before = points[-1].log_snr - points[-2].log_snr
+    w1 = step.w(1) if heun or order == 3 else step.w(0) / 2
+    newest = step.scale * w1 * step.h  # of the differences (d − d')/(λ − λ')
+    if order == 2:
+        return [first + newest / before, -newest / before]
+    earlier = points[-2].log_snr - points[-3].log_snr
+    w2 = (step.w(2) + excess) * (2 if exact else 1)
+    second = step.scale * w2 * step.h**2 + newest * before
+    newest, older = newest + second / (before + earlier), -second / (before + earlier)
+    return [first + newest / before, older / earlier - newest / before, -older / earlier]
 
 
 def multistep_orders(steps: int, order: int, *, lower_order_final: bool, euler_at_final: bool) -> list[int]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from fastdiff.samplers.clipping import NO_CLIPPING, Clipping
+from fastdiff.samplers.dpm_multistep import estimate_weights
+from fastdiff.samplers.exponential import Form, leg
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.table import Step
 from fastdiff.samplers.x0_step import x0_step
@@ -41,37 +43,18 @@ def multistep_sde(
         if there.sigma == 0:
             rows.append(x0_step(here, 0.0, there.alpha, clip, noise_coef=last_noise))
             continue
-        h = there.log_snr - here.log_snr
-        newest, *older = _weights(points[: i + 1], h, min(orders[i], i + 1), eta, midpoint, exact)
+        step = leg(here, there, Form.DATA, math.sqrt(eta))
+        order = min(orders[i], i + 1) if step.h else 1
+        newest, *older = estimate_weights(step, points[: i + 1], order, heun=not midpoint, exact=exact)
         rows.append(
             x0_step(
                 here,
-                there.sigma / here.sigma * math.exp(-eta * h),
-                there.alpha * newest,
+                step.carry,
+                newest,
                 clip,
                 save=save,
-                history=tuple(((i - 1 - j) % keep, there.alpha * weight) for j, weight in enumerate(older)),
-                noise_coef=there.sigma * math.sqrt(-math.expm1(-2 * eta * h)) * s_noise if eta else None,
+                history=tuple(((i - 1 - j) % keep, weight) for j, weight in enumerate(older)),
+                noise_coef=step.noise * s_noise if eta else None,
             )
         )
     return rows
-
-
-def _weights(
-    points: Sequence[Point], h: float, order: int, eta: float, midpoint: bool, exact: bool
-) -> list[float]:
-    """Of the predictions at the last ``order`` points, the newest first, for a step of ``h``."""
-    decay = (1 + eta) * h
-    gain = -math.expm1(-decay)
-    if order == 1 or h == 0:
-        return [gain]
-    r0 = (points[-1].log_snr - points[-2].log_snr) / h
-    phi2 = 1 - gain / decay
-    if order == 2:
-        slope = (gain / 2 if midpoint else phi2) / r0
-        return [gain + slope, -slope]
-    r1 = (points[-2].log_snr - points[-3].log_snr) / h
-    # D' = d₀ + r₀/(r₀ + r₁)·(d₀ − d₁) and D'' = (d₀ − d₁)/(r₀ + r₁) of the differences d₀ and d₁.
-    bend = (phi2 * r0 - (2 if exact else 1) * (phi2 / decay - 0.5)) / (r0 + r1)
-    newer, older = (phi2 + bend) / r0, -bend / r1
-    return [gain + newer, older - newer, -older]
