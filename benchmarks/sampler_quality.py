@@ -75,6 +75,12 @@ SHOWN = (
     "sa_solver, Karras",
     "res_multistep, Karras",
     "er_sde, Karras",
+    "dpm_solver_3m, Karras",
+)
+MIXTURE_PLOT = (
+    *("ddim", "ddpm", "pndm", "euler", "heun", "dpmpp_2m", "euler_ancestral, Karras", "dpmpp_2m, Karras"),
+    *("dpmpp_2m_sde, Karras", "unipc, Karras", "deis, Karras", "dpm_solver_3m, Karras", "lms, Karras"),
+    "er_sde, Karras",
 )
 COUNT, DIRECTIONS = 20_000, 64
 
@@ -268,7 +274,14 @@ def write_page() -> None:
             continue
         document = json.loads(path.read_text())
         rows = document["samplers"]
-        _plot(rows, metric, title, document, PAGE.with_name(f"samplers-{kind}.png"))
+        shown = MIXTURE_PLOT if kind == "mixture" else tuple(SCENES)
+        _plot(
+            {name: rows[name] for name in shown if name in rows},
+            metric,
+            title,
+            document["floor"],
+            PAGE.with_name(f"samplers-{kind}.png"),
+        )
         text = _filled(text, kind, _table(rows, metric, form))
     PAGE.write_text(text)
 
@@ -301,21 +314,20 @@ def _table(rows: Mapping[str, Any], metric: str, form: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plot(rows: Mapping[str, Any], metric: str, title: str, document: Mapping[str, Any], path: Path) -> None:
+def _plot(rows: Mapping[str, Any], metric: str, title: str, floor: float, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [name for name in SCENES if name in rows]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     colours = plt.get_cmap("tab20").colors
-    for colour, name in zip(colours, shown, strict=False):
+    for colour, name in zip(colours, rows, strict=False):
         row = rows[name].values()
         x = [cell["evaluations"] for cell in row]
         axes.plot(x, [cell[metric] for cell in row], marker="o", ms=3, color=colour, label=name)
     if metric != "objects":
-        axes.axhline(document["floor"], color="black", lw=0.8, ls=":", label="exact samples")
+        axes.axhline(floor, color="black", lw=0.8, ls=":", label="exact samples")
         axes.set_yscale("log")
     axes.set_xscale("log")
     axes.set_xticks(EVALUATIONS, [str(count) for count in EVALUATIONS])
