@@ -267,7 +267,7 @@ def write_page() -> None:
     for kind, metric, title, form in (
         ("mixture", "distance", "sliced Wasserstein distance to a mixture", "{:.4f}"),
         ("scenes", "objects", "captions drawn right", "{:.0%}"),
-        ("scenes-frechet", "frechet", "Fréchet distance to drawings", "{:.2f}"),
+        ("scenes-frechet", "frechet", "Fréchet distance to drawings", "{:.3f}"),
     ):
         path = RESULTS / f"samplers-{kind.removesuffix('-frechet')}.json"
         if not path.is_file():
