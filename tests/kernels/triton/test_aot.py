@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import unittest.mock
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from triton.runtime.jit import JITFunction
 
 from fastdiff.errors import TargetError
 from fastdiff.kernels.triton import aot
 from fastdiff.kernels.triton.aot import ARCHITECTURES
+
+
+@contextlib.contextmanager
+def one_parser_at_a_time() -> Iterator[None]:
+    """CPython 3.11's ast.parse keeps its depth for all threads together: two at once may end in SystemError.
+
+    The package itself compiles in processes.
+    """
+    lock, parse = threading.Lock(), JITFunction.parse
+
+    def locked(function: JITFunction) -> object:
+        with lock:
+            return parse(function)
+
+    with unittest.mock.patch.object(JITFunction, "parse", locked):
+        yield
 
 
 # bfloat16 takes the same code but for conversions: once is enough to see that it compiles.
@@ -21,7 +42,7 @@ from fastdiff.kernels.triton.aot import ARCHITECTURES
 def test_shipped_kernels_fit(op: str, arch: int, dtype: torch.dtype) -> None:
     builds = list(aot.op_builds(op, dtype, arch))
     assert builds
-    with ThreadPoolExecutor(2) as pool:
+    with one_parser_at_a_time(), ThreadPoolExecutor(2) as pool:
         compiled = list(pool.map(lambda build: aot.compile_build(build, arch), builds))
     for build, kernel in zip(builds, compiled, strict=True):
         found = aot.resources(kernel, arch)
