@@ -14,15 +14,6 @@ from fastdiff.samplers.settings import short
 
 __all__ = ["check_config", "check_process", "check_read", "check_steps"]
 
-_SHARED = (
-    "num_train_timesteps",
-    "prediction_type",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "trained_betas",
-)
-
 
 def check_steps(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> int:
     """``steps`` as an integer. Raises `InputError` for what is none or out of the sampler's range."""
@@ -42,7 +33,7 @@ def check_read(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, ob
     for key in given:
         if key in schedule.reads:
             continue
-        known = sorted(schedule.reads.keys() - set(_SHARED))
+        known = sorted(schedule.reads.keys() - NoiseSchedule.from_config(schedule.config).reads.keys())
         if key == "eta":
             if given[key] == 0:
                 continue
@@ -80,7 +71,7 @@ def check_config(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, 
 def check_process(sampler: Sampler, schedule: NoiseSchedule) -> None:
     """Raise where a checkpoint of flow matching meets a sampler that would walk a chain of betas."""
     name = schedule.config.get("_class_name")
-    if name not in FLOW_CLASSES or name in sampler.classes or sampler.name.startswith("flow_"):
+    if name not in FLOW_CLASSES or not FLOW_CLASSES.isdisjoint(sampler.classes):
         return
     if not schedule.config.get("use_flow_sigmas") and "process" not in schedule.reads:
         raise InputError(
