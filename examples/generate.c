@@ -38,16 +38,21 @@ static size_t elements(const fastdiff_array* array) {
     return size;
 }
 
-static fastdiff_session* open_module(const char* folder, const char* name) {
+static fastdiff_module* open_file(const char* folder, const char* name) {
     const size_t size = strlen(folder) + strlen(name) + 6;
     char* path = allocate(size);
     fastdiff_module* module;
-    fastdiff_session* session;
     snprintf(path, size, "%s/%s.fdn", folder, name);
     check(fastdiff_module_open(path, &module));
+    free(path);
+    return module;
+}
+
+static fastdiff_session* open_module(const char* folder, const char* name) {
+    fastdiff_module* module = open_file(folder, name);
+    fastdiff_session* session;
     check(fastdiff_session_open(module, 0, &session));
     fastdiff_module_close(module); /* the session keeps what it needs */
-    free(path);
     return session;
 }
 
@@ -58,6 +63,40 @@ static fastdiff_array run(fastdiff_session* session, const fastdiff_array* input
     output.data = allocate(elements(&output) * sizeof(float));
     check(fastdiff_session_run(session, input, &output, NULL, NULL));
     return output;
+}
+
+/* What the U-Net attends to, [2, tokens, hidden], for two rows of token ids. The encoder's other inputs are
+ * vectors in the place of words, here none; its other outputs are hidden states of earlier layers. */
+static fastdiff_array encode(const char* folder, int64_t* ids, size_t tokens) {
+    enum { most = 4 };
+    fastdiff_module* module = open_file(folder, "text_encoder");
+    const size_t input_count = fastdiff_module_input_count(module);
+    const size_t output_count = fastdiff_module_output_count(module);
+    fastdiff_array inputs[most] = {{ids, 2, {2, tokens}}}, outputs[most];
+    fastdiff_session* session;
+    size_t i;
+    if (input_count > most || output_count > most) {
+        fprintf(stderr, "generate: the text encoder has more inputs or outputs than %d\n", most);
+        exit(1);
+    }
+    for (i = 1; i < input_count; ++i) {
+        fastdiff_tensor tensor;
+        check(fastdiff_module_input(module, i, &tensor));
+        inputs[i] = (fastdiff_array){NULL, 3, {2, tokens, tensor.sizes[2]}};
+        inputs[i].data = allocate(elements(&inputs[i]) * sizeof(float));
+        memset(inputs[i].data, 0, elements(&inputs[i]) * sizeof(float));
+    }
+    check(fastdiff_session_open(module, 0, &session));
+    fastdiff_module_close(module);
+    check(fastdiff_session_output_sizes(session, inputs, outputs));
+    for (i = 0; i < output_count; ++i) {
+        outputs[i].data = allocate(elements(&outputs[i]) * sizeof(float));
+    }
+    check(fastdiff_session_run(session, inputs, outputs, NULL, NULL));
+    fastdiff_session_close(session);
+    for (i = 1; i < input_count; ++i) free(inputs[i].data);
+    for (i = 1; i < output_count; ++i) free(outputs[i].data);
+    return outputs[0];
 }
 
 /* DDIM (Song, Meng and Ermon, eq. 12) with eta 0 for a model that predicts noise: betas are scaled linear,
@@ -140,10 +179,7 @@ int main(int argc, char** argv) {
         ids[i] = atoll(argv[slash + 1 + i]);
         ids[tokens + (size_t)i] = atoll(argv[fixed + i]);
     }
-    fastdiff_session* encoder = open_module(argv[1], "text_encoder");
-    const fastdiff_array prompt = {ids, 2, {2, tokens}};
-    const fastdiff_array states = run(encoder, &prompt);
-    fastdiff_session_close(encoder);
+    const fastdiff_array states = encode(argv[1], ids, tokens);
 
     /* Latents. DDIM starts from unit noise. */
     fastdiff_array latents = {

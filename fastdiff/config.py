@@ -131,6 +131,7 @@ class TextEncoderSpec:
     hidden_size  width of its hidden states
     layers       how many hidden states it gives, for clip-skip; 0: only the one that is used
     pooled_size  width of its embedding of the whole prompt, 0 without
+    vocabulary   rows of its embedding table, before those that are added for textual inversion; 0: none are
     penultimate  whether the U-Net attends to the last but one hidden state, before the final norm, as SDXL's
                  does, instead of the last one after it
     """
@@ -142,6 +143,7 @@ class TextEncoderSpec:
     layers: int = 0
     pooled_size: int = 0
     penultimate: bool = False
+    vocabulary: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ class ModelSpec:
     ``condition_channels`` how many channels the U-Net takes beside the latents, such as inpainting's mask,
     ``num_classes`` how many class labels it knows; 0 each for models without. ``text_encoders`` are in the
     order in which their hidden states are put side by side; an engine that names none has one, which
-    ``max_tokens`` and ``hidden_size`` describe.
+    ``max_tokens`` and ``hidden_size`` describe. ``zeros_for_empty_prompt`` says whether no negative prompt is
+    zeros in the place of what the text encoders give for no text.
     """
 
     family: str
@@ -180,3 +183,4 @@ class ModelSpec:
     num_classes: int = field(default=0, metadata=OPTIONAL)
     picture_channels: int = field(default=3, metadata=OPTIONAL)
     text_encoders: tuple[TextEncoderSpec, ...] = field(default=(), metadata=OPTIONAL)
+    zeros_for_empty_prompt: bool = field(default=False, metadata=OPTIONAL)

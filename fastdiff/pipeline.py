@@ -15,7 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from fastdiff.devices import Device, check_devices, default_device, share_thread
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import FastdiffWarning
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
-from fastdiff.prompts import PromptEncoder
+from fastdiff.prompts import PromptEncoder, PromptOptions
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
 from fastdiff.samplers import Callback, Generator, Guidance, NoiseSchedule, NoiseSource
@@ -119,6 +119,7 @@ class Pipeline:
         latents: Array | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        **prompt_options: Unpack[PromptOptions],
     ) -> Result:
         """Generate ``num`` pictures of each prompt.
 
@@ -130,7 +131,9 @@ class Pipeline:
         scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME`` lists them.
         ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn noise.
         ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step`` counting
-        from 1; copy the latents to keep them. ``progress`` draws a bar.
+        from 1; copy the latents to keep them. ``progress`` draws a bar. ``prompt_options`` say how prompts
+        are read, such as ``clip_skip=1``, and what SDXL is told of the picture: see `PromptOptions` and
+        docs/prompts.md.
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
         """
@@ -147,6 +150,7 @@ class Pipeline:
             width=width,
             eta=eta,
             sampler_options=sampler_options,
+            **prompt_options,
         )
         return self.run(request, latents, None, callback, progress)
 
@@ -177,13 +181,28 @@ class Pipeline:
         images = to_images(self.vae.decode(final))
         end = time.perf_counter()
         timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
-        metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
+        metadata = picture_metadata(
+            request, self.engine.engine_hash, latents is not None, self.prompts.inversions
+        )
         return Result(images, final, request.seed, timings, metadata)
 
     @property
     def tokenizer(self) -> ClipTokenizer:
         """The tokenizer of the first text encoder."""
         return self.prompts.tokenizer
+
+    def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
+        """Load an embedding of textual inversion, a ``.safetensors`` file; returns the word that stands for
+        it in prompts: ``token``, or where that is None the one that the file names, else the file's own name.
+
+        Raises InputError for a file that is none, vectors of another width than the text encoder's, and a
+        word that is taken.
+        """
+        return self.prompts.reader.load(path, token).token
+
+    def unload_textual_inversion(self, token: str | None = None) -> None:
+        """Unload the embedding of a word, None: all. Raises InputError for one that is not loaded."""
+        self.prompts.inversions.remove(token)
 
     def default_sampler(self) -> str:
         """The sampler that the checkpoint's scheduler config names. Raises InputError when there is none."""
@@ -209,6 +228,8 @@ class Pipeline:
     def _warn_without_guidance(self, request: Request) -> None:
         for given, what in (
             (any(request.negatives), "the negative prompt"),
+            (any(request.text.negatives_2 or ()), "negative_2"),
+            (bool(request.sizes.negative), ", ".join(request.sizes.negative)),
             (self._others is not None, "the device for the other half of guidance"),
         ):
             if given:

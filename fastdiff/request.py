@@ -7,15 +7,19 @@ way out.
 from __future__ import annotations
 
 import json
-import math
-import operator
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from fastdiff.arguments import integer as _integer
+from fastdiff.arguments import number as _number
+from fastdiff.arguments import show as _show
+from fastdiff.arguments import texts as _texts
 from fastdiff.config import ModelSpec
 from fastdiff.errors import InputError
+from fastdiff.prompts.options import TextOptions, read_options
+from fastdiff.prompts.sizes import SizeConditioning
 from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
 from fastdiff.samplers.guidance.read import written
 
@@ -29,7 +33,8 @@ class Request:
     """A checked call. ``prompts`` and ``negatives`` are of one length; ``num`` pictures are made of each.
 
     ``height`` and ``width`` are in picture pixels. ``eta`` None is the sampler's own. ``listed`` says whether
-    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values.
+    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values; ``text`` says how
+    the prompts are read and ``sizes`` what the model is told of the picture's.
     """
 
     prompts: tuple[str, ...]
@@ -44,6 +49,8 @@ class Request:
     eta: float | None
     listed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    text: TextOptions = field(default_factory=TextOptions)
+    sizes: SizeConditioning = field(default_factory=SizeConditioning)
 
     @property
     def guided(self) -> bool:
@@ -81,7 +88,23 @@ class Request:
             "width": self.width,
             "eta": self.eta,
             **({"sampler_options": dict(self.options)} if self.options else {}),
+            **self.text.settings(self.listed),
+            **self.sizes.settings(),
         }
+
+    def rows(self, rows: range) -> Request:
+        """The call for some of its pictures alone, each with its own prompt."""
+
+        def chosen(texts: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(texts[row // self.num] for row in rows)
+
+        return replace(
+            self,
+            prompts=chosen(self.prompts),
+            negatives=chosen(self.negatives),
+            num=1,
+            text=self.text.chosen(chosen),
+        )
 
 
 def check_request(
@@ -98,10 +121,12 @@ def check_request(
     width: object,
     eta: object,
     sampler_options: object = None,
+    **prompt_options: object,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
 
     ``seed`` None draws one of 32 bits; ``height`` or ``width`` None takes the engine's default.
+    ``prompt_options`` are those of `fastdiff.prompts.options.PromptOptions`.
     """
     prompts = _texts("prompt", prompt)
     negatives = _texts("negative", negative)
@@ -116,6 +141,7 @@ def check_request(
     share = None if eta is None else _number("eta", eta)
     if share is not None and not 0.0 <= share <= 1.0:
         raise InputError(f"eta is {share:g}: it must be from 0 (DDIM) to 1 (DDPM)")
+    text, sizes = read_options(model, len(prompts), prompt_options)
     guidance = _guidance(guidance)
     if isinstance(guidance, Guidance) and isinstance(guidance.method, PerpNeg) and not any(negatives):
         raise InputError("guidance 'perp_neg' without a negative prompt: give one, or use 'cfg'")
@@ -132,6 +158,8 @@ def check_request(
         eta=share,
         listed=not isinstance(prompt, str),
         options=_options(sampler_options),
+        text=text,
+        sizes=sizes,
     )
 
 
@@ -157,8 +185,19 @@ def request_values(request: Request) -> dict[str, Any]:
 
 def request_from(values: dict[str, Any]) -> Request:
     """The call that `request_values` made JSON of."""
-    texts = {name: tuple(values[name]) for name in ("prompts", "negatives")}
-    return Request(**{**values, **texts, "guidance": _guidance(values["guidance"])})
+    parts = {
+        "prompts": tuple(values["prompts"]),
+        "negatives": tuple(values["negatives"]),
+        "guidance": _guidance(values["guidance"]),
+        "text": TextOptions(**_tuples(values["text"])),
+        "sizes": SizeConditioning(**_tuples(values["sizes"])),
+    }
+    return Request(**{**values, **parts})
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists, as JSON has them, as tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _guidance(value: object) -> float | Guidance:
@@ -172,50 +211,6 @@ def _guidance(value: object) -> float | Guidance:
     return guidance
 
 
-def _texts(name: str, value: object) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, (list, tuple)):
-        raise InputError(
-            f"{name} is of type {type(value).__name__}: it must be a string or a list of strings"
-        )
-    if not texts:
-        raise InputError(f"{name} is an empty list: give at least one string")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"{name} {index} is of type {type(text).__name__}: it must be a string")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            where = f"{text[error.start]!r} at position {error.start}"
-            raise InputError(f"{name} holds {where}, which is no character: give text in UTF-8") from None
-    return tuple(texts)
-
-
-def _integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
-    limits = f"{minimum} or more" if maximum is None else f"from {minimum} to {maximum}"
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise InputError(f"{name} is {_show(value)}: it must be a whole number, {limits}")
-    if number < minimum or (maximum is not None and number > maximum):
-        raise InputError(f"{name} is {number}: it must be {limits}")
-    return number
-
-
-def _number(name: str, value: object) -> float:
-    try:
-        if isinstance(value, (bool, str, bytes)):
-            raise TypeError
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name} is {_show(value)}: it must be a number") from None
-    if not math.isfinite(number):
-        raise InputError(f"{name} is {number}: it must be a finite number")
-    return number
-
-
 def _side(name: str, value: object, default: int, multiple: int) -> int:
     if value is None:
         return default
@@ -225,8 +220,3 @@ def _side(name: str, value: object, default: int, multiple: int) -> int:
         nearest = f"{below} or {above}" if below else f"{above}"
         raise InputError(f"{name} is {side}: it must be a multiple of {multiple}; use {nearest}")
     return side
-
-
-def _show(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff._version import __version__
+from fastdiff.prompts.textual_inversion import Inversion
 from fastdiff.request import Request
 
 if TYPE_CHECKING:
@@ -57,9 +59,16 @@ class Result:
         return [os.fspath(name) for name in paths]
 
 
-def picture_metadata(request: Request, engine_hash: str, latents_given: bool) -> list[dict[str, Any]]:
-    """One JSON object for each picture of a call; ``settings`` is the call itself."""
+def picture_metadata(
+    request: Request, engine_hash: str, latents_given: bool, inversions: Iterable[Inversion] = ()
+) -> list[dict[str, Any]]:
+    """One JSON object for each picture of a call; ``settings`` is the call itself.
+
+    ``inversions`` are the embeddings that were loaded, without which the settings do not repeat the picture.
+    """
     common: dict[str, Any] = {"fastdiff": __version__, "engine": engine_hash}
+    if loaded := [{"token": each.token, "vectors_sha256": each.digest} for each in inversions]:
+        common["embeddings"] = loaded
     if latents_given:
         common["latents"] = "given"  # the settings alone do not repeat the picture
     common["settings"] = request.settings()

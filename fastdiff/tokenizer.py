@@ -29,7 +29,7 @@ from tokenizers.models import BPE
 
 from fastdiff.errors import EngineDamagedError
 
-__all__ = ["ClipTokenizer", "TokenizedPrompt"]
+__all__ = ["ClipTokenizer", "TokenizedPrompt", "Word"]
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _DEFAULTS = {
@@ -52,6 +52,14 @@ class TokenizedPrompt:
 
     ids: tuple[int, ...]
     dropped: str
+
+
+@dataclass(frozen=True)
+class Word:
+    """The ids of one word, special token or run of symbols, and where it begins in the text."""
+
+    ids: tuple[int, ...]
+    begin: int
 
 
 class ClipTokenizer:
@@ -89,12 +97,42 @@ class ClipTokenizer:
         self._eos = _id(tokenizer, specials["eos_token"])
         self._pad = _id(tokenizer, specials["pad_token"])
         self._pad_left = config.get("padding_side", "right") == "left"
-        self._cut_left = config.get("truncation_side", "right") == "left"
+        self._cut_left = bool(config.get("truncation_side", "right") == "left")
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included; the text encoder's embedding must have as many rows."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def room(self) -> int:
+        """Tokens between start and end."""
+        return self.window - 2
+
+    @property
+    def cuts_left(self) -> bool:
+        """Whether it is the beginning of a prompt that is cut off."""
+        return self._cut_left
+
+    def words(self, text: str) -> list[Word]:
+        """The words of a text, however long, without start, end and padding."""
+        encoding: Encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        found: list[Word] = []
+        last: int | None = None
+        for index, number in enumerate(encoding.word_ids):
+            token = encoding.ids[index]
+            if number is not None and number == last:
+                found[-1] = Word((*found[-1].ids, token), found[-1].begin)
+            else:
+                found.append(Word((token,), encoding.offsets[index][0]))
+            last = number
+        return found
+
+    def frame(self, body: Sequence[int]) -> tuple[tuple[int, ...], int]:
+        """A window of ids, and where in it ``body`` begins, which has at most ``room`` ids."""
+        ids = (self._bos, *body, self._eos)
+        padding = (self._pad,) * (self.window - len(ids))
+        return (padding + ids, len(padding) + 1) if self._pad_left else (ids + padding, 1)
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         """Token ids of one prompt, cut and padded to the window, and the text that was cut off."""
@@ -110,9 +148,7 @@ class ClipTokenizer:
             else:
                 dropped = prompt[encoding.offsets[room][0] :].strip()
                 body = body[:room]
-        ids = [self._bos, *body, self._eos]
-        padding = [self._pad] * (self.window - len(ids))
-        return TokenizedPrompt(tuple(padding + ids if self._pad_left else ids + padding), dropped)
+        return TokenizedPrompt(self.frame(body)[0], dropped)
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
         """``input_ids`` int64 [len(prompts), window]; what does not fit is cut off silently."""

@@ -9,6 +9,7 @@ ones and zeros, so that a weight that goes missing shows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import load_checkpoint
 from fastdiff.build.modules import ModuleSpec, module_spec, module_wrapper, part_class
 from fastdiff.build.passes import FUSIONS, PASSES, run_passes
-from fastdiff.config import MODULES, ModelSpec, SizeRange, TensorSpec
+from fastdiff.config import MODULES, ModelSpec, SizeRange, TensorSpec, TextEncoderSpec
 
 __all__ = ["MODELS", "PUBLISHED", "VOCABULARY", "captured_part", "fused", "model", "sizes_of"]
 
@@ -33,7 +34,8 @@ VOCABULARY = 60
 LATENT = TensorSpec("sample", "float32", ("batch", 4, "height", "width"))
 HIDDEN = TensorSpec("encoder_hidden_states", "float32", ("batch", "tokens", 24))
 TIMESTEP = TensorSpec("timestep", "float32", ("batch",))
-SPEC = ModelSpec("stable_diffusion", 4, 8, 0.2, 0.0, 64, 64, 1, 64, 16, 24)
+ENCODER = TextEncoderSpec("text_encoder", "tokenizer", 16, 24, layers=3)
+SPEC = ModelSpec("stable_diffusion", 4, 8, 0.2, 0.0, 64, 64, 1, 64, 16, 24, text_encoders=(ENCODER,))
 
 
 class _WithClass(nn.Module):
@@ -136,7 +138,8 @@ def _clip_config(**options: Any) -> CLIPTextConfig:
 
 def _clip(activation: str) -> CapturedModule:
     model = CLIPTextModel(_clip_config(hidden_act=activation))
-    return _captured(module_spec("text_encoder", SPEC), module_wrapper("text_encoder", model), model)
+    spec = module_spec("text_encoder", SPEC)
+    return _captured(spec, spec.wrap(model), model)
 
 
 def clip() -> CapturedModule:
@@ -151,7 +154,7 @@ def clip_gelu() -> CapturedModule:
 
 def _projected(eos: int) -> CapturedModule:
     model = CLIPTextModelWithProjection(_clip_config(hidden_act="gelu", projection_dim=20, eos_token_id=eos))
-    spec = module_spec("text_encoder", SPEC)
+    spec = module_spec("text_encoder", replace(SPEC, text_encoders=()))
     pooled = TensorSpec("text_embeds", "float32", ("batch", 20))
     spec = ModuleSpec("text_encoder_2", "text_encoder", spec.inputs, (*spec.outputs, pooled), spec.shapes)
     return _captured(spec, _Pooled(model), model)

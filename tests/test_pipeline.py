@@ -186,7 +186,7 @@ def test_text_encoder_runs_once_per_distinct_prompt(pipe: Pipeline) -> None:
     assert len(encoder.calls) == 3, "both are remembered"
     for number in range(40):
         pipe(f"{number}", steps=1, sampler="ddim", seed=0)
-    assert len(pipe.prompts._known) <= 16
+    assert len(pipe.prompts._known) <= 32
     many = pipe([f"x{number}" for number in range(4)] * 2, steps=1, sampler="ddim", seed=0, guidance=1)
     assert len(many.images) == 8
 
@@ -343,13 +343,13 @@ def test_cut_prompts_warn_with_what_was_dropped(pipe: Pipeline) -> None:
     with pytest.warns(
         FastdiffWarning, match="the prompt is longer than 16 tokens; dropped: 'a  Green Ünder'"
     ) as caught:
-        pipe("a " * 14 + "a  Green Ünder ", steps=1, seed=0)
+        pipe("a " * 14 + "a  Green Ünder ", steps=1, seed=0, long_prompts="cut")
     assert len(caught) == 1
     assert caught[0].filename == __file__
     with pytest.warns(
         FastdiffWarning, match="the negative prompt is longer than 16 tokens; dropped: 'square'"
     ):
-        pipe("a", negative="a " * 14 + "square", steps=1, seed=0)
+        pipe("a", negative="a " * 14 + "square", steps=1, seed=0, long_prompts="cut")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe("a " * 14, steps=1, seed=0)
@@ -447,6 +447,10 @@ BAD = [
     ({"steps": 1001}, "1001.*1000"),
     ({"steps": 0}, "steps is 0"),
     ({"guidance": math.nan}, "guidance is nan"),
+    ({"clip_skip": 1}, "clip_skip is 1: this engine's text encoder gives its last layer alone; build it again"),
+    ({"prompt_2": "b"}, "prompt_2 is for models with two text encoders: leave it out"),
+    ({"target_size": (64, 64)}, "target_size is for models that take sizes, such as SDXL: leave it out"),
+    ({"negative": "a " * 20}, "2 chunks has 32 tokens: unet of this engine takes 1 to 16; use a shorter"),
     ({"height": 36}, "height is 36.*multiple of 8"),
     ({"width": 8}, "width is 8: unet of this engine takes from 16 to 256"),
     ({"height": 512}, "height is 512: unet of this engine takes from 16 to 256"),
@@ -471,7 +475,7 @@ def test_bad_values_are_refused_before_anything_runs(
 
 
 def test_unknown_arguments_are_not_swallowed(pipe: Pipeline) -> None:
-    with pytest.raises(TypeError, match="guidance_scale"):
+    with pytest.raises(TypeError, match="'guidance_scale': known are clip_skip, weighting"):
         pipe("a", guidance_scale=7.5)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdiff.config import ModelSpec
+from fastdiff.config import ModelSpec, TextEncoderSpec
 
 __all__ = ["KINDS", "Case", "Job", "Picture"]
 
@@ -98,9 +98,11 @@ class Job:
     @staticmethod
     def from_json(document: dict[str, Any]) -> Job:
         """The inverse of ``to_json``."""
+        model = dict(document["model"])
+        model["text_encoders"] = tuple(TextEncoderSpec(**each) for each in model["text_encoders"])
         nested = {
             "case": Case(**document["case"]),
-            "model": ModelSpec(**document["model"]),
+            "model": ModelSpec(**model),
             "picture": Picture(**document["picture"]),
         }
         return Job(**{**document, **nested})

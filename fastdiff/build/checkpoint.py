@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.build.weights import load_part, weight_files
-from fastdiff.config import ModelSpec
+from fastdiff.config import ModelSpec, TextEncoderSpec
 from fastdiff.engine_dir import file_sha256
 from fastdiff.errors import CheckpointError, EngineDamagedError
 from fastdiff.tokenizer import ClipTokenizer
@@ -228,6 +228,8 @@ def _model_spec(path: Path, configs: dict[str, dict[str, Any]]) -> ModelSpec:
         size = unet.get("sample_size") or 64
         height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         scaling = vae.get("scaling_factor")
+        window, hidden = _window(path, int(text["max_position_embeddings"])), int(text["hidden_size"])
+        layers = int(text["num_hidden_layers"]) + 1  # and what goes into the first
         spec = ModelSpec(
             family="stable_diffusion",
             latent_channels=int(vae["latent_channels"]),
@@ -238,8 +240,13 @@ def _model_spec(path: Path, configs: dict[str, dict[str, Any]]) -> ModelSpec:
             default_width=max(multiple, width * factor // multiple * multiple),
             default_batch=1,
             size_multiple=multiple,
-            max_tokens=_window(path, int(text["max_position_embeddings"])),
-            hidden_size=int(text["hidden_size"]),
+            max_tokens=window,
+            hidden_size=hidden,
+            text_encoders=(
+                TextEncoderSpec(
+                    "text_encoder", "tokenizer", window, hidden, layers, vocabulary=int(text["vocab_size"])
+                ),
+            ),
         )
     except (TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: a config value has the wrong type ({error})") from error

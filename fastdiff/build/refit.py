@@ -41,6 +41,7 @@ _ARCHITECTURE = (
     "size_multiple",
     "max_tokens",
     "hidden_size",
+    "text_encoders",
 )
 
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
+from fastdiff.cli.prompts import add_prompt_options, chosen_prompt_options, load_embeddings
 from fastdiff.cli.values import number, on_terminal, option, whole
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
     add_guidance(parser)
+    add_prompt_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -85,6 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_output(arguments.output)
     guidance = chosen_guidance(arguments)
     pipe = _open(arguments)
+    load_embeddings(pipe, arguments)
     result = pipe(
         arguments.prompt,
         negative=arguments.negative,
@@ -97,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
         width=arguments.width,
         eta=arguments.eta,
         sampler_options=dict(arguments.sampler_option),
+        **chosen_prompt_options(arguments),
         progress=on_terminal(),
     )
     pipe.close()

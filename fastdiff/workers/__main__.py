@@ -32,10 +32,12 @@ def open_pipeline(path: str, threads: int | None, device: Any) -> Pipeline:
 def generate(pipe: Pipeline, body: dict[str, Any], latents: Any) -> Message:
     """The pictures of one job: some rows of a call, with their rows of its noise.
 
-    ``body`` has the ``request`` and, for a stochastic sampler, ``noise``: the ``batch`` of the whole call,
-    the first row (``begin``), and whether the call's latents were ``drawn`` before its steps' noise.
+    ``body`` has the ``request``, the ``embeddings`` that are to be loaded as pairs of file and word, and, for
+    a stochastic sampler, ``noise``: the ``batch`` of the whole call, the first row (``begin``), and whether
+    the call's latents were ``drawn`` before its steps' noise.
     """
     request = request_from(body["request"])
+    _load_embeddings(pipe, body["embeddings"])
     noise: NoiseSource | None = None
     if body["noise"] is not None:
         batch, begin = body["noise"]["batch"], body["noise"]["begin"]
@@ -54,6 +56,15 @@ def generate(pipe: Pipeline, body: dict[str, Any], latents: Any) -> Message:
     }
     pixels = np.stack([np.asarray(image) for image in result.images])
     return reply, {"latents": result.latents, "pixels": pixels}
+
+
+def _load_embeddings(pipe: Pipeline, wanted: list[list[str]]) -> None:
+    """Load what is wanted in its order, and nothing else."""
+    loaded = [[str(each.path), each.token] for each in pipe.prompts.inversions]
+    if loaded != wanted:
+        pipe.unload_textual_inversion()
+        for path, token in wanted:
+            pipe.load_textual_inversion(path, token)
 
 
 def _failure(error: Exception) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
 from fastdiff.progress import progress_bar
+from fastdiff.prompts import PromptOptions
+from fastdiff.prompts.reader import PromptReader
 from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
 from fastdiff.samplers import Generator, Guidance, NoiseSchedule
@@ -51,6 +53,7 @@ class PipelinePool:
         self.engine = engine
         self.devices = tuple(devices)
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
+        self._reader = PromptReader(engine)
         self._batch = batch
         self._places = _places(engine, devices, threads)
         self._crew: Crew | None = None
@@ -74,6 +77,7 @@ class PipelinePool:
         sampler_options: Mapping[str, Any] | None = None,
         latents: Array | None = None,
         progress: bool = False,
+        **prompt_options: Unpack[PromptOptions],
     ) -> Result:
         """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
 
@@ -95,14 +99,25 @@ class PipelinePool:
             width=width,
             eta=eta,
             sampler_options=sampler_options,
+            **prompt_options,
         )
         jobs = self._jobs(request, latents)
         with self._lock:
             replies = self._run(jobs, progress)
         for text in dict.fromkeys(text for body, _ in replies for text in body["warnings"]):
             warnings.warn(text, FastdiffWarning, stacklevel=2)
-        metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
+        metadata = picture_metadata(
+            request, self.engine.engine_hash, latents is not None, self._reader.inversions
+        )
         return _joined(replies, request.seed, metadata, begin)
+
+    def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
+        """Load an embedding as a Pipeline does; the processes read the file when they are next called."""
+        return self._reader.load(path, token).token
+
+    def unload_textual_inversion(self, token: str | None = None) -> None:
+        """Unload the embedding of a word, None: all. Raises InputError for one that is not loaded."""
+        self._reader.inversions.remove(token)
 
     def close(self) -> None:
         """End the processes. The next call starts them again."""
@@ -121,19 +136,21 @@ class PipelinePool:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
         table = call_table(self.schedule, request, latents is not None)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
+        chunks = self._reader.chunks(request)
+        request = replace(request, text=replace(request.text, chunks=chunks))
+        embeddings = [[str(each.path.resolve()), each.token] for each in self._reader.inversions]
         jobs: list[Job] = []
         for begin in range(0, request.pictures, self._batch):
             rows = range(begin, min(begin + self._batch, request.pictures))
-            part = replace(
-                request,
-                prompts=tuple(request.prompts[row // request.num] for row in rows),
-                negatives=tuple(request.negatives[row // request.num] for row in rows),
-                num=1,
-            )
+            part = request.rows(rows)
             if not jobs:
                 check_shapes(self.engine, part)
             noise = {"batch": request.pictures, "begin": begin, "drawn": latents is None}
-            body = {"request": request_values(part), "noise": noise if table.stochastic else None}
+            body = {
+                "request": request_values(part),
+                "noise": noise if table.stochastic else None,
+                "embeddings": embeddings,
+            }
             jobs.append(Job(len(jobs), (body, {"latents": start[rows.start : rows.stop]})))
         return jobs
 

@@ -28,7 +28,7 @@ def test_specs_name_what_the_pipeline_uses(checkpoint: Checkpoint) -> None:
 
     specs = {name: module_spec(name, checkpoint.spec) for name in MODULES}
     assert {name: (names(spec.inputs), names(spec.outputs)) for name, spec in specs.items()} == {
-        "text_encoder": (["input_ids"], ["last_hidden_state"]),
+        "text_encoder": (["input_ids", "added_embeds"], ["last_hidden_state", "hidden_states"]),
         "unet": (["sample", "timestep", "encoder_hidden_states"], ["sample"]),
         "vae_decoder": (["latent_sample"], ["sample"]),
         "vae_encoder": (["sample"], ["mean", "logvar"]),

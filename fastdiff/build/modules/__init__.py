@@ -7,7 +7,7 @@ has a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -27,7 +27,7 @@ from fastdiff.config import ModelSpec
 
 __all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
 
-_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], nn.Module]]] = {
+_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn.Module]]] = {
     "text_encoder": (text_encoder_spec, wrap_text_encoder),
     "unet": (unet_spec, wrap_unet),
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
@@ -35,9 +35,12 @@ _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], 
 }
 
 
-def module_wrapper(name: str, part: Any) -> nn.Module:
-    """The torch module called ``name`` around a part that the library loaded, in evaluation mode."""
-    return _KINDS[name][1](part).eval()
+def module_wrapper(name: str, part: Any, options: Mapping[str, str] | None = None) -> nn.Module:
+    """The torch module called ``name`` around a part that the library loaded, in evaluation mode.
+
+    ``options`` are those of its spec.
+    """
+    return _KINDS[name][1](part, **(options or {})).eval()
 
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:

@@ -54,7 +54,16 @@ OPERATORS: dict[str, dict[str, int]] = {
         PERMUTE: 3,
         SLICE: 5,
     },
-    "clip": {LINEAR: 8, ATTENTION: 2, LAYER_NORM: 5, "aten.embedding": 2, "aten.add": 1, SLICE: 7},
+    "clip": {
+        LINEAR: 8,
+        ATTENTION: 2,
+        LAYER_NORM: 6,
+        "aten.embedding": 2,
+        "aten.add": 2,
+        VIEW: 3,
+        SLICE: 7,
+        CAT: 1,
+    },
     "pixels": {
         CONV: 28,
         LINEAR: 34,
@@ -106,7 +115,7 @@ STAGE_INPUTS = {
 """Names of the prompt's inputs and of the schedule's."""
 
 SCENES = {
-    "text_encoder": {LAYER_NORM, SLICE, "aten.add", "aten.embedding"},
+    "text_encoder": {LAYER_NORM, VIEW, SLICE, CAT, "aten.add", "aten.embedding"},
     "unet": {LAYER_NORM, VIEW, PERMUTE, SLICE, CAT},
     "vae_decoder": {PERMUTE},
     "vae_encoder": {PERMUTE, SLICE, "aten.clamp"},

@@ -251,7 +251,8 @@ def test_generating_loads_no_vendor_library(engine: Path, tmp_path: Path) -> Non
 
 def test_sessions_close(engine: Path) -> None:
     with open_engine(engine).open_module("text_encoder", threads=2) as session:
-        result = session(input_ids=np.zeros((2, 5), np.int64))
+        added = np.zeros((2, 5, session.inputs[1].shape[2]), np.float32)
+        result = session(input_ids=np.zeros((2, 5), np.int64), added_embeds=added)
     assert result["last_hidden_state"].shape[:2] == (2, 5)
 
 
