@@ -39,8 +39,6 @@ __all__ = ["Pipeline", "Result", "Timings", "load"]
 
 Array = NDArray[np.float32]
 
-_NEEDED = ("text_encoder", "unet", "vae_decoder")
-
 
 class Modules(Mapping[str, "Session"]):
     """The engine's modules by name, each opened when it is first asked for."""
@@ -99,7 +97,8 @@ class Pipeline:
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
         self.prompts = PromptEncoder(engine, self.modules)
         self.vae = Vae(engine.manifest.model, self.modules)
-        for name in _NEEDED:
+        encoders = (encoder.module for encoder in self.prompts.reader.encoders)
+        for name in (*encoders, "unet", "vae_decoder"):
             self.modules[name]  # opened here: the first picture takes no longer than the second
 
     def __call__(

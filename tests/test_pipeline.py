@@ -447,7 +447,10 @@ BAD = [
     ({"steps": 1001}, "1001.*1000"),
     ({"steps": 0}, "steps is 0"),
     ({"guidance": math.nan}, "guidance is nan"),
-    ({"clip_skip": 1}, "clip_skip is 1: this engine's text encoder gives its last layer alone; build it again"),
+    (
+        {"clip_skip": 1},
+        "clip_skip is 1: this engine's text encoder gives its last layer alone; build it again",
+    ),
     ({"prompt_2": "b"}, "prompt_2 is for models with two text encoders: leave it out"),
     ({"target_size": (64, 64)}, "target_size is for models that take sizes, such as SDXL: leave it out"),
     ({"negative": "a " * 20}, "2 chunks has 32 tokens: unet of this engine takes 1 to 16; use a shorter"),

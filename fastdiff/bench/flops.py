@@ -20,10 +20,10 @@ def count_flops(folder: Path, module: str, model: ModelSpec, case: Case) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fastdiff.build.modules import module_spec, module_wrapper
+    from fastdiff.build.modules import module_spec
 
     spec = module_spec(module, model)
-    eager = module_wrapper(module, meta_part(folder, spec.part))
+    eager = spec.wrap(meta_part(folder, spec.part))
     sizes = case.sizes(model)
     inputs = []
     for tensor in spec.inputs:

@@ -110,11 +110,9 @@ class _GpuTorch(_OnGpu, Contestant):
         self.nhwc = job.contestant != "torch"
 
     def load(self) -> None:
-        from fastdiff.build.modules import module_wrapper
-
         self.module = None
         part = mapped_part(self.job.folder, self.spec.part)
-        module: Any = module_wrapper(self.spec.name, part).to(DEVICE, self.dtype)
+        module: Any = self.spec.wrap(part).to(DEVICE, self.dtype)
         self.module = prepare_torch(module, self.job.contestant, "cuda")
 
     def place(self, inputs: Arrays) -> Any:

@@ -194,11 +194,9 @@ class _Torch(Contestant):
         self.spec = module_spec(job.case.module, job.model)
 
     def load(self) -> None:
-        from fastdiff.build.modules import module_wrapper
-
         self.module = None
         part = mapped_part(self.job.folder, self.spec.part)
-        self.module = prepare_torch(module_wrapper(self.spec.name, part), self.job.contestant)
+        self.module = prepare_torch(self.spec.wrap(part), self.job.contestant)
 
     def run(self, inputs: Arrays) -> Arrays:
         import torch

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Branches", "PromptEncoder"]
 
 _CACHED_CHUNKS = 32
+_SMALL_MEAN = 1e-3
+"""Share of the root mean square up to which a mean is near 0."""
 
 Array = NDArray[np.float32]
 Branches = list[dict[str, NDArray[Any]]]
@@ -171,14 +173,15 @@ class PromptEncoder:
 def _weighted(states: Array, chunk: Chunk, keep_mean: bool) -> Array:
     """Hidden states [1, tokens, hidden] times the weights of their tokens.
 
-    With ``keep_mean`` all are scaled so that their mean is as before, as in AUTOMATIC1111's web UI; states
-    without a final norm have a mean near 0, which says nothing of their size.
+    With ``keep_mean`` all are scaled so that their mean is as before, as in AUTOMATIC1111's web UI. Not so
+    where the mean is near 0 and says nothing of their size, as it is without a final norm.
     """
     if not chunk.weighted:
         return states
     weights = np.array(chunk.weights, np.float32)[None, :, None]
     found: Array = states * weights
     before, after = float(states.mean(dtype=np.float64)), float(found.mean(dtype=np.float64))
-    if keep_mean and after:
+    size = float(np.sqrt(np.mean(np.square(found), dtype=np.float64)))
+    if keep_mean and min(abs(before), abs(after)) > _SMALL_MEAN * size:
         found *= np.float32(before / after)
     return found

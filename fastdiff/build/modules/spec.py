@@ -19,7 +19,8 @@ FEWEST = 2
 class ModuleSpec:
     """Name, source part, inputs, outputs and size ranges of a module.
 
-    ``options`` are the arguments, JSON values, that its wrapper takes besides the part.
+    ``labels`` is how many classes its input ``class_labels`` knows, where it has that.
+    ``options`` are arguments, JSON values, that its wrapper takes besides the part.
     """
 
     name: str
@@ -27,13 +28,14 @@ class ModuleSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     shapes: dict[str, SizeRange]
+    labels: int = 0
     options: dict[str, str] = field(default_factory=dict)
 
     def wrap(self, part: Any) -> nn.Module:
         """The module around a loaded part, in evaluation mode."""
         from fastdiff.build.modules import module_wrapper
 
-        return module_wrapper(self.name, part, self.options)
+        return module_wrapper(self.name, part, self.inputs, self.options)
 
 
 def latent(model: ModelSpec) -> tuple[int | str, ...]:
