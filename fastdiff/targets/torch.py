@@ -91,7 +91,10 @@ class _TorchSession(Session):
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         from fastdiff.build.capture import run_eager
 
-        return run_eager(self._module, self.inputs, self.outputs, arrays)
+        writable = {  # PyTorch warns of others
+            name: array if array.flags.writeable else array.copy() for name, array in arrays.items()
+        }
+        return run_eager(self._module, self.inputs, self.outputs, writable)
 
     def close(self) -> None:
         self._module = None

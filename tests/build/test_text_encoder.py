@@ -129,7 +129,7 @@ def test_targets(
     spec = captured.spec
     entry = ModuleEntry(
         *(target, Precision.FP32, spec.inputs, spec.outputs, spec.shapes),
-            *(dict.fromkeys(compiled.files, ""), 0, {}, 0.0),
+        *(dict.fromkeys(compiled.files, ""), 0, {}, 0.0),
         tactics=compiled.tactics,
     )
     with get_target(target).open(tmp_path, spec.name, entry, 1) as session:
