@@ -159,7 +159,11 @@ class ModelSpec:
     ``condition_channels`` how many channels the U-Net takes beside the latents, such as inpainting's mask,
     ``num_classes`` how many class labels it knows; 0 each for models without. ``text_encoders`` are in the
     order in which their hidden states are put side by side; an engine that names none has one, which
-    ``max_tokens`` and ``hidden_size`` describe.
+    ``max_tokens`` and ``hidden_size`` describe, or with 0 of both takes no prompt.
+    A model on pixels has no VAE: its latents are pictures, with a ``vae_scale_factor`` of 1. ``latents_mean``
+    and ``latents_std``, a number per channel, stand for mean and deviation where a VAE has them: then
+    ``latent = (mean - latents_mean) * scaling_factor / latents_std``. ``latent_codes`` is the size of a
+    VQ-VAE's codebook, 0 for others; ``latent_variance`` says whether the encoder gives a variance.
     """
 
     family: str
@@ -180,3 +184,17 @@ class ModelSpec:
     num_classes: int = field(default=0, metadata=OPTIONAL)
     picture_channels: int = field(default=3, metadata=OPTIONAL)
     text_encoders: tuple[TextEncoderSpec, ...] = field(default=(), metadata=OPTIONAL)
+    latents_mean: tuple[float, ...] = field(default=(), metadata=OPTIONAL)
+    latents_std: tuple[float, ...] = field(default=(), metadata=OPTIONAL)
+    latent_codes: int = field(default=0, metadata=OPTIONAL)
+    latent_variance: bool = field(default=True, metadata=OPTIONAL)
+
+    @property
+    def takes_prompt(self) -> bool:
+        """Whether pictures are made of prompts."""
+        return self.hidden_size > 0
+
+    @property
+    def on_pixels(self) -> bool:
+        """Whether the U-Net works on pictures themselves, without a VAE."""
+        return self.vae_scale_factor == 1

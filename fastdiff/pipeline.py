@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdiff.conditioning import call_conditions
 from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import FastdiffWarning
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
-from fastdiff.prompts import PromptEncoder
+from fastdiff.prompts import NoPrompts, PromptEncoder
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
 from fastdiff.samplers import Callback, Generator, Guidance, NoiseSchedule, NoiseSource
@@ -39,7 +40,8 @@ __all__ = ["Pipeline", "Result", "Timings", "load"]
 
 Array = NDArray[np.float32]
 
-_NEEDED = ("text_encoder", "unet", "vae_decoder")
+_UNUSED = ("vae_encoder",)
+"""Modules that a picture from noise does not need."""
 
 
 class Modules(Mapping[str, "Session"]):
@@ -97,40 +99,45 @@ class Pipeline:
             self._others["unet"]
         self.modules = Modules(engine, threads, device, own_threads)
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
-        self.prompts = PromptEncoder(engine, self.modules)
+        prompted = engine.manifest.model.takes_prompt
+        self.prompts = PromptEncoder(engine, self.modules) if prompted else NoPrompts()
         self.vae = Vae(engine.manifest.model, self.modules)
-        for name in _NEEDED:
-            self.modules[name]  # opened here: the first picture takes no longer than the second
+        for name in engine.manifest.modules:
+            if name not in _UNUSED:
+                self.modules[name]  # opened here: the first picture takes no longer than the second
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *,
         negative: str | list[str] = "",
         steps: int = 20,
         sampler: str | None = None,
-        guidance: float | Guidance | dict[str, Any] = 5.0,
+        guidance: float | Guidance | dict[str, Any] | None = None,
         seed: int | None = None,
         num: int = 1,
         height: int | None = None,
         width: int | None = None,
         eta: float | None = None,
         sampler_options: Mapping[str, Any] | None = None,
+        class_label: int | list[int] | None = None,
         latents: Array | None = None,
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Result:
-        """Generate ``num`` pictures of each prompt.
+        """Generate ``num`` pictures of each prompt, or of none with an engine that takes no prompt.
 
         ``sampler`` None is the checkpoint's own; ``seed`` None draws one, which the result holds; ``height``
         and ``width`` are in pixels, None being the engine's default. ``guidance`` is the scale of
         classifier-free guidance, up to 1 of which skips the unconditional half, or a `Guidance` with another
-        method, an interval or a schedule, also as the dict in a picture's metadata. ``eta`` is η, the share
-        of fresh noise, None being the sampler's own. ``sampler_options`` replace entries of the checkpoint's
-        scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME`` lists them.
-        ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn noise.
-        ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step`` counting
-        from 1; copy the latents to keep them. ``progress`` draws a bar.
+        method, an interval or a schedule, also as the dict in a picture's metadata. None is 5, or 8.5 for a
+        model that is told the scale (latent consistency models) and computes no unconditional half. ``eta``
+        is η, the share of fresh noise, None being the sampler's own. ``sampler_options`` replace entries of
+        the checkpoint's scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME``
+        lists them. ``class_label`` is the class of all pictures, or a list with one for each, of a model that
+        knows classes. ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn
+        noise. ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step``
+        counting from 1; copy the latents to keep them. ``progress`` draws a bar.
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
         """
@@ -147,6 +154,7 @@ class Pipeline:
             width=width,
             eta=eta,
             sampler_options=sampler_options,
+            class_label=class_label,
         )
         return self.run(request, latents, None, callback, progress)
 
@@ -198,7 +206,8 @@ class Pipeline:
 
     def _denoiser(self, request: Request) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""
-        branches = self.prompts.branches(request)
+        own = call_conditions(self.engine.manifest.model, request)
+        branches = [{**branch, **own} for branch in self.prompts.branches(request)]
         if len(branches) == 1:
             self._warn_without_guidance(request)
             return Denoiser(self.modules["unet"], branches[0], None)
@@ -212,8 +221,9 @@ class Pipeline:
             (self._others is not None, "the device for the other half of guidance"),
         ):
             if given:
+                way = "the model is told the scale" if request.embedded else "use more than 1"
                 warnings.warn(
-                    f"{what} has no effect with guidance {request.scale:g}: use more than 1",
+                    f"{what} has no effect with guidance {request.scale:g}: {way}",
                     FastdiffWarning,
                     stacklevel=5,
                 )

@@ -18,7 +18,12 @@ SUMMARY = "generate pictures from a prompt with an engine"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("engine", metavar="ENGINE", help="engine folder, as fastdiff build writes it")
-    parser.add_argument("prompt", metavar="PROMPT", help="what the picture shows")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        nargs="?",
+        help="what the picture shows; none for an engine that takes none",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -47,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
     )
     parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
+    parser.add_argument(
+        "--class-label",
+        metavar="N",
+        type=whole,
+        help="the class of the pictures, for an engine that knows classes",
+    )
     parser.add_argument("--height", metavar="H", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--width", metavar="W", type=whole, help="pixels (default: the engine's)")
     parser.add_argument(
@@ -97,6 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         width=arguments.width,
         eta=arguments.eta,
         sampler_options=dict(arguments.sampler_option),
+        class_label=arguments.class_label,
         progress=on_terminal(),
     )
     pipe.close()

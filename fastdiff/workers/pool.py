@@ -60,18 +60,19 @@ class PipelinePool:
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *,
         negative: str | list[str] = "",
         steps: int = 20,
         sampler: str | None = None,
-        guidance: float | Guidance | dict[str, Any] = 5.0,
+        guidance: float | Guidance | dict[str, Any] | None = None,
         seed: int | None = None,
         num: int = 1,
         height: int | None = None,
         width: int | None = None,
         eta: float | None = None,
         sampler_options: Mapping[str, Any] | None = None,
+        class_label: int | list[int] | None = None,
         latents: Array | None = None,
         progress: bool = False,
     ) -> Result:
@@ -95,6 +96,7 @@ class PipelinePool:
             width=width,
             eta=eta,
             sampler_options=sampler_options,
+            class_label=class_label,
         )
         jobs = self._jobs(request, latents)
         with self._lock:
@@ -129,6 +131,7 @@ class PipelinePool:
                 prompts=tuple(request.prompts[row // request.num] for row in rows),
                 negatives=tuple(request.negatives[row // request.num] for row in rows),
                 num=1,
+                class_labels=request.class_labels[rows.start : rows.stop],
             )
             if not jobs:
                 check_shapes(self.engine, part)

@@ -15,8 +15,10 @@ from torch import nn
 from fastdiff.build.modules.autoencoder import (
     vae_decoder_spec,
     vae_encoder_spec,
+    vae_quantizer_spec,
     wrap_vae_decoder,
     wrap_vae_encoder,
+    wrap_vae_quantizer,
 )
 from fastdiff.build.modules.inputs import random_inputs
 from fastdiff.build.modules.parts import PART_CLASSES, part_class
@@ -33,6 +35,7 @@ _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn
     "unet": (unet_spec, wrap_unet),
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
     "vae_encoder": (vae_encoder_spec, wrap_vae_encoder),
+    "vae_quantizer": (vae_quantizer_spec, wrap_vae_quantizer),
 }
 
 
