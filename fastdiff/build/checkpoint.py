@@ -11,13 +11,16 @@ import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdiff.build.weights import load_part, weight_files
 from fastdiff.config import ModelSpec
 from fastdiff.engine_dir import file_sha256
 from fastdiff.errors import CheckpointError, EngineDamagedError
 from fastdiff.tokenizer import ClipTokenizer
+
+if TYPE_CHECKING:
+    from fastdiff.build.control import Additions
 
 __all__ = ["TOKENIZER_FILES", "Checkpoint", "load_checkpoint"]
 
@@ -88,6 +91,7 @@ class Checkpoint:
     shipped: bool
     configs: dict[str, dict[str, Any]]
     spec: ModelSpec
+    additions: Additions | None = None
 
     @property
     def scheduler(self) -> dict[str, Any]:
@@ -104,7 +108,9 @@ class Checkpoint:
 
         Raises CheckpointError for weights that are missing, damaged, or do not fit the config.
         """
-        return load_part(self.path / part, part)
+        added = self.additions if self.additions is not None and self.additions.adds_to(part) else None
+        loaded = load_part(self.path / part, part) if added is None or part == "unet" else None
+        return loaded if added is None else added.load(part, loaded)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The contents of the tokenizer's files by name. Raises CheckpointError."""

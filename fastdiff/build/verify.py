@@ -51,18 +51,22 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
     height = model.default_height // model.vae_scale_factor
     width = model.default_width // model.vae_scale_factor
     block = spec.shapes["height"].multiple_of if "height" in spec.shapes else 1
-    guided = 2 if spec.name in ("text_encoder", "unet") else 1
+    controlnet = spec.name == spec.part and spec.name.startswith("controlnet")
+    guided = 2 if spec.name in ("text_encoder", "unet") or controlnet else 1
+    tokens = model.control.ip_adapter.tokens if model.control.ip_adapter is not None else 1
     usual = {
         "batch": guided * model.default_batch,
         "height": height,
         "width": width,
         "tokens": model.max_tokens,
+        "image_tokens": tokens,
     }
     other = {
         "batch": 1 if usual["batch"] > 1 else 3,
         "height": max(spec.shapes["height"].minimum, block * 3) if "height" in spec.shapes else 1,
         "width": max(spec.shapes["width"].minimum, block * 5) if "width" in spec.shapes else 1,
         "tokens": max(1, model.max_tokens // 2),
+        "image_tokens": 2 * tokens,
     }
     return [
         {symbol: _within(sizes[symbol], allowed) for symbol, allowed in spec.shapes.items()}

@@ -16,7 +16,8 @@ from fastdiff.errors import CheckpointError
 
 __all__ = ["load_part", "quiet", "weight_files"]
 
-_STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_STEMS = {"text_encoder": "model", "image_encoder": "model"}
+"""How the weights of a part are called, ``diffusion_pytorch_model`` where nothing else is said."""
 _IGNORED_KEYS = re.compile(r"(^|\.)position_ids$")
 """Buffers that old versions of the libraries saved and new ones compute."""
 
@@ -31,7 +32,7 @@ def weight_files(folder: Path, part: str) -> list[Path]:
 
 def _find_weights(folder: Path, part: str) -> tuple[list[Path], str | None]:
     """The files and the variant that they belong to."""
-    stem = _STEMS[part]
+    stem = _STEMS.get(part, "diffusion_pytorch_model")
     for variant in (None, "fp16"):
         infix = f".{variant}" if variant else ""
         single = folder / f"{stem}{infix}.safetensors"

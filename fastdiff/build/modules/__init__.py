@@ -18,12 +18,13 @@ from fastdiff.build.modules.autoencoder import (
     wrap_vae_decoder,
     wrap_vae_encoder,
 )
+from fastdiff.build.modules.control import control_kind
 from fastdiff.build.modules.inputs import random_inputs
 from fastdiff.build.modules.parts import PART_CLASSES, part_class
 from fastdiff.build.modules.spec import ModuleSpec
 from fastdiff.build.modules.text_encoder import text_encoder_spec, wrap_text_encoder
 from fastdiff.build.modules.unet import unet_spec, wrap_unet
-from fastdiff.config import ModelSpec
+from fastdiff.config import ModelSpec, TensorSpec
 
 __all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
 
@@ -35,13 +36,26 @@ _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], 
 }
 
 
-def module_wrapper(name: str, part: Any) -> nn.Module:
-    """The torch module called ``name`` around a part that the library loaded, in evaluation mode."""
+def module_wrapper(
+    name: str, part: Any, inputs: tuple[TensorSpec, ...] = (), outputs: tuple[TensorSpec, ...] = ()
+) -> nn.Module:
+    """The torch module called ``name`` around a part that the library loaded, in evaluation mode.
+
+    ``inputs`` and ``outputs`` are those of its spec, for kinds of modules that have several forms.
+    """
+    control = control_kind(name)
+    if control is not None:
+        return control[1](part, inputs, outputs).eval()
+    if name == "unet":
+        return wrap_unet(part, tuple(tensor.name for tensor in inputs)).eval()
     return _KINDS[name][1](part).eval()
 
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:
     """The spec of a module for a model. Raises ValueError for a name that is unknown."""
+    control = control_kind(name)
+    if control is not None:
+        return control[0](name, model)
     if name not in _KINDS:
         raise ValueError(f"unknown module {name!r}")
     return _KINDS[name][0](name, model)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastdiff.build.modules.control import control_arguments, control_inputs, control_shapes
 from fastdiff.build.modules.spec import ModuleSpec, block_sizes, latent
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
 
@@ -42,8 +43,32 @@ class _UNetWithAddedConditions(nn.Module):
         )[0]
 
 
-def wrap_unet(part: Any) -> nn.Module:
+class _ControlledUNet(nn.Module):
+    """With inputs by which ControlNets and adapters steer it; they come in the order of ``names``."""
+
+    def __init__(self, model: Any, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+        if "image_embeds" in names:
+            self.image_attention = model.image_attention
+
+    def forward(self, *tensors: Tensor) -> Any:
+        given = dict(zip(self.names, tensors, strict=True))
+        added = {name: given[name] for name in ("text_embeds", "time_ids") if name in given}
+        return self.model(
+            given["sample"],
+            given["timestep"],
+            given["encoder_hidden_states"],
+            added_cond_kwargs=added or None,
+            return_dict=False,
+            **control_arguments(self.model, given),
+        )[0]
+
+
+def wrap_unet(part: Any, names: tuple[str, ...] = ()) -> nn.Module:
     """The module around a ``UNet2DConditionModel``."""
+    if {"mid_residual", "adapter_feature_0", "image_embeds"} & set(names):
+        return _ControlledUNet(part, names)
     if getattr(part.config, "addition_embed_type", None) == "text_time":
         return _UNetWithAddedConditions(part)
     return _UNet(part)
@@ -62,7 +87,14 @@ def unet_spec(name: str, model: ModelSpec) -> ModuleSpec:
             TensorSpec("timestep", "float32", ("batch",)),
             TensorSpec("encoder_hidden_states", "float32", hidden),
             *(TensorSpec(label, "float32", ("batch", size)) for label, size in added if size),
+            *control_inputs(model),
         ),
         (TensorSpec("sample", "float32", latent(model)),),
-        {"batch": SizeRange(), "height": sides, "width": sides, "tokens": SizeRange()},
+        {
+            "batch": SizeRange(),
+            "height": sides,
+            "width": sides,
+            "tokens": SizeRange(),
+            **control_shapes(model),
+        },
     )
