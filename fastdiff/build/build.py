@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 import os
 import time
@@ -15,10 +14,18 @@ from typing import Any, Protocol
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
 from fastdiff.build.control import add_control
+from fastdiff.build.memory import release
 from fastdiff.build.modules import ModuleSpec, module_spec
 from fastdiff.build.passes import run_passes
 from fastdiff.build.provenance import provenance
-from fastdiff.build.verify import ModuleError, measure, verification_device, verification_sizes
+from fastdiff.build.verify import (
+    Expected,
+    ModuleError,
+    expect,
+    measure,
+    verification_device,
+    verification_sizes,
+)
 from fastdiff.config import MODULES, ModelSpec, Precision, parse_precision
 from fastdiff.engine_dir import TOKENIZER_FOLDER
 from fastdiff.engine_writer import EngineWriter
@@ -42,6 +49,7 @@ __all__ = [
     "build_engine",
     "captured_module",
     "copy_tokenizer",
+    "expected_of",
     "summarise",
     "verified",
 ]
@@ -124,9 +132,9 @@ def build_engine(
     ``"cuda"`` of ``onnxruntime``; None is its own. With some of the ``modules`` only, the engine runs these
     but makes no pictures. With ``refit`` fastdiff.build.refit can replace its weights later, on a target that
     can do so. ``controlnets``, ``t2i_adapters``, ``ip_adapter`` and ``image_encoder`` are what
-    fastdiff.build.control.add_control takes: their modules come after the others. Errors: InputError, CheckpointError, CaptureError, TargetError,
-    OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
-    of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
+    fastdiff.build.control.add_control takes: their modules come after the others. Errors: InputError,
+    CheckpointError, CaptureError, TargetError, OutputError, VerificationError when a module's relative L2
+    error against PyTorch is over the tolerance of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)
@@ -215,9 +223,11 @@ class _Builder:
             requires=compiled.requires,
         )
         self._announce(name, "verify")
-        entry = verified(entry, module, self.writer.folder, self.model, self.checkpoint.vocab_size)
-        del module
-        gc.collect()
+        expected = expected_of(entry, module, self.model, self.checkpoint.vocab_size)
+        del module  # a session opens when PyTorch's module is gone: both would be two copies of the weights
+        release()
+        entry = verified(entry, name, self.writer.folder, expected)
+        release()
         return dataclasses.replace(entry, seconds=time.perf_counter() - started)
 
     def _announce(self, module: str, stage: str, fraction: float = 0.0) -> None:
@@ -233,17 +243,19 @@ def announce(
         progress(Stage(module, stage, index, len(modules) * len(_STAGES), fraction))
 
 
-def verified(
-    entry: ModuleEntry, module: CapturedModule, folder: Path, model: ModelSpec, vocab_size: int
-) -> ModuleEntry:
-    """The entry with the error of its compiled module in ``folder``. Raises VerificationError."""
+def expected_of(entry: ModuleEntry, module: CapturedModule, model: ModelSpec, vocab_size: int) -> Expected:
+    """What PyTorch computes of a compiled module that has this entry."""
     spec = dataclasses.replace(module.spec, shapes=entry.shapes)
     module = dataclasses.replace(module, spec=spec, program=None)
     computes = computes_in(entry.target, entry.precision)
-    device = verification_device(entry)
-    with get_target(entry.target).open(folder, module.name, entry, None) as session:
-        error = measure(module, session, model, vocab_size, entry.precision, computes, device)
-    error.check(module.name, entry.precision)
+    return expect(module, model, vocab_size, entry.precision, computes, verification_device(entry))
+
+
+def verified(entry: ModuleEntry, name: str, folder: Path, expected: Expected) -> ModuleEntry:
+    """The entry with the error of its compiled module in ``folder``. Raises VerificationError."""
+    with get_target(entry.target).open(folder, name, entry, None) as session:
+        error = measure(session, expected)
+    error.check(name, entry.precision)
     return dataclasses.replace(entry, error=_error_entry(error))
 
 
