@@ -1,4 +1,4 @@
-"""Tiny random ControlNets, T2I-Adapters, IP-Adapters and image encoders for the tiny checkpoint, as published.
+"""Tiny random ControlNets, T2I-Adapters, IP-Adapters and image encoders in the published structure.
 
 What training starts at zero, such as the last convolutions of a ControlNet, is random here, and norms and
 biases are moved off ones and zeros, so that a weight or a residual that goes missing shows.
@@ -35,7 +35,7 @@ def _randomise(module: nn.Module, size: float) -> None:
 
 
 def make_controlnet(folder: Path, checkpoint: Path, *, seed: int = 1, **options: Any) -> Path:
-    """A ControlNet in the structure of the checkpoint's U-Net, 4 times smaller than its picture as the VAE."""
+    """A ControlNet in the structure of the checkpoint's U-Net; pictures shrink 4 times, as in the VAE."""
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_config(

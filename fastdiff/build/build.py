@@ -134,7 +134,8 @@ def build_engine(
     can do so. ``controlnets``, ``t2i_adapters``, ``ip_adapter`` and ``image_encoder`` are what
     fastdiff.build.control.add_control takes: their modules come after the others. Errors: InputError,
     CheckpointError, CaptureError, TargetError, OutputError, VerificationError when a module's relative L2
-    error against PyTorch is over the tolerance of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
+    error against PyTorch is over the tolerance of the precision. Whatever happens, ``output`` is either a
+    complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)

@@ -48,9 +48,7 @@ def add_control_inputs(
     conditional, unconditional = empty, empty
     if asked.ip_adapter is not None:
         scale = asked.ip_adapter.scale
-        conditional, unconditional = image_tokens(
-            control.ip_adapter, modules, asked.ip_adapter, len(to) > 1
-        )
+        conditional, unconditional = image_tokens(control.ip_adapter, modules, asked.ip_adapter, len(to) > 1)
     for index, branch in enumerate(to):
         branch["image_embeds"] = np.repeat(unconditional if index else conditional, rows, axis=0)
         branch["image_scale"] = np.full(rows, scale, np.float32)

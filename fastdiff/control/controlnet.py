@@ -94,10 +94,10 @@ def check_controlnet(
                 " for each, None for those that are not used"
             )
         entries = image
-    found = tuple(
+    given = tuple(
         () if entry is None else pictures("control_image", entry, len(request.prompts)) for entry in entries
     )
-    if not any(found):
+    if not any(given):
         raise InputError("control_image has no picture: give one, or leave it out")
     starts = numbers("control_start", start, len(nets), 0.0)
     ends = numbers("control_end", end, len(nets), 1.0)
@@ -105,7 +105,7 @@ def check_controlnet(
         if share("control_start", first) >= share("control_end", last):
             raise InputError(f"control_start is {first:g} and control_end {last:g}: start before the end")
     scales = numbers("control_scale", scale, len(nets), 1.0)
-    return ControlNetRequest(found, scales, starts, ends, guess or nets[0].pooled)
+    return ControlNetRequest(given, scales, starts, ends, guess or nets[0].pooled)
 
 
 class ControlNets:

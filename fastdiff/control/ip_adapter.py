@@ -1,4 +1,4 @@
-"""The IP-Adapter in a call: what it asks of it, and the tokens that the U-Net attends to (Ye et al., 2023)."""
+"""The IP-Adapter in a call: what it asks of it, and tokens for the U-Net to attend to (Ye et al., 2023)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.config import IpAdapterSpec, ModelSpec
+from fastdiff.config import ModelSpec
 from fastdiff.control.pictures import Picture, clip_pixels, read_picture
+from fastdiff.control.spec import IpAdapterSpec
 from fastdiff.control.values import numbers, without
 from fastdiff.errors import InputError
 
@@ -115,9 +116,7 @@ def image_tokens(
     side = adapter.image_size
     positive = asked.embeds
     if positive is None:
-        positive = np.concatenate(
-            [features(clip_pixels(picture.image, side)) for picture in asked.pictures]
-        )
+        positive = np.concatenate([features(clip_pixels(picture.image, side)) for picture in asked.pictures])
     conditional = tokens(positive)
     if not guided:
         return conditional, np.zeros_like(conditional)

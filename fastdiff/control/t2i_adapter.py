@@ -81,7 +81,7 @@ def check_t2i_adapter(
 def adapter_features(
     model: ModelSpec, modules: Mapping[str, Session], request: Request, asked: T2IAdapterRequest
 ) -> dict[str, Array]:
-    """The U-Net's inputs, one row for each picture of the call: the scaled features of all adapters, added."""
+    """The U-Net's inputs, a row for each picture of the call: the scaled features of all adapters, added."""
     names = numbered("t2i_adapter", len(asked.pictures))
     found: dict[str, Array] = {}
     for index, (name, given, scale) in enumerate(zip(names, asked.pictures, asked.scales, strict=True)):

@@ -19,7 +19,9 @@ def numbers(name: str, value: object, count: int, default: float) -> tuple[float
     if not isinstance(value, (list, tuple)):
         return (check_number(name, value),) * count
     if len(value) != count:
-        raise InputError(f"{name} has {len(value)} numbers, the engine {count} of these networks: give {count}")
+        raise InputError(
+            f"{name} has {len(value)} numbers, the engine {count} of these networks: give {count}"
+        )
     return tuple(check_number(f"{name} {index}", item) for index, item in enumerate(value))
 
 

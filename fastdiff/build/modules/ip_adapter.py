@@ -66,8 +66,8 @@ class ImageAttention(nn.Module):
 def _attention(heads: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of [batch, tokens, heads · size] tensors."""
     batch, _, inner = query.shape
-    split = (x.view(batch, -1, heads, inner // heads).transpose(1, 2) for x in (query, key, value))
-    return scaled_dot_product_attention(*split).transpose(1, 2).reshape(batch, -1, inner)
+    q, k, v = (x.view(batch, -1, heads, inner // heads).transpose(1, 2) for x in (query, key, value))
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, inner)
 
 
 class _Patches(nn.Module):
@@ -101,7 +101,9 @@ class _ImageEncoder(nn.Module):
         layers = list(vision.encoder.layers)
         for layer in layers[:-1] if self.hidden else layers:
             hidden = layer(hidden, attention_mask=None)
-        return hidden if self.hidden else self.model.visual_projection(vision.post_layernorm(hidden[:, 0]))
+        if self.hidden:
+            return hidden
+        return self.model.visual_projection(vision.post_layernorm(hidden[:, :1])).squeeze(1)
 
 
 class _Projection(nn.Module):
