@@ -26,7 +26,7 @@ from fastdiff.build.verify import (
     verification_device,
     verification_sizes,
 )
-from fastdiff.config import MODULES, ModelSpec, Precision, parse_precision
+from fastdiff.config import ModelSpec, Precision, parse_precision
 from fastdiff.engine_dir import TOKENIZER_FOLDER
 from fastdiff.engine_writer import EngineWriter
 from fastdiff.errors import InputError
@@ -116,7 +116,7 @@ def build_engine(
     device: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    modules: tuple[str, ...] = MODULES,
+    modules: tuple[str, ...] | None = None,
     refit: bool = False,
     controlnets: Sequence[str | os.PathLike[str]] = (),
     t2i_adapters: Sequence[str | os.PathLike[str]] = (),
@@ -129,13 +129,13 @@ def build_engine(
     ``height`` and ``width`` (picture pixels) and ``batch`` are the defaults that the engine records and is
     verified at; other sizes run as well. The native target is tuned for them, with weights that may take
     ``memory`` times their bytes in float32. ``device`` is for a target that compiles for several, such as
-    ``"cuda"`` of ``onnxruntime``; None is its own. With some of the ``modules`` only, the engine runs these
-    but makes no pictures. With ``refit`` fastdiff.build.refit can replace its weights later, on a target that
-    can do so. ``controlnets``, ``t2i_adapters``, ``ip_adapter`` and ``image_encoder`` are what
-    fastdiff.build.control.add_control takes: their modules come after the others. Errors: InputError,
-    CheckpointError, CaptureError, TargetError, OutputError, VerificationError when a module's relative L2
-    error against PyTorch is over the tolerance of the precision. Whatever happens, ``output`` is either a
-    complete engine or as it was before.
+    ``"cuda"`` of ``onnxruntime``; None is its own. ``modules`` None are all of the checkpoint; with some of
+    them only, the engine runs these but makes no pictures. With ``refit`` fastdiff.build.refit can replace
+    its weights later, on a target that can do so. ``controlnets``, ``t2i_adapters``, ``ip_adapter`` and
+    ``image_encoder`` are what fastdiff.build.control.add_control takes: their modules come after the others.
+    Errors: InputError, CheckpointError, CaptureError, TargetError, OutputError, VerificationError when a
+    module's relative L2 error against PyTorch is over the tolerance of the precision. Whatever happens,
+    ``output`` is either a complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)
@@ -155,8 +155,8 @@ def build_engine(
                 ip_adapter=ip_adapter,
                 image_encoder=image_encoder,
             )
-        modules = (*modules, *source.spec.control.modules())
         model = _with_defaults(source.spec, height, width, batch)
+        modules = _chosen(source, modules)
         builder = _Builder(source, model, target, precision, memory, device, writer, progress, modules, refit)
         entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(
@@ -315,10 +315,24 @@ def _with_defaults(model: ModelSpec, height: int | None, width: int | None, batc
     return dataclasses.replace(model, default_batch=batch, **chosen)
 
 
+def _chosen(checkpoint: Checkpoint, modules: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The modules to build. Raises InputError for one that the checkpoint does not have."""
+    for name in modules or ():
+        if name not in checkpoint.modules:
+            raise InputError(
+                f"{checkpoint.name} has no module {name!r}: it has {', '.join(checkpoint.modules)}"
+            )
+    return checkpoint.modules if modules is None else modules
+
+
 def copy_tokenizer(checkpoint: Checkpoint, writer: EngineWriter) -> dict[str, str]:
-    """Write the tokenizer's files into the engine; their SHA-256 sums by name."""
+    """Write the files of the tokenizers into the engine; their SHA-256 sums by name."""
     names = []
-    for name, contents in checkpoint.tokenizer_files().items():
-        names.append(f"{TOKENIZER_FOLDER}/{name}")
-        (writer.folder / TOKENIZER_FOLDER / name).write_bytes(contents)
+    for folder in checkpoint.tokenizers:
+        (writer.folder / folder).mkdir(exist_ok=True)
+        for name, contents in checkpoint.tokenizer_files(folder).items():
+            names.append(f"{folder}/{name}")
+            (writer.folder / folder / name).write_bytes(contents)
+    if TOKENIZER_FOLDER not in checkpoint.tokenizers:
+        (writer.folder / TOKENIZER_FOLDER).rmdir()
     return writer.hash_files(names)[0]

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ def capture(module: CapturedModule) -> CapturedModule:
     """
     spec = module.spec
     dims = {symbol: _dim(spec, symbol) for symbol in spec.shapes}
-    dynamic: Any = tuple(
+    dynamic = tuple(
         {
             axis: _scaled(dims, factor, symbol)
             for axis, (factor, symbol) in enumerate(tensor.factors())
@@ -68,8 +67,6 @@ def capture(module: CapturedModule) -> CapturedModule:
         }
         for tensor in spec.inputs
     )
-    if any(p.kind is p.VAR_POSITIONAL for p in signature(module.eager.forward).parameters.values()):
-        dynamic = (dynamic,)
     arrays = random_inputs(spec, _example_sizes(spec), seed=0)
     inputs = tuple(torch.from_numpy(arrays[tensor.name]) for tensor in spec.inputs)
     try:

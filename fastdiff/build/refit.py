@@ -42,6 +42,13 @@ _ARCHITECTURE = (
     "size_multiple",
     "max_tokens",
     "hidden_size",
+    "pooled_size",
+    "time_ids",
+    "guidance_embedding",
+    "condition_channels",
+    "num_classes",
+    "picture_channels",
+    "text_encoders",
 )
 
 

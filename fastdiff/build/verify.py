@@ -56,6 +56,10 @@ class ModuleError:
             )
 
 
+_ONCE = ("vae", "t2i_adapter", "image_encoder", "ip_adapter")
+"""Parts that guidance gives no second half."""
+
+
 def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int]]:
     """The sizes that a module is verified at: those of its use, and others that share none of them.
 
@@ -65,8 +69,7 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
     height = model.default_height // model.vae_scale_factor
     width = model.default_width // model.vae_scale_factor
     block = spec.shapes["height"].multiple_of if "height" in spec.shapes else 1
-    controlnet = spec.name == spec.part and spec.name.startswith("controlnet")
-    guided = 2 if spec.name in ("text_encoder", "unet") or controlnet else 1
+    guided = 1 if spec.part in _ONCE or spec.name.endswith("_embedding") else 2
     tokens = model.control.ip_adapter.tokens if model.control.ip_adapter is not None else 1
     usual = {
         "batch": guided * model.default_batch,

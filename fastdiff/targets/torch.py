@@ -51,7 +51,7 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
             captured.source.save_pretrained(part, safe_serialization=True)
             save_attention(captured.source, part)
     files = sorted(path.relative_to(folder).as_posix() for path in part.iterdir() if path.is_file())
-    return Compiled(tuple(files), {"part": captured.spec.part})
+    return Compiled(tuple(files), {"part": captured.spec.part, "class": type(captured.source).__name__})
 
 
 def open(
@@ -76,7 +76,8 @@ def open(
         raise EngineDamagedError(f"{folder}: module {name} has no part for the torch target; build it again")
     files = folder / _FOLDER / part
     try:
-        source = ImageProjection.load(files) if part == "ip_adapter" else load_part(files, part)
+        kind = entry.tactics.get("class")
+        source = ImageProjection.load(files) if part == "ip_adapter" else load_part(files, part, kind)
         source = load_attention(source, files) if part == "unet" else source
     except FastdiffError as error:
         raise EngineDamagedError(f"{folder}: {error}; build it again") from error

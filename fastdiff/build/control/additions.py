@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Additions", "add_control"]
 
+_CLASSES = {
+    "controlnet": "ControlNetModel",
+    "t2i_adapter": "T2IAdapter",
+    "image_encoder": "CLIPVisionModelWithProjection",
+}
+"""The library's class of each part that is a folder."""
+
 Folder = str | os.PathLike[str]
 
 
@@ -44,7 +51,7 @@ class Additions:
         Raises CheckpointError for weights that are missing, damaged, or do not fit.
         """
         if part in self.folders:
-            return load_part(self.folders[part], part)
+            return load_part(self.folders[part], part, _CLASSES[part.rstrip("_0123456789")])
         assert self.ip_adapter is not None
         if part == "ip_adapter":
             return ImageProjection(load_ip_adapter(self.ip_adapter)["image_proj"])
@@ -127,4 +134,5 @@ def add_control(
     for part, folder in folders.items():
         weight_files(folder, part)
     spec = replace(checkpoint.spec, control=control)
-    return replace(checkpoint, spec=spec, additions=Additions(folders, file))
+    modules = (*checkpoint.modules, *control.modules())
+    return replace(checkpoint, spec=spec, modules=modules, additions=Additions(folders, file))

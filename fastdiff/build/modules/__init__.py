@@ -7,7 +7,7 @@ has a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -28,8 +28,9 @@ from fastdiff.config import ModelSpec, TensorSpec
 
 __all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
 
-_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], nn.Module]]] = {
+_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn.Module]]] = {
     "text_encoder": (text_encoder_spec, wrap_text_encoder),
+    "text_encoder_2": (text_encoder_spec, wrap_text_encoder),
     "unet": (unet_spec, wrap_unet),
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
     "vae_encoder": (vae_encoder_spec, wrap_vae_encoder),
@@ -37,18 +38,21 @@ _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], 
 
 
 def module_wrapper(
-    name: str, part: Any, inputs: tuple[TensorSpec, ...] = (), outputs: tuple[TensorSpec, ...] = ()
+    name: str,
+    part: Any,
+    inputs: Sequence[TensorSpec] | None = None,
+    outputs: Sequence[TensorSpec] | None = None,
 ) -> nn.Module:
     """The torch module called ``name`` around a part that the library loaded, in evaluation mode.
 
-    ``inputs`` and ``outputs`` are those of its spec, for kinds of modules that have several forms.
+    ``inputs`` and ``outputs`` are those of its spec, for kinds that do not always have the same; None leaves
+    them to the part.
     """
     control = control_kind(name)
     if control is not None:
-        return control[1](part, inputs, outputs).eval()
-    if name == "unet":
-        return wrap_unet(part, tuple(tensor.name for tensor in inputs)).eval()
-    return _KINDS[name][1](part).eval()
+        return control[1](part, inputs or (), outputs or ()).eval()
+    wrap = _KINDS[name][1]
+    return (wrap(part, inputs) if wrap is wrap_unet else wrap(part)).eval()
 
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:

@@ -25,14 +25,7 @@ from fastdiff.build.modules.spec import ModuleSpec
 from fastdiff.build.modules.t2i_adapter import t2i_adapter_spec, wrap_t2i_adapter
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
 
-__all__ = ["CONTROL_PARTS", "control_arguments", "control_inputs", "control_kind", "control_shapes"]
-
-CONTROL_PARTS = {
-    "controlnet": ("diffusers", "ControlNetModel"),
-    "t2i_adapter": ("diffusers", "T2IAdapter"),
-    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
-}
-"""Parts that are a folder with a config and weights, with library and class."""
+__all__ = ["control_arguments", "control_inputs", "control_kind", "control_shapes"]
 
 _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn.Module]]] = {
     "controlnet": (controlnet_spec, wrap_controlnet),

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastdiff.build.modules.named import Named, with_inputs
 from fastdiff.build.modules.spec import ModuleSpec, block_sizes, latent
 from fastdiff.build.modules.surgery import replaced
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
@@ -38,20 +39,19 @@ class _Embedding(nn.Module):
         return self.model(control_image)
 
 
-class _ControlNet(nn.Module):
+class _ControlNet(Named):
     """The rest of the network. Scales, and the mean over the picture where residuals are pooled, are the
     caller's: they change without a rebuild.
     """
 
-    def __init__(self, model: Any, names: tuple[str, ...]) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = replaced(model, "controlnet_cond_embedding", nn.Identity())
         settings = {"controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False}
         self.model.__dict__["_internal_dict"] = type(model.config)({**model.config, **settings})
-        self.names = names
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(self.names, tensors, strict=True))
+    def compute(self, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The residuals, that of the middle last."""
         added = {name: given[name] for name in ("text_embeds", "time_ids") if name in given}
         down, mid = self.model(
             given["sample"],
@@ -71,7 +71,7 @@ def wrap_controlnet_embedding(part: Any, inputs: Tensors, outputs: Tensors) -> n
 
 def wrap_controlnet(part: Any, inputs: Tensors, outputs: Tensors) -> nn.Module:
     """The residuals of a ``ControlNetModel``."""
-    return _ControlNet(part, tuple(tensor.name for tensor in inputs))
+    return with_inputs(_ControlNet, tuple(tensor.name for tensor in inputs))(part)
 
 
 def features(names: tuple[str, ...], sizes: tuple[FeatureSpec, ...]) -> tuple[TensorSpec, ...]:
