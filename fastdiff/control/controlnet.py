@@ -99,13 +99,14 @@ def check_controlnet(
     )
     if not any(given):
         raise InputError("control_image has no picture: give one, or leave it out")
+    first = next(net for net, used in zip(nets, given, strict=True) if used)
     starts = numbers("control_start", start, len(nets), 0.0)
     ends = numbers("control_end", end, len(nets), 1.0)
-    for first, last in zip(starts, ends, strict=True):
-        if share("control_start", first) >= share("control_end", last):
-            raise InputError(f"control_start is {first:g} and control_end {last:g}: start before the end")
+    for begin, last in zip(starts, ends, strict=True):
+        if share("control_start", begin) >= share("control_end", last):
+            raise InputError(f"control_start is {begin:g} and control_end {last:g}: start before the end")
     scales = numbers("control_scale", scale, len(nets), 1.0)
-    return ControlNetRequest(given, scales, starts, ends, guess or nets[0].pooled)
+    return ControlNetRequest(given, scales, starts, ends, guess or first.pooled)
 
 
 class ControlNets:
