@@ -17,12 +17,11 @@ from fastdiff.build.build import build_engine
 from fastdiff.build.capture import CapturedModule, capture, run_eager
 from fastdiff.build.checkpoint import load_checkpoint
 from fastdiff.build.control import add_control
-from fastdiff.build.lower import lower_module
 from fastdiff.build.modules import module_spec, random_inputs
 from fastdiff.build.passes import run_passes
 from fastdiff.build.verify import verify_engine
 from fastdiff.config import TensorSpec
-from fastdiff.control.spec import ControlSpec, FeatureSpec, T2IAdapterSpec
+from fastdiff.control.spec import FeatureSpec
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import CheckpointError, EngineMismatchError
 from tests.checkpoints import make_checkpoint, read_json, write_json
@@ -34,10 +33,11 @@ LEVELS = (FeatureSpec(32, 1), FeatureSpec(32, 1), FeatureSpec(32, 2), FeatureSpe
 
 def test_engine_has_the_modules_and_inputs(native: fastdiff.Pipeline) -> None:
     manifest = native.engine.manifest
-    assert list(manifest.modules)[4:] == [
+    assert set(manifest.modules) == {
+        *("text_encoder", "unet", "vae_decoder", "vae_encoder"),
         *("controlnet_embedding", "controlnet", "controlnet_2_embedding", "controlnet_2"),
         *("t2i_adapter", "t2i_adapter_2", "image_encoder", "ip_adapter"),
-    ]
+    }
     assert manifest.model.control.residuals == LEVELS
     unet = {tensor.name: tensor.shape for tensor in manifest.modules["unet"].inputs}
     assert list(unet)[3:] == [
@@ -149,6 +149,7 @@ def test_other_kinds_of_ip_adapter(kind: str, sources: Sources, tmp_path: Path) 
     ("kind", "channels", "factor"), [("light_adapter", [32], 4), ("full_adapter_xl", [16, 32, 64, 64], 8)]
 )
 def test_other_kinds_of_t2i_adapter(kind: str, channels: list[int], factor: int, tmp_path: Path) -> None:
+    """The XL kind also shows that what diffusers adds in place, to tensors that it keeps, is added there."""
     unet: dict[str, Any] = {"block_out_channels": (32, 32)}  # the last two levels alike, as in SD 1.x
     if kind == "full_adapter_xl":  # SDXL's levels, and a feature for its middle
         unet = {
@@ -162,34 +163,8 @@ def test_other_kinds_of_t2i_adapter(kind: str, channels: list[int], factor: int,
     )
     checkpoint = add_control(load_checkpoint(folder), t2i_adapters=[adapter])
     assert _module_error(checkpoint, "t2i_adapter") < 2e-6
-    assert _module_error(checkpoint, "unet") < 2e-6
-
-
-def test_features_reach_the_way_up_as_in_diffusers(tmp_path: Path) -> None:
-    """diffusers adds them in place, to a tensor that it has kept: the graph keeps that."""
-    folder = make_checkpoint(
-        tmp_path / "checkpoint",
-        unet={
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        },
-    )
-    features = (FeatureSpec(32, 2), FeatureSpec(64, 2))
-    control = ControlSpec(t2i_adapters=(T2IAdapterSpec("by hand", 3, features),))
-    checkpoint = load_checkpoint(folder)
-    checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, control=control))
-    spec = module_spec("unet", checkpoint.spec)
-    part = checkpoint.load("unet")
-    module = capture(CapturedModule(spec, spec.wrap(part), part))
-    assert module.program is not None
-    program = run_passes(module.program)
-    lower_module(module.with_program(program))
-    arrays = random_inputs(spec, {"batch": 1, "tokens": 4, "height": 8, "width": 6}, 1)
-    inputs = [torch.from_numpy(arrays[tensor.name]) for tensor in spec.inputs]
-    with torch.no_grad():
-        wanted = module.eager(*(x.clone() for x in inputs))
-        found = program.module()(*inputs)
-    assert torch.allclose(found, wanted, atol=1e-5)
+    if kind == "full_adapter_xl":
+        assert _module_error(checkpoint, "unet") < 2e-6
 
 
 def change(folder: Path, copy: Path, **values: Any) -> Path:
