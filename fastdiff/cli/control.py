@@ -18,7 +18,7 @@ def add_control_sources(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         action="append",
         default=[],
-        help="a ControlNet in the diffusers layout; may be given several times",
+        help="a ControlNet in the diffusers layout, or one .safetensors file; may be given several times",
     )
     group.add_argument(
         "--t2i-adapter",

@@ -59,9 +59,13 @@ def captures() -> dict[str, CapturedModule]:
 
 
 def build_control(
-    sources: Sources, output: Path, target: str, captures: dict[str, CapturedModule]
+    checkpoint: Path,
+    output: Path,
+    target: str,
+    captures: dict[str, CapturedModule],
+    **options: Any,
 ) -> fastdiff.Pipeline:
-    """An engine of all sources. Times of layers on the native target are made up, as in tests/builds.py."""
+    """An engine with control. Times of layers on the native target are made up, as in tests/builds.py."""
 
     def made_up(work: object, algorithm: str) -> float:
         return (1 + zlib.crc32(f"{work} {algorithm}".encode()) % 1000) * 1e-6
@@ -77,7 +81,7 @@ def build_control(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "_measure", lambda options: made_up)
         patch.setattr(build, "capture", capture)
-        summary = build.build_engine(sources.checkpoint, output, target=target, **sources.options())
+        summary = build.build_engine(checkpoint, output, target=target, **options)
     assert max(module.relative_l2 for module in summary.modules) < 2e-6
     return fastdiff.load(output, threads=1)
 
@@ -86,4 +90,5 @@ def build_control(
 def native(
     sources: Sources, captures: dict[str, CapturedModule], tmp_path_factory: pytest.TempPathFactory
 ) -> fastdiff.Pipeline:
-    return build_control(sources, tmp_path_factory.mktemp("native") / "control.fd", "native", captures)
+    output = tmp_path_factory.mktemp("native") / "control.fd"
+    return build_control(sources.checkpoint, output, "native", captures, **sources.options())

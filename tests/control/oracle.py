@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ __all__ = ["ControlOracle"]
 class ControlOracle:
     """diffusers' pipelines of a checkpoint in float32 on one thread, a class and its extra parts each."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, kind: str = "StableDiffusionPipeline") -> None:
         torch.set_num_threads(1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # names of arguments change from version to version
-            self.base = diffusers.StableDiffusionPipeline.from_pretrained(
-                checkpoint, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+            self.base = getattr(diffusers, kind).from_pretrained(
+                checkpoint,
+                torch_dtype=torch.float32,
+                local_files_only=True,
+                **({} if "XL" in kind else {"safety_checker": None}),
             )
 
     def __call__(
@@ -42,8 +46,9 @@ class ControlOracle:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shared = {name: part for name, part in self.base.components.items() if name != "image_encoder"}
-            pipe = getattr(diffusers, kind)(**shared, **parts, requires_safety_checker=False)
+            known = inspect.signature(getattr(diffusers, kind).__init__).parameters
+            shared = {name: part for name, part in self.base.components.items() if name in known}
+            pipe = getattr(diffusers, kind)(**shared, **parts)
             pipe.set_progress_bar_config(disable=True)
             name, options = scheduler_of(sampler)
             pipe.scheduler = getattr(diffusers, name).from_config(self.base.scheduler.config, **options)

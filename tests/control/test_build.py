@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
 import fastdiff
@@ -19,11 +20,12 @@ from fastdiff.build.checkpoint import load_checkpoint
 from fastdiff.build.control import add_control
 from fastdiff.build.modules import module_spec, random_inputs
 from fastdiff.build.passes import run_passes
+from fastdiff.build.refit import refit_engine
 from fastdiff.build.verify import verify_engine
 from fastdiff.config import TensorSpec
 from fastdiff.control.spec import FeatureSpec
 from fastdiff.engine_dir import open_engine
-from fastdiff.errors import CheckpointError, EngineMismatchError
+from fastdiff.errors import CheckpointError, EngineMismatchError, InputError
 from tests.checkpoints import make_checkpoint, read_json, write_json
 from tests.control.conftest import Sources
 from tests.controls import make_controlnet, make_image_encoder, make_ip_adapter, make_t2i_adapter
@@ -145,26 +147,13 @@ def test_other_kinds_of_ip_adapter(kind: str, sources: Sources, tmp_path: Path) 
         assert torch.equal(spec.wrap(checkpoint.load("ip_adapter"))(given), theirs(given))
 
 
-@pytest.mark.parametrize(
-    ("kind", "channels", "factor"), [("light_adapter", [32], 4), ("full_adapter_xl", [16, 32, 64, 64], 8)]
-)
-def test_other_kinds_of_t2i_adapter(kind: str, channels: list[int], factor: int, tmp_path: Path) -> None:
-    """The XL kind also shows that what diffusers adds in place, to tensors that it keeps, is added there."""
-    unet: dict[str, Any] = {"block_out_channels": (32, 32)}  # the last two levels alike, as in SD 1.x
-    if kind == "full_adapter_xl":  # SDXL's levels, and a feature for its middle
-        unet = {
-            "block_out_channels": (16, 32, 64),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        }
-    folder = make_checkpoint(tmp_path / "checkpoint", unet=unet)
-    adapter = make_t2i_adapter(
-        tmp_path / "adapter", adapter_type=kind, channels=channels, downscale_factor=factor
-    )
+def test_light_t2i_adapter(tmp_path: Path) -> None:
+    """For U-Nets whose last two levels are alike, as in SD 1.x."""
+    folder = make_checkpoint(tmp_path / "checkpoint", unet={"block_out_channels": (32, 32)})
+    adapter = make_t2i_adapter(tmp_path / "adapter", adapter_type="light_adapter", channels=[32])
     checkpoint = add_control(load_checkpoint(folder), t2i_adapters=[adapter])
+    assert checkpoint.spec.control.features == (FeatureSpec(32, 1), FeatureSpec(32, 2))
     assert _module_error(checkpoint, "t2i_adapter") < 2e-6
-    if kind == "full_adapter_xl":
-        assert _module_error(checkpoint, "unet") < 2e-6
 
 
 def change(folder: Path, copy: Path, **values: Any) -> Path:
@@ -208,7 +197,7 @@ def test_folders_that_are_no_networks(sources: Sources, tmp_path: Path) -> None:
     (bare / "diffusion_pytorch_model.safetensors").rename(bare / "diffusion_pytorch_model.bin")
     for given, message in (
         (tmp_path / "none", "does not exist"),
-        (sources.ip_adapter, "is a file"),
+        (sources.checkpoint / "model_index.json", "is a file"),
         (empty, "config.json is missing"),
         (text, "not readable JSON"),
         (bare, "only pickled weights"),
@@ -222,11 +211,87 @@ def test_folders_that_are_no_networks(sources: Sources, tmp_path: Path) -> None:
         add_control(checkpoint, image_encoder=sources.image_encoder)
 
 
+def original_layout(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a ControlNet of the tiny checkpoint's structure as they were called at first."""
+    blocks = {
+        "controlnet_cond_embedding.conv_in": "input_hint_block.0",
+        "controlnet_cond_embedding.conv_out": "input_hint_block.14",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "down_blocks.0.resnets.0": "input_blocks.1.0",
+        "down_blocks.0.attentions.0": "input_blocks.1.1",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+        "down_blocks.1.resnets.0": "input_blocks.3.0",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "controlnet_mid_block": "middle_block_out.0",
+        **{
+            f"controlnet_cond_embedding.blocks.{index}": f"input_hint_block.{2 * index + 2}"
+            for index in range(6)
+        },
+        **{f"controlnet_down_blocks.{index}": f"zero_convs.{index}.0" for index in range(4)},
+    }
+    layers = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
+    found = {}
+    for key, tensor in model.state_dict().items():
+        block = next(name for name in blocks if key.startswith(f"{name}."))
+        rest = key.removeprefix(f"{block}.")
+        if "resnets" in block:
+            layer, _, kind = rest.rpartition(".")
+            rest = f"{layers[layer]}.{kind}"
+        found[f"control_model.{blocks[block]}.{rest}"] = tensor
+    return found
+
+
+def test_a_controlnet_in_one_file(sources: Sources, tmp_path: Path) -> None:
+    """The original layout, which says nothing of its structure but by its tensors."""
+    checkpoint = load_checkpoint(sources.checkpoint)
+    folder = make_controlnet(
+        tmp_path / "net", sources.checkpoint, conditioning_embedding_out_channels=(16, 32, 96, 256)
+    )
+    original = ControlNetModel.from_pretrained(folder)
+    file = tmp_path / "net.safetensors"
+    tensors = original_layout(original)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match="8 times smaller, the VAE 4 times"):
+        add_control(checkpoint, controlnets=[file])
+    eighth = replace(checkpoint, spec=replace(checkpoint.spec, vae_scale_factor=8, size_multiple=16))
+    added = add_control(eighth, controlnets=[file])
+    assert added.additions is not None
+    assert set(added.additions.sha256()) == {"controlnet"}
+    loaded = added.load("controlnet").state_dict()
+    assert loaded.keys() == original.state_dict().keys()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in original.state_dict().items())
+
+    def refused(changed: dict[str, torch.Tensor], message: str) -> None:
+        save_file(changed, file)
+        with pytest.raises(CheckpointError, match=message):
+            add_control(eighth, controlnets=[file]).load("controlnet")
+
+    key = "control_model.input_blocks.3.0.in_layers.2.weight"
+    refused({name: x for name, x in tensors.items() if name != key}, "does not fit the checkpoint's U-Net")
+    refused({**tensors, key: tensors[key][:2].contiguous()}, "does not fit the checkpoint's U-Net")
+    refused({**tensors, key: torch.full_like(tensors[key], torch.inf)}, "not finite")
+    refused({"weight": torch.zeros(1)}, "has no input_hint_block")
+    file.write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match="truncated or corrupted"):
+        add_control(eighth, controlnets=[file]).load("controlnet")
+
+
 def test_adapters_that_do_not_fit(sources: Sources, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(sources.checkpoint)
     for name, values, message in (
         ("narrow", {"channels": [16, 64]}, r"features is 16/1 64/2, .* is 32/1 64/2"),
-        ("coarse", {"downscale_factor": 16}, "multiples of 32, the checkpoint makes .* of 8"),
+        ("coarse", {"downscale_factor": 16}, r"multiples of 32, the checkpoint makes .* of 8"),
         ("five", {"in_channels": 5}, "in_channels is 5"),
         ("kind", {"adapter_type": "other"}, "refuses its config"),
     ):
@@ -274,6 +339,11 @@ def test_ip_adapters_that_do_not_fit(sources: Sources, tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             add_control(checkpoint, ip_adapter=given)
+
+
+def test_refit_refuses_engines_with_control(native: fastdiff.Pipeline, sources: Sources) -> None:
+    with pytest.raises(InputError, match="has controlnet_embedding, which --refit does not replace"):
+        refit_engine(sources.checkpoint, native.engine.path)
 
 
 def test_a_failed_build_leaves_nothing(sources: Sources, tmp_path: Path) -> None:

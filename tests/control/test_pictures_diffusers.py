@@ -6,6 +6,7 @@ what a call does not use changes nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import numpy as np
 import pytest
 
 import fastdiff
-from tests.control.conftest import Sources
+from fastdiff.build.capture import CapturedModule
+from fastdiff.build.modules import random_inputs
+from fastdiff.build.passes import run_passes
+from tests.control.conftest import Sources, build_control
 from tests.control.oracle import ControlOracle
 from tests.controls import picture
 from tests.oracle import psnr
@@ -219,3 +223,49 @@ def test_controlnet_and_ip_adapter(native: fastdiff.Pipeline, sources: Sources) 
         {"control_image": [EDGES, None], "ip_image": FACE, "ip_scale": 0.5},
         {"image": EDGES, "ip_adapter": sources.ip_adapter, "ip_adapter_image": FACE, "ip_scale": 0.5},
     )
+
+
+@pytest.mark.full
+def test_onnxruntime_draws_the_same(
+    native: fastdiff.Pipeline,
+    sources: Sources,
+    captures: dict[str, CapturedModule],
+    tmp_path: Path,
+) -> None:
+    """Another target for all modules at once; they are exported to ONNX, which takes a minute."""
+    pipe = build_control(
+        sources.checkpoint, tmp_path / "control.fd", "onnxruntime", captures, **sources.options()
+    )
+    call: dict[str, Any] = {"steps": 5, "seed": 2, "sampler": "euler", "guidance": 3.0}
+    call |= {"control_image": [EDGES, SHUFFLE], "control_end": 0.7, "ip_image": FACE, "ip_scale": 0.6}
+    call |= {"adapter_image": [EDGES, SHUFFLE], "adapter_scale": 0.7}
+    ours, wanted = pipe(PROMPT, **call), native(PROMPT, **call)
+    assert np.linalg.norm(ours.latents - wanted.latents) < 1e-4 * np.linalg.norm(wanted.latents)
+    assert psnr(ours.images[0], wanted.images[0]) >= 45
+
+
+@pytest.mark.parametrize("name", ["controlnet_2_embedding", "t2i_adapter", "image_encoder", "ip_adapter"])
+def test_modules_on_onnxruntime(
+    native: fastdiff.Pipeline, captures: dict[str, CapturedModule], tmp_path: Path, name: str
+) -> None:
+    """What runs once per call, from the graph that the native modules were made of."""
+    from fastdiff.config import Precision
+    from fastdiff.targets import CompileOptions, get_target
+
+    captured, target = captures[name], get_target("onnxruntime")
+    assert captured.program is not None
+    program = run_passes(captured.program)
+    compiled = target.compile(captured.with_program(program), tmp_path, CompileOptions(Precision.FP32, {}))
+    entry = replace(
+        native.engine.entry(name),
+        target="onnxruntime",
+        files=dict.fromkeys(compiled.files, ""),
+        tactics=compiled.tactics,
+        requires={},
+    )
+    arrays = random_inputs(captured.spec, {"batch": 2, "height": 6, "width": 10}, 1)
+    wanted = native.modules[name](**arrays)
+    with target.open(tmp_path, name, entry, 1) as session:
+        found = session(**arrays)
+    for output, array in wanted.items():
+        assert np.linalg.norm(found[output] - array) < 2e-6 * np.linalg.norm(array)

@@ -17,6 +17,7 @@ from fastdiff.build.control.ip_adapter import (
     load_ip_adapter,
     read_ip_adapter,
 )
+from fastdiff.build.control.single_file import config_like, is_single_file, load_controlnet_file
 from fastdiff.build.control.t2i_adapter import read_t2i_adapter
 from fastdiff.build.weights import load_part, weight_files
 from fastdiff.control.spec import ControlSpec, numbered
@@ -40,16 +41,24 @@ Folder = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Additions:
-    """Folders of ControlNets, T2I-Adapters and an image encoder by part, and the file of an IP-Adapter."""
+    """Folders of ControlNets, T2I-Adapters and an image encoder by part, and the file of an IP-Adapter.
+
+    A ControlNet may be a single file; ``unet`` is the config of the U-Net whose structure that has, for
+    latents of ``channels``.
+    """
 
     folders: dict[str, Path]
-    ip_adapter: Path | None = None
+    ip_adapter: Path | None
+    unet: dict[str, Any]
+    channels: int
 
     def load(self, part: str, unet: Any = None) -> Any:
         """A part as a float32 module; for ``unet`` that module, with attention to the IP-Adapter's tokens.
 
         Raises CheckpointError for weights that are missing, damaged, or do not fit.
         """
+        if part in self.folders and is_single_file(self.folders[part]):
+            return load_controlnet_file(self.folders[part], config_like(self.unet, self.channels))
         if part in self.folders:
             return load_part(self.folders[part], part, _CLASSES[part.rstrip("_0123456789")])
         assert self.ip_adapter is not None
@@ -64,8 +73,8 @@ class Additions:
     def sha256(self) -> dict[str, str]:
         """Hash over the names and contents of the files of each part."""
         files = {
-            part: [folder / "config.json", *weight_files(folder, part)]
-            for part, folder in self.folders.items()
+            part: [path] if is_single_file(path) else [path / "config.json", *weight_files(path, part)]
+            for part, path in self.folders.items()
         }
         if self.ip_adapter is not None:
             files["ip_adapter"] = [self.ip_adapter]
@@ -89,7 +98,8 @@ def add_control(
 ) -> Checkpoint:
     """The checkpoint with networks that control its U-Net. Raises CheckpointError for what does not fit.
 
-    ``controlnets`` and ``t2i_adapters`` are folders in diffusers' layout, ``ip_adapter`` is a safetensors
+    ``controlnets`` and ``t2i_adapters`` are folders in diffusers' layout, ControlNets also safetensors files
+    in the original one, ``ip_adapter`` is a safetensors
     file as it is published or a folder with one, ``image_encoder`` the folder of its image encoder, None: the
     folder ``image_encoder`` beside the file, or none.
     """
@@ -131,8 +141,10 @@ def add_control(
     )
     if len({adapter.features for adapter in control.t2i_adapters}) > 1:
         raise CheckpointError("the T2I-Adapters give features of different sizes: build an engine for each")
-    for part, folder in folders.items():
-        weight_files(folder, part)
+    for part, path in folders.items():
+        if not is_single_file(path):
+            weight_files(path, part)
     spec = replace(checkpoint.spec, control=control)
+    additions = Additions(folders, file, unet, spec.latent_channels)
     modules = (*checkpoint.modules, *control.modules())
-    return replace(checkpoint, spec=spec, modules=modules, additions=Additions(folders, file))
+    return replace(checkpoint, spec=spec, modules=modules, additions=additions)

@@ -18,12 +18,8 @@ def read_config(folder: Path, kind: str, what: str) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not folder.is_dir():
-        hint = f" (diffusers' {kind}.from_single_file(...).save_pretrained(FOLDER) makes one of a file)"
         found = "is a file" if folder.is_file() else "does not exist"
-        raise CheckpointError(
-            f"{folder} {found}: give the folder of {what}, with config.json and weights"
-            f"{hint if folder.is_file() and kind == 'ControlNetModel' else ''}"
-        )
+        raise CheckpointError(f"{folder} {found}: give the folder of {what}, with config.json and weights")
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: give the folder of {what} in diffusers' layout")
     try:

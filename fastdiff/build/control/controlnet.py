@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.build.control.config import read_config, refuse
+from fastdiff.build.control.single_file import config_like, is_single_file
 from fastdiff.config import ModelSpec
 from fastdiff.control.spec import ControlNetSpec, FeatureSpec
 from fastdiff.errors import CheckpointError
@@ -32,8 +33,11 @@ def residuals_of(config: dict[str, Any]) -> tuple[FeatureSpec, ...]:
 
 
 def read_controlnet(folder: Path, model: ModelSpec, unet: dict[str, Any]) -> ControlNetSpec:
-    """The ControlNet of a folder, whose sizes are those of the U-Net. Raises CheckpointError."""
-    config = read_config(folder, "ControlNetModel", "a ControlNet")
+    """The ControlNet of a folder or file, whose sizes are those of the U-Net. Raises CheckpointError."""
+    if is_single_file(folder):
+        config = config_like(unet, model.latent_channels)
+    else:
+        config = read_config(folder, "ControlNetModel", "a ControlNet")
     for key in _UNSUPPORTED:
         if config.get(key) is not None:
             raise CheckpointError(f"{folder}: {key} is {config[key]!r}: such ControlNets cannot be built")

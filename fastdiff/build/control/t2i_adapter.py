@@ -24,22 +24,23 @@ def read_t2i_adapter(folder: Path, factor: int, multiple: int, unet: dict[str, A
     try:
         with torch.device("meta"):
             adapter = T2IAdapter.from_config(config)
-            side, channels = int(adapter.total_downscale_factor), int(config.get("in_channels", 3))
+            side, channels = 64 * int(adapter.total_downscale_factor), int(config.get("in_channels", 3))
             given = adapter(torch.empty(1, channels, side, side))
     except Exception as error:  # whatever the library raises about a config, the config is at fault
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder}: T2IAdapter refuses its config ({reason})") from error
     if channels not in (1, 3):
         raise CheckpointError(f"{folder}: in_channels is {channels}: it must be 1 or 3, as a picture has")
-    if multiple % side:
-        raise CheckpointError(
-            f"{folder}: it needs sides in multiples of {side}, the checkpoint makes pictures in multiples of"
-            f" {multiple}: give an adapter that was trained for this kind of checkpoint"
-        )
     shrinks = [(x.shape[1], side, factor * x.shape[2]) for x in given]
     if any(numerator % denominator for _, numerator, denominator in shrinks):
         raise CheckpointError(f"{folder}: its first feature is larger than the latents: it fits no U-Net")
     features = tuple(FeatureSpec(width, top // bottom) for width, top, bottom in shrinks)
+    if any(multiple % (factor * feature.divisor) for feature in features):
+        coarsest = factor * max(feature.divisor for feature in features)
+        raise CheckpointError(
+            f"{folder}: it needs sides in multiples of {coarsest}, the checkpoint makes pictures in multiples"
+            f" of {multiple}: give an adapter that was trained for this kind of checkpoint"
+        )
     wanted = _places(unet)[: len(features)]
     if features != wanted:
         raise refuse(folder, "the shape of its features", _text(features), _text(wanted))
