@@ -19,7 +19,7 @@ from fastdiff.errors import InputError
 from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
 from fastdiff.samplers.guidance.read import written
 
-__all__ = ["Request", "check_request", "request_from", "request_values"]
+__all__ = ["Request", "check_number", "check_request", "request_from", "request_values"]
 
 _MAX_SEED = 2**64 - 1
 
@@ -130,7 +130,7 @@ def check_request(
         )
     if not isinstance(sampler, str):
         raise InputError(f"sampler is {_show(sampler)}: it must be a name, such as 'ddim'")
-    share = None if eta is None else _number("eta", eta)
+    share = None if eta is None else check_number("eta", eta)
     if share is not None and not 0.0 <= share <= 1.0:
         raise InputError(f"eta is {share:g}: it must be from 0 (DDIM) to 1 (DDPM)")
     guidance = _guidance(guidance)
@@ -220,7 +220,7 @@ def _guidance(value: object) -> float | Guidance:
     """A scale, a Guidance, or one in JSON values."""
     guidance = read_guidance(value) if isinstance(value, dict) else value
     if not isinstance(guidance, Guidance):
-        guidance = _number("guidance", guidance)
+        guidance = check_number("guidance", guidance)
     scale = guidance.scale if isinstance(guidance, Guidance) else guidance
     if scale < 0.0:
         raise InputError(f"guidance is {scale:g}: it must be 0 or more; 1 switches it off")
@@ -259,7 +259,8 @@ def _integer(name: str, value: object, minimum: int, maximum: int | None = None)
     return number
 
 
-def _number(name: str, value: object) -> float:
+def check_number(name: str, value: object) -> float:
+    """The argument called ``name`` as a finite number. Raises InputError."""
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError

@@ -15,6 +15,8 @@ from fastdiff.request import Request
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastdiff.control.request import ControlRequest
+
 __all__ = ["Result", "Timings", "picture_metadata"]
 
 
@@ -57,12 +59,17 @@ class Result:
         return [os.fspath(name) for name in paths]
 
 
-def picture_metadata(request: Request, engine_hash: str, latents_given: bool) -> list[dict[str, Any]]:
+def picture_metadata(
+    request: Request, engine_hash: str, latents_given: bool, control: ControlRequest | None = None
+) -> list[dict[str, Any]]:
     """One JSON object for each picture of a call; ``settings`` is the call itself."""
     common: dict[str, Any] = {"fastdiff": __version__, "engine": engine_hash}
     if latents_given:
         common["latents"] = "given"  # the settings alone do not repeat the picture
     common["settings"] = request.settings()
+    if control:
+        common.update(control.metadata())
+        common["settings"].update(control.settings())
     return [
         {
             **common,

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdiff.build.families import FAMILIES, Family, Source
 from fastdiff.build.families.classes import CONFIGS, refused_option
@@ -22,6 +22,9 @@ from fastdiff.build.weights import load_part, weight_files
 from fastdiff.config import MODULES, ModelSpec
 from fastdiff.engine_dir import file_sha256
 from fastdiff.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fastdiff.build.control import Additions
 
 __all__ = ["Checkpoint", "load_checkpoint", "modules_of"]
 
@@ -44,7 +47,8 @@ class Checkpoint:
 
     ``configs`` are by part, ``scheduler`` among them; ``classes`` are the library's by part. ``modules`` are
     those that an engine of it has, in the order in which they are built, ``tokenizers`` the folders of its
-    tokenizers. ``folders`` are those of parts that are not called as the part is.
+    tokenizers. ``folders`` are those of parts that are not called as the part is. ``additions`` are networks
+    that control the U-Net.
     """
 
     path: Path
@@ -56,6 +60,7 @@ class Checkpoint:
     modules: tuple[str, ...] = MODULES
     tokenizers: tuple[str, ...] = ()
     folders: Mapping[str, str] = field(default_factory=dict)
+    additions: Additions | None = None
 
     @property
     def scheduler(self) -> dict[str, Any]:
@@ -73,7 +78,11 @@ class Checkpoint:
 
         Raises CheckpointError for weights that are missing, damaged, or do not fit the config.
         """
-        return load_part(self.path / self.folders.get(part, part), part, self.classes.get(part))
+        folder = self.path / self.folders.get(part, part)
+        added = self.additions if self.additions is not None and self.additions.adds_to(part) else None
+        own = added is None or part == "unet"
+        loaded = load_part(folder, part, self.classes.get(part)) if own else None
+        return loaded if added is None else added.load(part, loaded)
 
     def tokenizer_files(self, folder: str = "tokenizer") -> dict[str, bytes]:
         """The contents of a tokenizer's files by name. Raises CheckpointError."""

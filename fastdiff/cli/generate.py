@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastdiff.cli.control import add_control, chosen_control
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
 from fastdiff.cli.values import number, on_terminal, option, whole
 
@@ -86,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
     add_guidance(parser)
+    add_control(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -110,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
         sampler_options=dict(arguments.sampler_option),
         class_label=arguments.class_label,
         progress=on_terminal(),
+        **chosen_control(arguments),
     )
     pipe.close()
     names = result.save(arguments.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import warnings
@@ -19,6 +20,7 @@ from fastdiff.devices import Device, check_devices, device_name, share_threads
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.pipeline import Pipeline
 from fastdiff.progress import progress_bar
 from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
@@ -75,6 +77,7 @@ class PipelinePool:
         class_label: int | list[int] | None = None,
         latents: Array | None = None,
         progress: bool = False,
+        **control: Any,
     ) -> Result:
         """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
 
@@ -82,6 +85,7 @@ class PipelinePool:
         the other, ``total`` is the time that the call took. A device that fails is named in the error.
         """
         begin = perf_counter()
+        _refuse_control(control)
         manifest = self.engine.manifest
         request = check_request(
             manifest.model,
@@ -180,6 +184,16 @@ class PipelinePool:
         if self._stop is not None:
             self._stop()
         self._crew = self._stop = None
+
+
+def _refuse_control(given: Mapping[str, Any]) -> None:
+    """Raises InputError for an option that only a Pipeline has, TypeError for one that nobody knows."""
+    known = inspect.signature(Pipeline.__call__).parameters
+    for name, value in given.items():
+        if name not in known:
+            raise TypeError(f"a pool has no argument {name!r}")
+        if value is not None and value is not False:
+            raise InputError(f"{name} on several devices at once: use one device, or leave it out")
 
 
 def _places(engine: Engine, devices: Sequence[Device], threads: int | None) -> list[Place]:

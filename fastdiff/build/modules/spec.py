@@ -33,7 +33,7 @@ class ModuleSpec:
         """The module around a loaded part, in evaluation mode."""
         from fastdiff.build.modules import module_wrapper
 
-        return module_wrapper(self.name, part, self.inputs)
+        return module_wrapper(self.name, part, self.inputs, self.outputs)
 
 
 def latent(model: ModelSpec) -> tuple[int | str, ...]:
