@@ -32,7 +32,7 @@ def kohya_names(module: str, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _spellings(module: str, path: str) -> tuple[str, ...]:
-    """transformers has dropped the ``text_model`` of a text encoder's paths; files have it."""
+    """Transformers has dropped the ``text_model`` of a text encoder's paths; files have it."""
     if not module.startswith("text_encoder") or path.startswith(("text_model.", "text_projection")):
         return (path,)
     return (path, f"text_model.{path}")

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LowRank"]
+__all__ = ["MODULES", "LowRank"]
+
+MODULES = ("unet", "text_encoder", "text_encoder_2")
+"""Modules of an engine that LoRAs are for."""
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,7 @@ class Rewrite:
         """The parameters that a weight's rows are, in their order; none for a node that is no weight."""
         return parameters_of(node, self.signature)
 
-    def add_constant(
-        self, name: str, value: Tensor, like: fx.Node, parts: tuple[Part, ...] = ()
-    ) -> fx.Node:
+    def add_constant(self, name: str, value: Tensor, like: fx.Node, parts: tuple[Part, ...] = ()) -> fx.Node:
         """A new input of the graph that carries ``value``; ``like`` is any node whose value is a tensor.
 
         ``parts`` says which parameters its rows are, where they are that with other axes at most.
