@@ -33,7 +33,7 @@ _DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 
 @dataclass(frozen=True)
 class Lora:
-    """A file that was read: its path, its SHA-256, and an update for each of some layers by module and path."""
+    """A file that was read: its path, its SHA-256, and the updates of some layers by module and path."""
 
     path: Path
     sha256: str
@@ -84,7 +84,7 @@ def _read(file: Path) -> tuple[str, dict[str, NDArray[np.float32]], dict[str, st
     except OSError as error:
         raise InputError(f"LoRA file {file} cannot be read: {error.strerror}") from error
     try:
-        found = deserialize(raw)
+        found = deserialize(raw)  # type: ignore[no-untyped-call]
         with safe_open(str(file), "np") as opened:
             metadata: dict[str, str] = opened.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:

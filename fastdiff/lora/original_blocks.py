@@ -1,7 +1,8 @@
 """Paths of a U-Net's layers in the original code, which counts blocks through: ``input_blocks.4.1``.
 
 A level of the way down has its residual blocks and, but for the last, one block that halves the picture;
-``input_blocks.0`` is the first convolution. A level of the way up ends with the doubling, inside its last block.
+``input_blocks.0`` is the first convolution. A level of the way up ends with the doubling, inside its last
+block.
 """
 
 from __future__ import annotations

@@ -14,11 +14,9 @@ Updates = dict[str, list[LowRank]]
 
 
 def stack(loras: Iterable[tuple[Lora, float]]) -> dict[str, Updates]:
-    """The updates of several LoRAs, each with a scale, by module; a scale of 0 leaves a LoRA out."""
+    """The updates of several LoRAs, each with a scale, by module."""
     result: dict[str, Updates] = {}
     for lora, scale in loras:
-        if scale == 0:
-            continue
         for module, layers in lora.modules.items():
             for path, update in layers.items():
                 result.setdefault(module, {}).setdefault(path, []).append(update.times(scale))

@@ -35,7 +35,7 @@ class LowRank:
     @property
     def rank(self) -> int:
         """Columns of ``up`` and rows of ``down``."""
-        return self.down.shape[0]
+        return int(self.down.shape[0])
 
     def times(self, factor: float) -> LowRank:
         """The update with another scale."""
@@ -44,5 +44,4 @@ class LowRank:
     def matrix(self) -> NDArray[np.float32]:
         """``scale · up · down`` in the weight's shape."""
         flat = self.down.reshape(self.rank, math.prod(self.down.shape[1:]))
-        product: NDArray[np.float32] = (np.float32(self.scale) * self.up) @ flat
-        return product.reshape(self.shape)
+        return np.asarray((np.float32(self.scale) * self.up) @ flat, np.float32).reshape(self.shape)

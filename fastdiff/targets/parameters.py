@@ -1,7 +1,7 @@
-"""``<module>.parameters.json``: where a compiled module has the weights of the checkpoint's layers.
+"""``<module>.parameters.json``: where a compiled module has its layers' weights.
 
-For each layer, by its path in the checkpoint's module: the shape of its weight, and the places that hold it in a
-form of the target's own. LoRAs need it; an engine without this file runs as well.
+For each layer, by its path in the checkpoint's module: the shape of its weight, and the places that hold it,
+in a form of the target's own. LoRAs need it; an engine without this file runs as well.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def read(folder: Path, module: str, entry: ModuleEntry, form: tuple[type, ...]) 
     name = f"{module}{_SUFFIX}"
     if name not in entry.files:
         raise TargetError(
-            f"{folder}: {module} was built without the places of its weights, which a LoRA needs: build it again"
+            f"{folder}: {module} was built without the places of its weights, which a LoRA needs:"
+            " build it again"
         )
     try:
         document = json.loads((folder / name).read_text(encoding="utf-8"))

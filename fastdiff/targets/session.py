@@ -126,7 +126,9 @@ class Session(ABC):
         self._set_adapters(updates)
 
     def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
-        """``set_adapters`` with updates that fit; targets that take none only ever see an empty mapping."""
+        """``set_adapters`` with updates that fit. Without adapters there is nothing to take back."""
+        if updates:
+            raise NotImplementedError(f"{type(self).__name__} names layers, and takes no updates of them")
 
     def close(self) -> None:  # noqa: B027 (closing is optional for a target)
         """Free what the session holds. It cannot be called afterwards."""

@@ -103,7 +103,7 @@ class _NativeSession(Session):
         return {path: layer.shape for path, layer in self._layers.items()}
 
     def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
-        """Updates are computed beside the layers, whose weights stay as they are (csrc/runtime/adapters.h)."""
+        """Updates are computed beside the layers, whose weights stay: csrc/runtime/adapters.h."""
         layers = self._layers if updates else {}
         values: dict[int, list[tuple[int, Array, Array, float]]] = {}
         for path, parts in updates.items():
