@@ -28,6 +28,11 @@ from fastdiff.devices import Device, check_devices, default_device, share_thread
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.lora import Loras, Shapes, read_lora, stack
+from fastdiff.lora.interface import TakesLoras
+from fastdiff.lora.loaded import LoadedLora
+from fastdiff.lora.stack import Updates
+from fastdiff.lora.update import MODULES as LORA_MODULES
 from fastdiff.prompts import NoPrompts, PromptEncoder
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
@@ -65,13 +70,17 @@ class Modules(Mapping[str, "Session"]):
         self._device = device
         self._unet_threads = unet_threads
         self._open: dict[str, Session] = {}
+        self.updates: Mapping[str, Updates] = {}
 
     def __getitem__(self, name: str) -> Session:
         if name not in self._engine.manifest.modules:
             raise KeyError(name)
         if name not in self._open:
             threads = self._unet_threads if name == "unet" else self._threads
-            self._open[name] = self._engine.open_module(name, threads, self._device)
+            session = self._engine.open_module(name, threads, self._device)
+            if name in self.updates:
+                session.set_adapters(self.updates[name])
+            self._open[name] = session
         return self._open[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -80,12 +89,34 @@ class Modules(Mapping[str, "Session"]):
     def __len__(self) -> int:
         return len(self._engine.manifest.modules)
 
+    def adaptable(self) -> Shapes:
+        """Shapes of the weights that LoRAs may update, by module. Raises TargetError."""
+        return {name: self[name].adaptable() for name in LORA_MODULES if name in self}
+
+    def set_adapters(self, updates: Mapping[str, Updates]) -> None:
+        """Give each module its updates, those that are not named none; also when it is opened again.
+
+        Raises what a session's ``set_adapters`` does, and all is as it was then.
+        """
+        before, self.updates = self.updates, updates
+        changed = [
+            name for name in LORA_MODULES if name in self._open and (name in before or name in updates)
+        ]
+        try:
+            for name in changed:
+                self._open[name].set_adapters(updates.get(name, {}))
+        except BaseException:
+            self.updates = before
+            for name in changed:
+                self._open[name].set_adapters(before.get(name, {}))
+            raise
+
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1].close()
 
 
-class Pipeline:
+class Pipeline(TakesLoras):
     """Text to pictures on an open engine. ``modules[name](**arrays)`` runs a single module.
 
     With a ``guidance_device`` the unconditional half of guidance runs there, beside the conditional half.
@@ -115,6 +146,7 @@ class Pipeline:
         for name in engine.manifest.modules:
             if name not in _UNUSED:
                 self.modules[name]  # opened here: the first picture takes no longer than the second
+        self._loras = Loras(lambda file: read_lora(file, self.modules.adaptable()), self._apply_loras)
 
     def __call__(
         self,
@@ -237,8 +269,14 @@ class Pipeline:
         images = to_images(self.vae.decode(final))
         end = time.perf_counter()
         timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
-        metadata = picture_metadata(request, self.engine.engine_hash, latents is not None, control)
+        metadata = picture_metadata(
+            request, self.engine.engine_hash, latents is not None, self._loras.records(), control
+        )
         return Result(images, final, request.seed, timings, metadata)
+
+    def match_loras(self, requests: list[dict[str, Any]]) -> None:
+        """Have the LoRAs of another pipeline; ``Loras.requests`` gives its own."""
+        self._loras.match(requests)
 
     @property
     def tokenizer(self) -> ClipTokenizer:
@@ -255,6 +293,19 @@ class Pipeline:
         if self._others is not None:
             self._others.close()
         self.prompts.forget()
+
+    def _apply_loras(self, loras: Sequence[LoadedLora]) -> None:
+        """Give the modules of both devices their updates, or neither."""
+        updates = stack((loaded.lora, loaded.scale) for loaded in loras)
+        self.prompts.forget()
+        before = self.modules.updates
+        self.modules.set_adapters(updates)
+        if self._others is not None:
+            try:
+                self._others.set_adapters(updates)
+            except BaseException:
+                self.modules.set_adapters(before)
+                raise
 
     def _denoiser(self, request: Request, control: ControlRequest) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""

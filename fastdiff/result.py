@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +61,19 @@ class Result:
 
 
 def picture_metadata(
-    request: Request, engine_hash: str, latents_given: bool, control: ControlRequest | None = None
+    request: Request,
+    engine_hash: str,
+    latents_given: bool,
+    loras: Sequence[Mapping[str, Any]] = (),
+    control: ControlRequest | None = None,
 ) -> list[dict[str, Any]]:
-    """One JSON object for each picture of a call; ``settings`` is the call itself."""
+    """One JSON object for each picture of a call; ``settings`` is the call itself.
+
+    ``loras`` are the records of those that had an effect.
+    """
     common: dict[str, Any] = {"fastdiff": __version__, "engine": engine_hash}
+    if loras:
+        common["loras"] = list(loras)
     if latents_given:
         common["latents"] = "given"  # the settings alone do not repeat the picture
     common["settings"] = request.settings()
