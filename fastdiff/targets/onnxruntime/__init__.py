@@ -27,6 +27,7 @@ from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled, CompileOptions
 from fastdiff.targets.onnxruntime import cuda
 from fastdiff.targets.session import Array, Session
+from fastdiff.targets.shared import open_shared
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
@@ -155,8 +156,9 @@ def open(
     optimised = entry.tactics.get("optimisation") == "basic, at build"
     options = _options(threads, "ORT_DISABLE_ALL" if optimised else "ORT_ENABLE_BASIC")
     model = _model_file(folder, name, entry)
-    with _refusal(folder, model):
-        session = _open(folder / model, options)
+    with _refusal(folder, model):  # its sessions have weights of their own, and may run at once
+        kind = ("onnxruntime", options.intra_op_num_threads)
+        session = open_shared(folder / model, kind, lambda: _open(folder / model, options))
     return _OnnxRuntimeSession(name, entry, session)
 
 
