@@ -75,7 +75,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Mapping:
-    """A mapping of a file into this process: bytes in memory, and those among them that are copies of its own."""
+    """A mapping of a file into this process: bytes in memory, and those among them that it copied."""
 
     shared: bool
     resident: int
