@@ -50,7 +50,8 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
     part = folder / _FOLDER / captured.spec.part
     if not part.is_dir():
         with quiet():
-            captured.source.save_pretrained(part, safe_serialization=True)
+            # a file is copied before it is written, so large parts are several
+            captured.source.save_pretrained(part, safe_serialization=True, max_shard_size="2GB")
             save_attention(captured.source, part)
     files = sorted(path.relative_to(folder).as_posix() for path in part.iterdir() if path.is_file())
     return Compiled(tuple(files), {"part": captured.spec.part, "class": type(captured.source).__name__})
