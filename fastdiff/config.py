@@ -157,9 +157,11 @@ class ModelSpec:
     and ``time_ids`` numbers: original size, crop and target size of the picture. Others have 0 of both.
     ``guidance_embedding`` is the width of the guidance scale's embedding that latent consistency models take,
     ``condition_channels`` how many channels the U-Net takes beside the latents, such as inpainting's mask,
-    ``num_classes`` how many class labels it knows; 0 each for models without. ``text_encoders`` are in the
-    order in which their hidden states are put side by side; an engine that names none has one, which
-    ``max_tokens`` and ``hidden_size`` describe.
+    ``num_classes`` how many class labels it knows; 0 each for models without. ``deep_features`` is the
+    channels of the features that DeepCache keeps of ``deep_cache_branch``, and ``token_merging`` the
+    percentage of tokens that are merged before the finest self-attentions; 0 each for an engine without.
+    ``text_encoders`` are in the order in which their hidden states are put side by side; an engine that names
+    none has one, which ``max_tokens`` and ``hidden_size`` describe.
     """
 
     family: str
@@ -178,5 +180,8 @@ class ModelSpec:
     guidance_embedding: int = field(default=0, metadata=OPTIONAL)
     condition_channels: int = field(default=0, metadata=OPTIONAL)
     num_classes: int = field(default=0, metadata=OPTIONAL)
+    deep_features: int = field(default=0, metadata=OPTIONAL)
+    deep_cache_branch: int = field(default=0, metadata=OPTIONAL)
+    token_merging: int = field(default=0, metadata=OPTIONAL)
     picture_channels: int = field(default=3, metadata=OPTIONAL)
     text_encoders: tuple[TextEncoderSpec, ...] = field(default=(), metadata=OPTIONAL)

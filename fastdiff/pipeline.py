@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdiff.deep_cache import FeatureReuse, check_deep_cache
 from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
@@ -28,7 +29,7 @@ from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_nois
 from fastdiff.prompts import PromptEncoder
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import Callback, Generator, Guidance, NoiseSchedule, NoiseSource
+from fastdiff.samplers import AdaptiveRun, Callback, Generator, Guidance, NoiseSchedule, NoiseSource
 from fastdiff.tokenizer import ClipTokenizer
 from fastdiff.vae import Vae
 
@@ -119,6 +120,7 @@ class Pipeline:
         latents: Array | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        deep_cache: int | Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate ``num`` pictures of each prompt.
 
@@ -130,7 +132,9 @@ class Pipeline:
         scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME`` lists them.
         ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn noise.
         ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step`` counting
-        from 1; copy the latents to keep them. ``progress`` draws a bar.
+        from 1; copy the latents to keep them. ``progress`` draws a bar. ``deep_cache`` N evaluates the whole
+        U-Net in every N-th step and its outermost layers in those between, on an engine that was built for it
+        ([docs/approximations.md](approximations.md)); fields of a `DeepCache` space the whole ones unevenly.
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
         """
@@ -147,6 +151,7 @@ class Pipeline:
             width=width,
             eta=eta,
             sampler_options=sampler_options,
+            deep_cache=deep_cache,
         )
         return self.run(request, latents, None, callback, progress)
 
@@ -164,12 +169,15 @@ class Pipeline:
         begin = time.perf_counter()
         check_shapes(self.engine, request, self._others is not None)
         table = call_table(self.schedule, request, latents is not None)
+        if request.deep_cache is not None:
+            adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
+            check_deep_cache(self.engine, adaptive, self._others is not None)
         generator = Generator(request.seed)
         start = unit_noise(self.engine.manifest.model, request, latents, generator)
         start = start * np.float32(table.init_noise_sigma)
 
         embed_begin = time.perf_counter()
-        denoise = self._denoiser(request)
+        denoise = self._denoiser(request, None if isinstance(table, AdaptiveRun) else table.evaluations)
         embedded = time.perf_counter()
         source = generator if noise is None else noise
         final, seconds = run_table(table, denoise, start, request, source, callback, progress)
@@ -196,15 +204,19 @@ class Pipeline:
             self._others.close()
         self.prompts.forget()
 
-    def _denoiser(self, request: Request) -> Denoiser | SplitDenoiser:
+    def _denoiser(self, request: Request, evaluations: int | None) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""
         branches = self.prompts.branches(request)
+        predict = None
+        if request.deep_cache is not None and evaluations is not None:
+            full = request.deep_cache.full(evaluations)
+            predict = FeatureReuse(self.modules["unet"], self.modules["unet_shallow"], full)
         if len(branches) == 1:
             self._warn_without_guidance(request)
-            return Denoiser(self.modules["unet"], branches[0], None)
+            return Denoiser(self.modules["unet"], branches[0], None, predict=predict)
         if self._others is not None:
             return SplitDenoiser(self.modules["unet"], self._others["unet"], *branches)
-        return Denoiser(self.modules["unet"], *branches)
+        return Denoiser(self.modules["unet"], *branches, predict=predict)
 
     def _warn_without_guidance(self, request: Request) -> None:
         for given, what in (

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastdiff.config import ModelSpec
+from fastdiff.deep_cache import DeepCache, read_deep_cache
 from fastdiff.errors import InputError
 from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
 from fastdiff.samplers.guidance.read import written
@@ -29,7 +30,8 @@ class Request:
     """A checked call. ``prompts`` and ``negatives`` are of one length; ``num`` pictures are made of each.
 
     ``height`` and ``width`` are in picture pixels. ``eta`` None is the sampler's own. ``listed`` says whether
-    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values.
+    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values. With
+    ``deep_cache`` None every step evaluates the whole model.
     """
 
     prompts: tuple[str, ...]
@@ -44,6 +46,7 @@ class Request:
     eta: float | None
     listed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    deep_cache: DeepCache | None = None
 
     @property
     def guided(self) -> bool:
@@ -81,6 +84,7 @@ class Request:
             "width": self.width,
             "eta": self.eta,
             **({"sampler_options": dict(self.options)} if self.options else {}),
+            **({} if self.deep_cache is None else {"deep_cache": self.deep_cache.setting()}),
         }
 
 
@@ -98,6 +102,7 @@ def check_request(
     width: object,
     eta: object,
     sampler_options: object = None,
+    deep_cache: object = None,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
 
@@ -132,6 +137,7 @@ def check_request(
         eta=share,
         listed=not isinstance(prompt, str),
         options=_options(sampler_options),
+        deep_cache=read_deep_cache(deep_cache),
     )
 
 
@@ -158,7 +164,8 @@ def request_values(request: Request) -> dict[str, Any]:
 def request_from(values: dict[str, Any]) -> Request:
     """The call that `request_values` made JSON of."""
     texts = {name: tuple(values[name]) for name in ("prompts", "negatives")}
-    return Request(**{**values, **texts, "guidance": _guidance(values["guidance"])})
+    guidance, cache = _guidance(values["guidance"]), read_deep_cache(values["deep_cache"])
+    return Request(**{**values, **texts, "guidance": guidance, "deep_cache": cache})
 
 
 def _guidance(value: object) -> float | Guidance:

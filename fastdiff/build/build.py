@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastdiff.build.approximations import with_deep_cache, with_token_merging
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
 from fastdiff.build.modules import ModuleSpec, module_spec
@@ -109,6 +110,8 @@ def build_engine(
     progress: Progress | None = None,
     modules: tuple[str, ...] = MODULES,
     refit: bool = False,
+    deep_cache: int | None = None,
+    token_merging: float = 0.0,
 ) -> BuildSummary:
     """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
 
@@ -118,9 +121,11 @@ def build_engine(
     ``memory`` times their bytes in float32. ``device`` is for a target that compiles for several, such as
     ``"cuda"`` of ``onnxruntime``; None is its own. With some of the ``modules`` only, the engine runs these
     but makes no pictures. With ``refit`` fastdiff.build.refit can replace its weights later, on a target that
-    can do so. Errors: InputError, CheckpointError, CaptureError, TargetError,
-    OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
-    of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
+    can do so. ``deep_cache`` is a branch of DeepCache, 0 being the outermost and fastest: the engine gets a
+    module more and can reuse features from step to step. ``token_merging`` is the share of tokens that are
+    merged before the finest self-attentions of the U-Net. Errors: InputError, CheckpointError, CaptureError,
+    TargetError, OutputError, VerificationError when a module's relative L2 error against PyTorch is over the
+    tolerance of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)
@@ -133,6 +138,9 @@ def build_engine(
     with EngineWriter(output, force) as writer:
         source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         model = _with_defaults(source.spec, height, width, batch)
+        model = with_token_merging(source, model, token_merging)
+        if deep_cache is not None:
+            model, modules = with_deep_cache(source, model, modules, deep_cache)
         builder = _Builder(source, model, target, precision, memory, device, writer, progress, modules, refit)
         entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(

@@ -51,7 +51,7 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
     height = model.default_height // model.vae_scale_factor
     width = model.default_width // model.vae_scale_factor
     block = spec.shapes["height"].multiple_of if "height" in spec.shapes else 1
-    guided = 2 if spec.name in ("text_encoder", "unet") else 1
+    guided = 2 if spec.name in ("text_encoder", "unet", "unet_shallow") else 1
     usual = {
         "batch": guided * model.default_batch,
         "height": height,

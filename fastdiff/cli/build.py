@@ -52,6 +52,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="tensorrt: weights can be replaced later; where ENGINE was built so, replace its weights",
     )
+    parser.add_argument(
+        "--deep-cache",
+        metavar="BRANCH",
+        type=whole,
+        nargs="?",
+        const=0,
+        help="add what fastdiff generate --deep-cache needs: a small module that computes the outermost "
+        "layers of the U-Net alone. BRANCH 0, the default, is the fastest; 1 and 2 compute more and err less",
+    )
+    parser.add_argument(
+        "--token-merging",
+        metavar="R",
+        type=number,
+        default=0.0,
+        help="merge this share of the tokens, such as 0.5, before the U-Net's finest self-attentions: faster "
+        "for large pictures, and not the same picture (default: 0)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an engine that exists")
 
 
@@ -92,6 +109,8 @@ def run(arguments: argparse.Namespace) -> None:
                 force=arguments.force,
                 progress=progress,
                 refit=arguments.refit,
+                deep_cache=arguments.deep_cache,
+                token_merging=arguments.token_merging,
             )
     finally:
         if progress is not None:
@@ -111,7 +130,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _settled(arguments: argparse.Namespace) -> str:
     """The first option given of those that an existing engine has settled already."""
     defaults = {"height": None, "width": None, "batch": 1, "memory": 2.0, "device": None}
-    return next((f"--{name}" for name, value in defaults.items() if getattr(arguments, name) != value), "")
+    defaults |= {"deep_cache": None, "token_merging": 0.0}
+    given = (name for name, value in defaults.items() if getattr(arguments, name) != value)
+    return next((f"--{name.replace('_', '-')}" for name in given), "")
 
 
 class _Progress:

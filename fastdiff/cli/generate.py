@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastdiff.cli.approximations import add_approximations, chosen_deep_cache
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
 from fastdiff.cli.values import number, on_terminal, option, whole
 
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
     add_guidance(parser)
+    add_approximations(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -83,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     from fastdiff.samplers import find_sampler
 
     check_output(arguments.output)
-    guidance = chosen_guidance(arguments)
+    guidance, deep_cache = chosen_guidance(arguments), chosen_deep_cache(arguments)
     pipe = _open(arguments)
     result = pipe(
         arguments.prompt,
@@ -98,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
         eta=arguments.eta,
         sampler_options=dict(arguments.sampler_option),
         progress=on_terminal(),
+        deep_cache=deep_cache,
     )
     pipe.close()
     names = result.save(arguments.output)

@@ -49,7 +49,10 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
         with quiet():
             captured.source.save_pretrained(part, safe_serialization=True)
     files = sorted(path.relative_to(folder).as_posix() for path in part.iterdir() if path.is_file())
-    return Compiled(tuple(files), {"part": captured.spec.part})
+    tactics: dict[str, Any] = {"part": captured.spec.part}
+    if captured.spec.options:
+        tactics["options"] = dict(captured.spec.options)
+    return Compiled(tuple(files), tactics)
 
 
 def open(
@@ -76,7 +79,7 @@ def open(
         raise EngineDamagedError(f"{folder}: {error}; build it again") from error
     if threads is not None:
         torch.set_num_threads(threads)
-    return _TorchSession(name, entry, module_wrapper(name, source))
+    return _TorchSession(name, entry, module_wrapper(name, source, entry.tactics.get("options")))
 
 
 class _TorchSession(Session):

@@ -7,11 +7,17 @@ has a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
+from fastdiff.build.modules.approximate import (
+    SHALLOW,
+    approximate_unet,
+    approximate_unet_spec,
+    shallow_unet_spec,
+)
 from fastdiff.build.modules.autoencoder import (
     vae_decoder_spec,
     vae_encoder_spec,
@@ -22,22 +28,27 @@ from fastdiff.build.modules.inputs import random_inputs
 from fastdiff.build.modules.parts import PART_CLASSES, part_class
 from fastdiff.build.modules.spec import ModuleSpec
 from fastdiff.build.modules.text_encoder import text_encoder_spec, wrap_text_encoder
-from fastdiff.build.modules.unet import unet_spec, wrap_unet
+from fastdiff.build.modules.unet import wrap_unet
 from fastdiff.config import ModelSpec
 
 __all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
 
 _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], nn.Module]]] = {
     "text_encoder": (text_encoder_spec, wrap_text_encoder),
-    "unet": (unet_spec, wrap_unet),
+    "unet": (approximate_unet_spec, wrap_unet),
+    SHALLOW: (shallow_unet_spec, wrap_unet),
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
     "vae_encoder": (vae_encoder_spec, wrap_vae_encoder),
 }
 
 
-def module_wrapper(name: str, part: Any) -> nn.Module:
-    """The torch module called ``name`` around a part that the library loaded, in evaluation mode."""
-    return _KINDS[name][1](part).eval()
+def module_wrapper(name: str, part: Any, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """The torch module called ``name`` around a part that the library loaded, in evaluation mode.
+
+    ``options`` are those of its spec.
+    """
+    module = _KINDS[name][1](part).eval()
+    return approximate_unet(name, module, options) if options else module
 
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:
