@@ -4,6 +4,8 @@
 # Needs python3 (3.11 or newer, with its headers), a C++ compiler and make; everything else is installed in .venv.
 
 PYTHON ?= python3
+# Processes that share the tests.
+TEST_WORKERS ?= 2
 # 1 turns compiler warnings into errors; continuous integration sets it.
 FASTDIFF_WERROR ?= 0
 export FASTDIFF_WERROR
@@ -23,10 +25,10 @@ CXX_FILES := $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -
 .DELETE_ON_ERROR:
 
 test: venv lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 smoke: venv
-	$(BIN)/python -m pytest -m smoke
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m smoke
 
 demo: venv
 	$(BIN)/python -m fastdiff.zoo.demo

@@ -10,7 +10,14 @@ import pytest
 
 from fastdiff import _C
 from fastdiff.zoo import resolve
+from tests import schedule
 from tests.builds import build_captured, build_native
+from tests.schedule import pytest_xdist_make_scheduler
+
+__all__ = ["pytest_xdist_make_scheduler"]
+
+# Before PyTorch is imported.
+schedule.share_cores()
 
 # Before transformers or diffusers are imported: no test may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

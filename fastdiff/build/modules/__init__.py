@@ -7,7 +7,7 @@ has a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -29,12 +29,13 @@ from fastdiff.build.modules.parts import PART_CLASSES, part_class
 from fastdiff.build.modules.spec import ModuleSpec
 from fastdiff.build.modules.text_encoder import text_encoder_spec, wrap_text_encoder
 from fastdiff.build.modules.unet import wrap_unet
-from fastdiff.config import ModelSpec
+from fastdiff.config import ModelSpec, TensorSpec
 
 __all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
 
-_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], nn.Module]]] = {
+_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn.Module]]] = {
     "text_encoder": (text_encoder_spec, wrap_text_encoder),
+    "text_encoder_2": (text_encoder_spec, wrap_text_encoder),
     "unet": (approximate_unet_spec, wrap_unet),
     SHALLOW: (shallow_unet_spec, wrap_unet),
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
@@ -42,12 +43,21 @@ _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], 
 }
 
 
-def module_wrapper(name: str, part: Any, options: Mapping[str, Any] | None = None) -> nn.Module:
+def module_wrapper(
+    name: str,
+    part: Any,
+    inputs: Sequence[TensorSpec] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """The torch module called ``name`` around a part that the library loaded, in evaluation mode.
 
-    ``options`` are those of its spec.
+    ``inputs`` are those of its spec, for kinds that do not always have the same; None leaves it to the part.
+    ``options`` are those of its spec as well.
     """
-    module = _KINDS[name][1](part).eval()
+    wrap = _KINDS[name][1]
+    if wrap is not wrap_unet:
+        return wrap(part).eval()
+    module = wrap(part, inputs if name != SHALLOW or inputs is None else inputs[:-1]).eval()
     return approximate_unet(name, module, options) if options else module
 
 

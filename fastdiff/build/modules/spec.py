@@ -20,7 +20,8 @@ FEWEST = 2
 class ModuleSpec:
     """Name, source part, inputs, outputs and size ranges of a module.
 
-    ``options`` say, in JSON values, what the module has that its part alone does not tell.
+    ``labels`` is how many classes its input ``class_labels`` knows, where it has that. ``options`` say, in
+    JSON values, what the module has that its part alone does not tell.
     """
 
     name: str
@@ -28,13 +29,14 @@ class ModuleSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     shapes: dict[str, SizeRange]
+    labels: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def wrap(self, part: Any) -> nn.Module:
         """The module around a loaded part, in evaluation mode."""
         from fastdiff.build.modules import module_wrapper
 
-        return module_wrapper(self.name, part, self.options)
+        return module_wrapper(self.name, part, self.inputs, self.options)
 
 
 def latent(model: ModelSpec) -> tuple[int | str, ...]:
