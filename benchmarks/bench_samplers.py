@@ -164,7 +164,8 @@ def loops(name: str, table: StepTable, pictures: int, native: Any) -> dict[str, 
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((pictures, *LATENT)).astype(np.float32) * np.float32(table.init_noise_sigma)
     states = rng.standard_normal((pictures, 77, 8)).astype(np.float32)
-    denoiser = Denoiser(Nothing(2 * pictures), states, states)
+    inputs = {"encoder_hidden_states": states}
+    denoiser = Denoiser(Nothing(2 * pictures), inputs, inputs)
 
     def in_python() -> object:
         return denoiser.run(table, latents, GUIDANCE, Generator(0), None)

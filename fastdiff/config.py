@@ -22,6 +22,7 @@ __all__ = [
     "Precision",
     "SizeRange",
     "TensorSpec",
+    "TextEncoderSpec",
     "parse_precision",
 ]
 
@@ -121,6 +122,29 @@ default, so engines that do not need it are the same as before."""
 
 
 @dataclass(frozen=True)
+class TextEncoderSpec:
+    """A text encoder as the prompt needs it.
+
+    module       its name in the engine
+    tokenizer    the folder of its tokenizer in the engine
+    window       tokens that it takes at once, start and end among them
+    hidden_size  width of its hidden states
+    layers       how many hidden states it gives, for clip-skip; 0: only the one that is used
+    pooled_size  width of its embedding of the whole prompt, 0 without
+    penultimate  whether the U-Net attends to the last but one hidden state, before the final norm, as SDXL's
+                 does, instead of the last one after it
+    """
+
+    module: str
+    tokenizer: str
+    window: int
+    hidden_size: int
+    layers: int = 0
+    pooled_size: int = 0
+    penultimate: bool = False
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What the pipeline needs to know of a latent diffusion model besides its modules.
 
@@ -131,6 +155,11 @@ class ModelSpec:
     width of its output. The noise schedule is not here: it stays in the checkpoint's scheduler config.
     A U-Net such as SDXL's takes, beside the prompt, an embedding of the whole prompt, ``pooled_size`` wide,
     and ``time_ids`` numbers: original size, crop and target size of the picture. Others have 0 of both.
+    ``guidance_embedding`` is the width of the guidance scale's embedding that latent consistency models take,
+    ``condition_channels`` how many channels the U-Net takes beside the latents, such as inpainting's mask,
+    ``num_classes`` how many class labels it knows; 0 each for models without. ``text_encoders`` are in the
+    order in which their hidden states are put side by side; an engine that names none has one, which
+    ``max_tokens`` and ``hidden_size`` describe.
     """
 
     family: str
@@ -146,3 +175,8 @@ class ModelSpec:
     hidden_size: int
     pooled_size: int = field(default=0, metadata=OPTIONAL)
     time_ids: int = field(default=0, metadata=OPTIONAL)
+    guidance_embedding: int = field(default=0, metadata=OPTIONAL)
+    condition_channels: int = field(default=0, metadata=OPTIONAL)
+    num_classes: int = field(default=0, metadata=OPTIONAL)
+    picture_channels: int = field(default=3, metadata=OPTIONAL)
+    text_encoders: tuple[TextEncoderSpec, ...] = field(default=(), metadata=OPTIONAL)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,44 +30,74 @@ from fastdiff.samplers.loop import Outputs
 if TYPE_CHECKING:
     from fastdiff.targets.session import Session
 
-__all__ = ["Denoiser", "SplitDenoiser", "run_table"]
+__all__ = ["Denoiser", "Evaluation", "Inputs", "Predict", "SplitDenoiser", "run_table"]
 
 Array = NDArray[np.float32]
+
+
+Inputs = Mapping[str, NDArray[Any]]
+"""Inputs of the U-Net besides ``sample`` and ``timestep``, by name, each [batch, …]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Which evaluation of the U-Net in a call this is: ``index`` of ``total`` from 0.
+
+    The halves of guidance count as one. ``total`` is None where a sampler chooses its own steps.
+    """
+
+    index: int
+    total: int | None
+
+
+Predict = Callable[[Evaluation, dict[str, NDArray[Any]]], Array]
+"""The model's output for all inputs, ``sample`` and ``timestep`` among them: what a call puts in the place of
+the U-Net alone where something changes from step to step, such as the residuals of a ControlNet."""
 
 
 class Denoiser:
     """The U-Net as the sampler loop calls it, with guidance as one batch.
 
-    ``conditional``, ``unconditional`` and ``negative`` are [batch, tokens, hidden]; the second None without
-    guidance, the third with methods that need no three branches. The batch is [unconditional, conditional],
-    the order of diffusers, then negative.
+    ``conditional``, ``unconditional`` and ``negative`` are the U-Net's inputs with the prompt, without it and
+    with the negative one; the second is None without guidance, the third with methods that need no three
+    branches. The batch is [unconditional, conditional], the order of diffusers, then negative. With
+    ``predict`` that computes the output instead of ``unet``, and targets' own loops are not used.
     """
 
     def __init__(
-        self, unet: Session, conditional: Array, unconditional: Array | None, negative: Array | None = None
+        self,
+        unet: Session,
+        conditional: Inputs,
+        unconditional: Inputs | None,
+        negative: Inputs | None = None,
+        *,
+        predict: Predict | None = None,
     ) -> None:
         self._unet = unet
-        self._conditional = conditional
-        self._both = None if unconditional is None else np.concatenate([unconditional, conditional])
+        self._predict = predict
+        self._conditional = dict(conditional)
+        self._both = None if unconditional is None else _joined(unconditional, conditional)
         self._all = None
         if self._both is not None and negative is not None:
-            self._all = np.concatenate([self._both, negative])
+            self._all = _joined(self._both, negative)
+        self._count = 0
+        self._total: int | None = None
 
     def __call__(self, sample: Array, timestep: float, guided: int) -> Outputs:
         """Outputs (conditional, unconditional[, negative]) for ``sample`` [batch, channels, h, w], scaled."""
         if guided == 2 and self._all is not None:
-            output = self._predict(np.concatenate([sample] * 3), timestep, self._all)
+            output = self._evaluate(np.concatenate([sample] * 3), timestep, self._all)
             unconditional, conditional, negative = np.split(output, 3)
             return conditional, unconditional, negative
         if not guided or self._both is None:
-            return self._predict(sample, timestep, self._conditional), None
-        output = self._predict(np.concatenate([sample, sample]), timestep, self._both)
+            return self._evaluate(sample, timestep, self._conditional), None
+        output = self._evaluate(np.concatenate([sample, sample]), timestep, self._both)
         return output[len(sample) :], output[: len(sample)]
 
     @property
     def waits_per_step(self) -> bool:
         """Whether ``run`` has the latents of each step at hand, so that a callback costs nothing."""
-        return not self._unet.has_loop or self._unet.waits_per_step
+        return self._predict is not None or not self._unet.has_loop or self._unet.waits_per_step
 
     def run(
         self,
@@ -76,28 +108,35 @@ class Denoiser:
         callback: Callback | None,
     ) -> Array:
         """All steps of ``table`` from ``start``: in the target's own loop where it has one for the table."""
+        self._count = 0
+        self._total = None if isinstance(table, AdaptiveRun) else table.evaluations
         if isinstance(table, AdaptiveRun) or (isinstance(guidance, Guidance) and not guidance.linear):
             return _run_on_host(table, self, start, guidance, noise, callback)
         if isinstance(guidance, Guidance):
             table, guidance = guidance.fold(table)
         drawable = not table.stochastic or self._unet.takes_any_noise or isinstance(noise, Generator)
         guided = any(scale != 1 for scale in table.guidance_scales(guidance))
-        states = self._both if guided else self._conditional
-        if states is None or not drawable or not self._unet.runs(table, guidance):
+        inputs = self._both if guided else self._conditional
+        own = self._predict is None and inputs is not None and drawable
+        if inputs is None or not own or not self._unet.runs(table, guidance):
             return _run_on_host(table, self, start, guidance, noise, callback)
-        inputs = {"encoder_hidden_states": states}
         latents: Array = self._unet.sample(table, start, inputs, guidance, noise, callback)
         return latents
 
-    def _predict(self, sample: Array, timestep: float, states: Array) -> Array:
-        return _predict(self._unet, sample, timestep, states)
+    def _evaluate(self, sample: Array, timestep: float, inputs: dict[str, NDArray[Any]]) -> Array:
+        if self._predict is None:
+            return _predict(self._unet, sample, timestep, inputs)
+        evaluation = Evaluation(self._count, self._total)
+        self._count += 1
+        times = np.full(len(sample), timestep, np.float32)
+        return self._predict(evaluation, {"sample": sample, "timestep": times, **inputs})
 
 
 class SplitDenoiser:
     """The U-Net twice, on two devices, one for each half of classifier-free guidance, at the same time.
 
     ``unet`` computes with ``conditional``, ``other`` with ``unconditional`` and after it with ``negative``
-    where a method needs that, all [batch, tokens, hidden]; neither needs room for more than one of them. The
+    where a method needs that, all inputs of the U-Net; neither needs room for more than one of them. The
     sampler loop runs on the host, whatever loops the sessions have: every step sends the latents to both
     devices and fetches the outputs. What a session computes is all that differs from ``Denoiser``, so that
     pictures are equal but for rounding.
@@ -109,9 +148,9 @@ class SplitDenoiser:
         self,
         unet: Session,
         other: Session,
-        conditional: Array,
-        unconditional: Array,
-        negative: Array | None = None,
+        conditional: Inputs,
+        unconditional: Inputs,
+        negative: Inputs | None = None,
     ) -> None:
         self._unet = unet
         self._other = other
@@ -131,12 +170,12 @@ class SplitDenoiser:
         with ThreadPoolExecutor(1, "fastdiff-guidance") as thread:
 
             def denoise(sample: Array, timestep: float, guided: int) -> Outputs:
-                states = (self._unconditional, self._negative)[:guided]
+                branches = (self._unconditional, self._negative)[:guided]
                 # The context waits for the others also when this one raises.
                 others = [
-                    thread.submit(_predict, self._other, sample, timestep, state)
-                    for state in states
-                    if state is not None
+                    thread.submit(_predict, self._other, sample, timestep, inputs)
+                    for inputs in branches
+                    if inputs is not None
                 ]
                 cond = _predict(self._unet, sample, timestep, self._conditional)
                 match [other.result() for other in others]:
@@ -166,9 +205,13 @@ def _run_on_host(
     return sample_adaptive(table, denoise, start, guidance=guidance, noise=noise, callback=callback)
 
 
-def _predict(unet: Session, sample: Array, timestep: float, states: Array) -> Array:
-    step = np.float32(timestep)
-    output: Array = unet(sample=sample, timestep=step, encoder_hidden_states=states)["sample"]
+def _joined(first: Inputs, second: Inputs) -> dict[str, NDArray[Any]]:
+    """Two batches as one, input by input."""
+    return {name: np.concatenate([array, second[name]]) for name, array in first.items()}
+
+
+def _predict(unet: Session, sample: Array, timestep: float, inputs: Inputs) -> Array:
+    output: Array = unet(sample=sample, timestep=np.float32(timestep), **inputs)["sample"]
     return output
 
 

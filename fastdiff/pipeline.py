@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +23,16 @@ from numpy.typing import NDArray
 from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
-from fastdiff.errors import FastdiffWarning, NumericError
+from fastdiff.errors import FastdiffWarning
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.prompts import PromptEncoder
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
 from fastdiff.samplers import Callback, Generator, Guidance, NoiseSchedule, NoiseSource
 from fastdiff.tokenizer import ClipTokenizer
+from fastdiff.vae import Vae
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from fastdiff.targets.session import Session
 
 __all__ = ["Pipeline", "Result", "Timings", "load"]
@@ -41,7 +40,6 @@ __all__ = ["Pipeline", "Result", "Timings", "load"]
 Array = NDArray[np.float32]
 
 _NEEDED = ("text_encoder", "unet", "vae_decoder")
-_CACHED_PROMPTS = 16
 
 
 class Modules(Mapping[str, "Session"]):
@@ -99,8 +97,8 @@ class Pipeline:
             self._others["unet"]
         self.modules = Modules(engine, threads, device, own_threads)
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
-        self.tokenizer = ClipTokenizer(engine.tokenizer_folder, engine.manifest.model.max_tokens)
-        self._embeddings: OrderedDict[str, Array] = OrderedDict()
+        self.prompts = PromptEncoder(engine, self.modules)
+        self.vae = Vae(engine.manifest.model, self.modules)
         for name in _NEEDED:
             self.modules[name]  # opened here: the first picture takes no longer than the second
 
@@ -161,6 +159,8 @@ class Pipeline:
         progress: bool = False,
     ) -> Result:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
+        from fastdiff.image import to_images
+
         begin = time.perf_counter()
         check_shapes(self.engine, request, self._others is not None)
         table = call_table(self.schedule, request, latents is not None)
@@ -174,11 +174,16 @@ class Pipeline:
         source = generator if noise is None else noise
         final, seconds = run_table(table, denoise, start, request, source, callback, progress)
         decode_begin = time.perf_counter()
-        images = self._decode(final)
+        images = to_images(self.vae.decode(final))
         end = time.perf_counter()
         timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
         metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
         return Result(images, final, request.seed, timings, metadata)
+
+    @property
+    def tokenizer(self) -> ClipTokenizer:
+        """The tokenizer of the first text encoder."""
+        return self.prompts.tokenizer
 
     def default_sampler(self) -> str:
         """The sampler that the checkpoint's scheduler config names. Raises InputError when there is none."""
@@ -189,19 +194,19 @@ class Pipeline:
         self.modules.close()
         if self._others is not None:
             self._others.close()
-        self._embeddings.clear()
+        self.prompts.forget()
 
     def _denoiser(self, request: Request) -> Denoiser | SplitDenoiser:
-        """The U-Net with the embeddings of the call's prompts."""
-        unet = self.modules["unet"]
-        conditional = self._embed("prompt", request.prompts, request.num)
-        if request.guided:
-            others = [self._embed("negative prompt", request.negatives, request.num)]
-            if request.branches == 3:
-                others.insert(0, self._embed("empty prompt", ("",) * len(request.prompts), request.num))
-            if self._others is not None:
-                return SplitDenoiser(unet, self._others["unet"], conditional, *others)
-            return Denoiser(unet, conditional, *others)
+        """The U-Net with the conditions of the call."""
+        branches = self.prompts.branches(request)
+        if len(branches) == 1:
+            self._warn_without_guidance(request)
+            return Denoiser(self.modules["unet"], branches[0], None)
+        if self._others is not None:
+            return SplitDenoiser(self.modules["unet"], self._others["unet"], *branches)
+        return Denoiser(self.modules["unet"], *branches)
+
+    def _warn_without_guidance(self, request: Request) -> None:
         for given, what in (
             (any(request.negatives), "the negative prompt"),
             (self._others is not None, "the device for the other half of guidance"),
@@ -210,45 +215,8 @@ class Pipeline:
                 warnings.warn(
                     f"{what} has no effect with guidance {request.scale:g}: use more than 1",
                     FastdiffWarning,
-                    stacklevel=4,
-                )
-        return Denoiser(unet, conditional, None)
-
-    def _embed(self, kind: str, texts: tuple[str, ...], num: int) -> Array:
-        """``encoder_hidden_states`` [len(texts) · num, tokens, hidden], each text's rows together.
-
-        The encoder runs once per distinct text, one at a time, so that an embedding never depends on what
-        else was asked for; the last few are kept.
-        """
-        rows = []
-        for text in texts:
-            tokens = self.tokenizer.tokenize(text)
-            if tokens.dropped:
-                warnings.warn(
-                    f"the {kind} is longer than {self.tokenizer.window} tokens; dropped: {tokens.dropped!r}",
-                    FastdiffWarning,
                     stacklevel=5,
                 )
-            if text not in self._embeddings:
-                ids = np.array([tokens.ids], dtype=np.int64)
-                self._embeddings[text] = self.modules["text_encoder"](input_ids=ids)["last_hidden_state"]
-            self._embeddings.move_to_end(text)
-            rows.append(self._embeddings[text])
-        while len(self._embeddings) > _CACHED_PROMPTS:
-            self._embeddings.popitem(last=False)
-        return np.repeat(np.concatenate(rows), num, axis=0)
-
-    def _decode(self, latents: Array) -> list[Image]:
-        from fastdiff.image import to_images
-
-        model = self.engine.manifest.model
-        scaled = latents / np.float32(model.scaling_factor) + np.float32(model.shift_factor)
-        decoded: Array = self.modules["vae_decoder"](latent_sample=scaled)["sample"]
-        if not np.isfinite(decoded).all():
-            raise NumericError(
-                "the VAE gave NaN or infinity from finite latents: check the engine with fastdiff verify"
-            )
-        return to_images(decoded)
 
 
 def load(

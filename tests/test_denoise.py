@@ -31,7 +31,10 @@ MIXED = TABLE.with_guidance((None, 1.0, None))
 """Guided but for its second step."""
 THRESHOLD = Estimate(Linear(1.0, 0.0), threshold=Threshold(0.9, 2.0))
 START = np.random.default_rng(0).standard_normal((2, 4, 4, 4)).astype(np.float32)
-WITH, WITHOUT = (np.random.default_rng(seed).standard_normal((2, 5, 6)).astype(np.float32) for seed in (1, 2))
+WITH, WITHOUT = (
+    {"encoder_hidden_states": np.random.default_rng(seed).standard_normal((2, 5, 6)).astype(np.float32)}
+    for seed in (1, 2)
+)
 
 
 class Loops(FakeSession):
@@ -54,8 +57,9 @@ class Loops(FakeSession):
     ) -> Any:
         states = inputs["encoder_hidden_states"]
         self.loops.append((guidance, len(states)))
-        halves = (states, None) if len(states) == len(latents) else (states[2:], states[:2])
-        plain = Denoiser(FakeSession("unet"), *halves)
+        halves = (states,) if len(states) == len(latents) else (states[2:], states[:2])
+        conditional, *rest = [{"encoder_hidden_states": half} for half in halves]
+        plain = Denoiser(FakeSession("unet"), conditional, rest[0] if rest else None)
         return sample(table, plain, latents, guidance=guidance, noise=noise, callback=callback)
 
 
@@ -113,7 +117,7 @@ def test_steps_without_guidance_compute_one_half() -> None:
     unet, other = FakeSession("unet"), FakeSession("unet")
     found = run(unet, MIXED, 3.0)
     assert [len(call["sample"]) for call in unet.calls] == [4, 2, 4]
-    np.testing.assert_array_equal(unet.calls[1]["encoder_hidden_states"], WITH)
+    np.testing.assert_array_equal(unet.calls[1]["encoder_hidden_states"], WITH["encoder_hidden_states"])
     unet = FakeSession("unet")
     split = SplitDenoiser(unet, other, WITH, WITHOUT).run(MIXED, START, 3.0, Generator(3), None)
     assert (len(unet.calls), len(other.calls)) == (3, 2)

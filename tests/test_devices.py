@@ -125,8 +125,9 @@ TABLES = {
 }
 
 
-def embeddings(seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(seed).standard_normal((3, 5, 6)).astype(np.float32)
+def embeddings(seed: int, batch: int = 3) -> dict[str, Any]:
+    states = np.random.default_rng(seed).standard_normal((batch, 5, 6)).astype(np.float32)
+    return {"encoder_hidden_states": states}
 
 
 @pytest.mark.smoke
@@ -146,7 +147,7 @@ def test_halves_apart_are_the_halves_of_one_batch(sampler: str) -> None:
     for session, states in zip(sessions, (conditional, unconditional), strict=True):
         assert len(session.calls) == table.evaluations
         for call in session.calls:
-            np.testing.assert_array_equal(call["encoder_hidden_states"], states)
+            np.testing.assert_array_equal(call["encoder_hidden_states"], states["encoder_hidden_states"])
 
 
 @pytest.mark.smoke
@@ -155,7 +156,7 @@ def test_three_branches_on_two_devices() -> None:
     table = make_table("euler", NoiseSchedule.from_config(SCHEDULER), 5)
     start = np.random.default_rng(0).standard_normal((2, 4, 6, 10)).astype(np.float32)
     guidance = Guidance(3.0, PerpNeg(), interval=Interval(0.2, 0.8, "share"))
-    branches = embeddings(1)[:2], embeddings(2)[:2], embeddings(3)[:2]
+    branches = embeddings(1, 2), embeddings(2, 2), embeddings(3, 2)
     sessions = FakeSession("unet"), FakeSession("unet")
     found = SplitDenoiser(*sessions, *branches).run(table, start, guidance, Generator(7), None)
     whole = FakeSession("unet")
@@ -263,8 +264,9 @@ def test_gpu_halves_in_two_threads(scenes_cuda_engine: Path) -> None:
     engine = open_engine(scenes_cuda_engine, device=0)
     hidden = engine.manifest.model.hidden_size
     rng = np.random.default_rng(0)
+    tokens = engine.manifest.model.max_tokens
     conditional, unconditional = (
-        rng.standard_normal((2, engine.manifest.model.max_tokens, hidden)).astype(np.float32)
+        {"encoder_hidden_states": rng.standard_normal((2, tokens, hidden)).astype(np.float32)}
         for _ in range(2)
     )
     start = rng.standard_normal((2, engine.manifest.model.latent_channels, 16, 24)).astype(np.float32)

@@ -186,7 +186,7 @@ def test_text_encoder_runs_once_per_distinct_prompt(pipe: Pipeline) -> None:
     assert len(encoder.calls) == 3, "both are remembered"
     for number in range(40):
         pipe(f"{number}", steps=1, sampler="ddim", seed=0)
-    assert len(pipe._embeddings) <= 16
+    assert len(pipe.prompts._known) <= 16
     many = pipe([f"x{number}" for number in range(4)] * 2, steps=1, sampler="ddim", seed=0, guidance=1)
     assert len(many.images) == 8
 

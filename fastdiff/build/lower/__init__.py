@@ -15,7 +15,14 @@ from fastdiff.build.passes import FUSIONS, run_passes, stages
 
 __all__ = ["Layer", "Lowered", "lower", "lower_module"]
 
-_PROMPT = ("encoder_hidden_states", "text_embeds", "time_ids")
+_PROMPT = (
+    "encoder_hidden_states",
+    "text_embeds",
+    "time_ids",
+    "timestep_cond",
+    "class_labels",
+    "condition",
+)
 _SCHEDULE = ("timestep",)
 """Inputs that stay the same over a picture's steps, and those that are known before its first.
 

@@ -159,7 +159,11 @@ def test_which_tables_the_session_runs_itself(unet: tuple[Path, ModuleEntry]) ->
         start = Generator(3).randn((2, 4, 16, 24))
         inputs = {"encoder_hidden_states": states(True)}
         found = opened.sample(runs[1], start, inputs, 3.0, Generator(0), None)
-        wanted = Denoiser(opened, states(True)[2:], states(True)[:2])
+        wanted = Denoiser(
+            opened,
+            {"encoder_hidden_states": states(True)[2:]},
+            {"encoder_hidden_states": states(True)[:2]},
+        )
         assert_close(found, sample(runs[1], wanted, start, guidance=3.0), rel_l2=2e-5)
 
 

@@ -1,0 +1,47 @@
+"""The modules of a latent diffusion model: plain tensor inputs and outputs around the library classes.
+
+Each ModuleSpec says which part of the checkpoint a module is made from and what goes in and out, with
+symbolic sizes; its ``wrap`` turns the part into a ``torch.nn.Module`` with that signature. A kind of module
+has a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fastdiff.build.modules.autoencoder import (
+    vae_decoder_spec,
+    vae_encoder_spec,
+    wrap_vae_decoder,
+    wrap_vae_encoder,
+)
+from fastdiff.build.modules.inputs import random_inputs
+from fastdiff.build.modules.parts import PART_CLASSES, part_class
+from fastdiff.build.modules.spec import ModuleSpec
+from fastdiff.build.modules.text_encoder import text_encoder_spec, wrap_text_encoder
+from fastdiff.build.modules.unet import unet_spec, wrap_unet
+from fastdiff.config import ModelSpec
+
+__all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
+
+_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], nn.Module]]] = {
+    "text_encoder": (text_encoder_spec, wrap_text_encoder),
+    "unet": (unet_spec, wrap_unet),
+    "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
+    "vae_encoder": (vae_encoder_spec, wrap_vae_encoder),
+}
+
+
+def module_wrapper(name: str, part: Any) -> nn.Module:
+    """The torch module called ``name`` around a part that the library loaded, in evaluation mode."""
+    return _KINDS[name][1](part).eval()
+
+
+def module_spec(name: str, model: ModelSpec) -> ModuleSpec:
+    """The spec of a module for a model. Raises ValueError for a name that is unknown."""
+    if name not in _KINDS:
+        raise ValueError(f"unknown module {name!r}")
+    return _KINDS[name][0](name, model)

@@ -1,0 +1,40 @@
+"""Inputs of modules as they occur in sampling, made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.build.modules.spec import ModuleSpec
+
+__all__ = ["random_inputs"]
+
+_TIME_IDS = (1024, 1024, 0, 0, 1024, 1024)
+"""What SDXL is told of a picture of its own size that was not cropped."""
+
+
+def random_inputs(
+    spec: ModuleSpec, sizes: dict[str, int], seed: int, vocab_size: int = 1
+) -> dict[str, NDArray[Any]]:
+    """Inputs as they occur in sampling: token ids, timesteps of 0 to 999, picture sizes (original height and
+    width, crop, target height and width), and normal deviates elsewhere.
+
+    ``sizes`` gives the symbolic sizes, ``height`` and ``width`` in latent pixels.
+    """
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, NDArray[Any]] = {}
+    for tensor in spec.inputs:
+        shape = tuple(
+            factor if symbol is None else factor * sizes[symbol] for factor, symbol in tensor.factors()
+        )
+        if tensor.dtype == "int64":
+            arrays[tensor.name] = rng.integers(0, vocab_size, shape)
+        elif tensor.name == "timestep":
+            arrays[tensor.name] = rng.integers(0, 1000, shape).astype(np.float32)
+        elif tensor.name == "time_ids":
+            arrays[tensor.name] = np.broadcast_to(np.array(_TIME_IDS, np.float32), shape).copy()
+        else:
+            arrays[tensor.name] = rng.standard_normal(shape, np.float32)
+    return arrays

@@ -1,0 +1,49 @@
+"""What a module is: where it comes from, what goes in and out, at which sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fastdiff.config import ModelSpec, SizeRange, TensorSpec
+
+__all__ = ["FEWEST", "ModuleSpec", "block_sizes", "latent", "picture"]
+
+FEWEST = 2
+"""Least height and width on a module's coarsest level: the exporter tells 1 from all other sizes."""
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """Name, source part, inputs, outputs and size ranges of a module."""
+
+    name: str
+    part: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    shapes: dict[str, SizeRange]
+
+    def wrap(self, part: Any) -> nn.Module:
+        """The module around a loaded part, in evaluation mode."""
+        from fastdiff.build.modules import module_wrapper
+
+        return module_wrapper(self.name, part)
+
+
+def latent(model: ModelSpec) -> tuple[int | str, ...]:
+    """The shape of latents."""
+    return ("batch", model.latent_channels, "height", "width")
+
+
+def picture(model: ModelSpec) -> tuple[int | str, ...]:
+    """The shape of pictures."""
+    factor = model.vae_scale_factor
+    return ("batch", model.picture_channels, f"{factor}*height", f"{factor}*width")
+
+
+def block_sizes(model: ModelSpec) -> SizeRange:
+    """Heights and widths that the U-Net halves on its way down without a remainder."""
+    block = model.size_multiple // model.vae_scale_factor
+    return SizeRange(FEWEST * block, None, block)

@@ -1,0 +1,5 @@
+"""From prompts to what the U-Net attends to: tokens, text encoders, one row of conditions per picture."""
+
+from fastdiff.prompts.encoder import PromptEncoder
+
+__all__ = ["PromptEncoder"]
