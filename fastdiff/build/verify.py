@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from fastdiff.build.capture import CapturedModule, run_eager
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
+from fastdiff.build.memory import release
 from fastdiff.build.modules import ModuleSpec, module_spec, random_inputs
 from fastdiff.config import TOLERANCES, YARDSTICKS, ModelSpec, Precision, SizeRange
 from fastdiff.engine_dir import Engine
@@ -21,7 +23,18 @@ from fastdiff.errors import EngineMismatchError, VerificationError
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Session, computes_in, runs_on_gpu
 
-__all__ = ["ModuleError", "measure", "verification_device", "verification_sizes", "verify_engine"]
+__all__ = [
+    "Expected",
+    "ModuleError",
+    "expect",
+    "measure",
+    "verification_device",
+    "verification_sizes",
+    "verify_engine",
+]
+
+Arrays = dict[str, NDArray[Any]]
+"""Outputs of a module by name."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
     height = model.default_height // model.vae_scale_factor
     width = model.default_width // model.vae_scale_factor
     block = spec.shapes["height"].multiple_of if "height" in spec.shapes else 1
-    guided = 2 if spec.name in ("text_encoder", "unet") else 1
+    guided = 2 if spec.part != "vae" else 1
     usual = {
         "batch": guided * model.default_batch,
         "height": height,
@@ -80,16 +93,26 @@ def verification_device(entry: ModuleEntry) -> str:
     return "cuda" if runs_on_gpu(entry) and torch.cuda.is_available() else "cpu"
 
 
-def measure(
+@dataclass(frozen=True)
+class Expected:
+    """What PyTorch computes of a module at its ``verification_sizes``: inputs and outputs of each, and the
+    relative L2 error that a session may have against them.
+    """
+
+    inputs: tuple[dict[str, Any], ...]
+    outputs: tuple[Arrays, ...]
+    allowed: float
+
+
+def expect(
     module: CapturedModule,
-    session: Session,
     model: ModelSpec,
     vocab_size: int,
     precision: Precision,
     computes: bool = False,
     device: str = "cpu",
-) -> ModuleError:
-    """Error of a session against the eager module, over all ``verification_sizes``.
+) -> Expected:
+    """Run the eager module. Nothing of it is kept, so that it can go before a session opens.
 
     ``computes`` says that the session's target computes in ``precision``, so that the yardstick is PyTorch
     doing the same; otherwise it is PyTorch in float32 with rounded weights. For a precision with a yardstick
@@ -98,23 +121,29 @@ def measure(
     """
     spec = module.spec
     module.eager.to(device)
-    inputs = [
+    inputs = tuple(
         random_inputs(spec, sizes, seed, vocab_size)
         for seed, sizes in enumerate(verification_sizes(spec, model), start=1)
-    ]
+    )
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]
-    found = _largest([session(**arrays) for arrays in inputs], expected)
     allowed = TOLERANCES[Precision.FP32]
     if precision in YARDSTICKS:
+        given = list(inputs)
         if computes:
             module.eager.to(_TYPES[precision])
-            inputs = [_rounded_inputs(arrays, _TYPES[precision]) for arrays in inputs]
+            given = [_rounded_inputs(arrays, _TYPES[precision]) for arrays in inputs]
         else:
             _round_weights(module.eager, _TYPES[precision])
-        rounded = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]
+        rounded = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in given]
         allowed = max(allowed, YARDSTICKS[precision] * _largest(rounded, expected)[0])
-    return ModuleError(*found, allowed)
+    return Expected(inputs, tuple(expected), allowed)
+
+
+def measure(session: Session, expected: Expected) -> ModuleError:
+    """Error of a session over all sizes."""
+    found = [session(**arrays) for arrays in expected.inputs]
+    return ModuleError(*_largest(found, expected.outputs), expected.allowed)
 
 
 def _round_weights(module: nn.Module, dtype: torch.dtype) -> None:
@@ -136,10 +165,7 @@ def _rounded_inputs(arrays: dict[str, Any], dtype: torch.dtype) -> dict[str, Any
     }
 
 
-Outputs = list[dict[str, NDArray[Any]]]
-
-
-def _largest(results: Outputs, expected: Outputs) -> tuple[float, float]:
+def _largest(results: Sequence[Arrays], expected: Sequence[Arrays]) -> tuple[float, float]:
     """Largest relative L2 error and largest absolute error of all outputs at all sizes."""
     pairs = [
         _error(result[name], wanted[name])
@@ -195,10 +221,13 @@ def _verify_module(engine: Engine, name: str, checkpoint: Checkpoint) -> ModuleE
         raise EngineMismatchError(f"{engine.path}: module {name} is not known to this fastdiff") from None
     part, precision = checkpoint.load(spec.part), engine.entry(name).precision
     spec = replace(spec, shapes=engine.entry(name).shapes)
+    computes = computes_in(engine.entry(name).target, precision)
+    device = verification_device(engine.entry(name))
     module = CapturedModule(spec, spec.wrap(part), part)
+    expected = expect(module, model, checkpoint.vocab_size, precision, computes, device)
+    del module, part
+    release()
     with engine.open_module(name) as session:
-        computes = computes_in(engine.entry(name).target, precision)
-        device = verification_device(engine.entry(name))
-        error = measure(module, session, model, checkpoint.vocab_size, precision, computes, device)
+        error = measure(session, expected)
     error.check(name, precision)
     return error

@@ -49,7 +49,7 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
         with quiet():
             captured.source.save_pretrained(part, safe_serialization=True)
     files = sorted(path.relative_to(folder).as_posix() for path in part.iterdir() if path.is_file())
-    return Compiled(tuple(files), {"part": captured.spec.part})
+    return Compiled(tuple(files), {"part": captured.spec.part, "class": type(captured.source).__name__})
 
 
 def open(
@@ -71,12 +71,12 @@ def open(
     if part not in PART_CLASSES:
         raise EngineDamagedError(f"{folder}: module {name} has no part for the torch target; build it again")
     try:
-        source = load_part(folder / _FOLDER / str(part), str(part))
+        source = load_part(folder / _FOLDER / str(part), str(part), entry.tactics.get("class"))
     except FastdiffError as error:
         raise EngineDamagedError(f"{folder}: {error}; build it again") from error
     if threads is not None:
         torch.set_num_threads(threads)
-    return _TorchSession(name, entry, module_wrapper(name, source))
+    return _TorchSession(name, entry, module_wrapper(name, source, entry.inputs))
 
 
 class _TorchSession(Session):

@@ -7,7 +7,7 @@ has a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,21 +23,26 @@ from fastdiff.build.modules.parts import PART_CLASSES, part_class
 from fastdiff.build.modules.spec import ModuleSpec
 from fastdiff.build.modules.text_encoder import text_encoder_spec, wrap_text_encoder
 from fastdiff.build.modules.unet import unet_spec, wrap_unet
-from fastdiff.config import ModelSpec
+from fastdiff.config import ModelSpec, TensorSpec
 
 __all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
 
-_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], nn.Module]]] = {
+_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn.Module]]] = {
     "text_encoder": (text_encoder_spec, wrap_text_encoder),
+    "text_encoder_2": (text_encoder_spec, wrap_text_encoder),
     "unet": (unet_spec, wrap_unet),
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
     "vae_encoder": (vae_encoder_spec, wrap_vae_encoder),
 }
 
 
-def module_wrapper(name: str, part: Any) -> nn.Module:
-    """The torch module called ``name`` around a part that the library loaded, in evaluation mode."""
-    return _KINDS[name][1](part).eval()
+def module_wrapper(name: str, part: Any, inputs: Sequence[TensorSpec] | None = None) -> nn.Module:
+    """The torch module called ``name`` around a part that the library loaded, in evaluation mode.
+
+    ``inputs`` are those of its spec, for kinds that do not always have the same; None leaves it to the part.
+    """
+    wrap = _KINDS[name][1]
+    return (wrap(part, inputs) if wrap is wrap_unet else wrap(part)).eval()
 
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:

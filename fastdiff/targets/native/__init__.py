@@ -14,6 +14,7 @@ from fastdiff.config import Precision
 from fastdiff.errors import EngineDamagedError, InputError, TargetError
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled, CompileOptions
+from fastdiff.targets.native.mapped import open_mapped
 from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
@@ -57,13 +58,15 @@ def open(
     file = next((file for file in entry.files if file.endswith(SELF_CHECKING)), None)
     if file is None:
         raise EngineDamagedError(f"{folder}: module {name} lists no .fdn file; build the engine again")
-    module = _C.NativeModule(str(folder / file))
-    return _NativeSession(name, entry, _C.NativeSession(module, threads or len(os.sched_getaffinity(0))))
+    module = open_mapped(folder / file)
+    threads = threads or len(os.sched_getaffinity(0))
+    return _NativeSession(name, entry, module, _C.NativeSession(module, threads))
 
 
 class _NativeSession(Session):
-    def __init__(self, name: str, entry: ModuleEntry, session: Any) -> None:
+    def __init__(self, name: str, entry: ModuleEntry, module: Any, session: Any) -> None:
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
+        self._module = module  # the next session of the file finds it as long as somebody refers to it
         self._session: Any = session
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
@@ -94,4 +97,4 @@ class _NativeSession(Session):
         return result
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._module = None
