@@ -19,9 +19,10 @@ _TOGETHER = {
     "tests/targets/onnxruntime/": "models",
     "tests/targets/tensorrt/": "models",
     "tests/targets/test_targets.py": "models",
+    "tests/compiled/": "compiled",
     "tests/csrc/": "csrc",
 }
-"""Beginnings of paths whose tests share the models of tests/published.py, and those that share a folder."""
+"""Beginnings of paths whose tests share models and engines, and those that share a folder."""
 
 
 def group_of(nodeid: str) -> str:

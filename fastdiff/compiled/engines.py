@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import json
 import time
@@ -12,22 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from fastdiff._version import __version__
+from fastdiff.build.build import expected_of, verified
 from fastdiff.build.capture import CapturedModule, capture
+from fastdiff.build.memory import release
 from fastdiff.build.passes import run_passes
 from fastdiff.build.provenance import provenance
-from fastdiff.build.verify import measure, verification_device, verification_sizes
+from fastdiff.build.verify import verification_sizes
 from fastdiff.compiled.specs import Part
 from fastdiff.config import Precision
-from fastdiff.engine_dir import Engine, open_engine
+from fastdiff.engine_dir import open_engine
 from fastdiff.engine_writer import EngineWriter
 from fastdiff.errors import EngineError
 from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry
-from fastdiff.targets import CompileOptions, Session, computes_in, get_target
+from fastdiff.targets import CompileOptions, Session, get_target
 
 __all__ = ["STAGES", "EngineSettings", "open_part", "weights_digest"]
 
@@ -36,7 +36,7 @@ STAGES = ("capture", "compile", "verify")
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How engines are made and opened: target and precision, the folder that keeps them, threads of a session."""
+    """How engines are made and opened: target, precision, their folder, threads of a session."""
 
     target: str
     precision: Precision
@@ -81,11 +81,7 @@ def open_part(
     except EngineError:  # none, damaged, or of another machine: built anew
         _build(part, weights, settings, path, announce)
         engine = open_engine(path)
-    return _opened(engine, part.spec.name, settings.threads), path
-
-
-def _opened(engine: Engine, name: str, threads: int | None) -> Session:
-    return engine.open_module(name, threads)
+    return engine.open_module(part.spec.name, settings.threads), path
 
 
 def _build(
@@ -121,9 +117,10 @@ def _build(
             requires=compiled.requires,
         )
         announce("verify", 0.0)
-        entry = _verified(entry, module, writer.folder, part)
+        expected = expected_of(entry, module, part.model, part.vocabulary)
         del module
-        gc.collect()
+        release()
+        entry = verified(entry, spec.name, writer.folder, expected)
         entry = dataclasses.replace(entry, seconds=time.perf_counter() - started)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -134,17 +131,3 @@ def _build(
             provenance=provenance(spec.part, False, weights),
         )
         writer.finish(manifest)
-
-
-def _verified(entry: ModuleEntry, module: CapturedModule, folder: Path, part: Part) -> ModuleEntry:
-    """The entry with the error of its compiled module. Raises VerificationError."""
-    name, precision = part.spec.name, entry.precision
-    spec = dataclasses.replace(part.spec, shapes=entry.shapes)
-    eager = dataclasses.replace(module, spec=spec, program=None)
-    computes = computes_in(entry.target, precision)
-    device = verification_device(entry)
-    with get_target(entry.target).open(folder, name, entry, None) as session:
-        error = measure(eager, session, part.model, part.vocabulary, precision, computes, device)
-    error.check(name, precision)
-    assert np.isfinite(error.relative_l2)
-    return dataclasses.replace(entry, error={"relative_l2": error.relative_l2, "max_abs": error.max_abs})

@@ -335,7 +335,7 @@ def _refusal(pipeline: str, method: str) -> Any:
 
 
 def _without_lora(encode_prompt: Any) -> Any:
-    """``encode_prompt``, the first that a call's ``cross_attention_kwargs`` reach, by way of their ``scale``."""
+    """``encode_prompt``, which a call's ``cross_attention_kwargs`` reach first, by way of their ``scale``."""
 
     @functools.wraps(encode_prompt)
     def encode(*args: Any, **kwargs: Any) -> Any:

@@ -41,7 +41,7 @@ _OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def why_not(component: nn.Module) -> str | None:
-    """The reason as the rest of a sentence that begins with the component's name; None: it can be compiled."""
+    """The reason as the rest of a sentence that begins with the component's name; None: there is none."""
     kind = type(component).__name__
     if hasattr(component, "_hf_hook"):
         return "is moved between devices by accelerate: compile before any offloading is enabled"

@@ -1,6 +1,6 @@
-"""The modules that the components of a diffusers pipeline become: inputs, outputs and sizes from their configs.
+"""The modules that a diffusers pipeline's components become: inputs, outputs and sizes from their configs.
 
-Heights and widths count the U-Net's coarsest pixels, so that the residuals of a ControlNet on every level have
+Heights and widths count the U-Net's coarsest pixels, so that a ControlNet's residuals on every level have
 whole multiples of them; those of an autoencoder count latent pixels. What diffusers computes around a module
 (concatenated masks, scaled residuals, sampling a posterior) stays in diffusers.
 """

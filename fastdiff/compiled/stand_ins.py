@@ -27,15 +27,16 @@ class MissingFeatureError(InputError, AttributeError):
 def refuse(name: str, attribute: str) -> MissingFeatureError:
     """The error for using ``attribute`` of the stand-in, or the pipeline, called ``name``."""
     return MissingFeatureError(
-        f"{name} was compiled by fastdiff and has no {attribute}: change the original pipeline and compile it again"
+        f"{name} was compiled by fastdiff and has no {attribute}: change the original pipeline and compile it"
+        " again"
     )
 
 
 class StandIn(nn.Module):
     """A session as a torch module: tensors in, tensors of the pipeline's dtype and device out.
 
-    ``name`` is what messages call it. ``marker`` is a parameter without elements that carries dtype and device,
-    and follows ``.to(dtype)`` as weights do; another device is refused.
+    ``name`` is what messages call it. ``marker`` is a parameter without elements that carries dtype and
+    device, and follows ``.to(dtype)`` as weights do; another device is refused.
     """
 
     marker: nn.Parameter
@@ -43,9 +44,8 @@ class StandIn(nn.Module):
     def __init__(self, name: str, session: Session, like: nn.Module) -> None:
         super().__init__()
         weight = next(like.parameters())
-        self.marker = nn.Parameter(
-            torch.empty(0, dtype=weight.dtype, device=weight.device), requires_grad=False
-        )
+        empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
+        self.marker = nn.Parameter(empty, requires_grad=False)
         self.name = name
         self.session = session
         self.requires_grad_(False).eval()
@@ -61,7 +61,7 @@ class StandIn(nn.Module):
         return self.marker.device
 
     def run(self, **inputs: Any) -> dict[str, Tensor]:
-        """The module's outputs. Without a copy between PyTorch and NumPy where both have float32 on the CPU."""
+        """The module's outputs. Nothing is copied between PyTorch and NumPy for float32 on the CPU."""
         if self.session.takes_tensors and self.device.type == "cuda":
             on_device = self._on_device(inputs)
             # the session's own tensors are valid until its next call only
@@ -89,8 +89,8 @@ class StandIn(nn.Module):
         for option, value in options.items():
             if value is not None and not (isinstance(value, dict) and not value):
                 raise InputError(
-                    f"{self.name} was compiled by fastdiff and takes no {option}: leave it out, or use the original"
-                    " pipeline"
+                    f"{self.name} was compiled by fastdiff and takes no {option}: leave it out, or use the"
+                    " original pipeline"
                 )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StandIn:
