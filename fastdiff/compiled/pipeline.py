@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import os
 import shutil
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.compiled.refused import refuse_methods
 from fastdiff.config import YARDSTICKS, Precision, parse_precision
 from fastdiff.errors import CaptureError, FastdiffWarning, InputError, OutputError, TargetError
 from fastdiff.progress import progress_bar
@@ -26,38 +26,6 @@ if TYPE_CHECKING:
     from fastdiff.targets import Session
 
 __all__ = ["CompileReport", "compile"]
-
-_REFUSED = (
-    "delete_adapters",
-    "disable_freeu",
-    "disable_lora",
-    "disable_lora_hotswap",
-    "enable_attention_slicing",
-    "enable_freeu",
-    "enable_group_offload",
-    "enable_lora",
-    "enable_lora_hotswap",
-    "enable_model_cpu_offload",
-    "enable_sequential_cpu_offload",
-    "enable_xformers_memory_efficient_attention",
-    "fuse_lora",
-    "fuse_qkv_projections",
-    "load_ip_adapter",
-    "load_lora_weights",
-    "load_textual_inversion",
-    "push_to_hub",
-    "save_pretrained",
-    "set_adapters",
-    "set_attention_slice",
-    "set_ip_adapter_scale",
-    "set_lora_device",
-    "unfuse_lora",
-    "unfuse_qkv_projections",
-    "unload_ip_adapter",
-    "unload_lora_weights",
-    "unload_textual_inversion",
-)
-"""Methods of diffusers' pipelines that change models, or move or store them."""
 
 
 @dataclass(frozen=True)
@@ -301,11 +269,7 @@ class _Compilation:
         for name, value in self._pipe.components.items():
             if type(value).__name__.endswith("Scheduler"):
                 compiled.__dict__[name] = copy.deepcopy(value)
-        for method in _REFUSED:
-            if hasattr(type(compiled), method):
-                compiled.__dict__[method] = _refusal(type(compiled).__name__, method)
-        if hasattr(compiled, "encode_prompt"):
-            compiled.__dict__["encode_prompt"] = _without_lora(compiled.encode_prompt)
+        refuse_methods(compiled)
         compiled.__dict__["fastdiff"] = CompileReport(
             self._target, self._precision, self._engines, self._left
         )
@@ -323,30 +287,6 @@ def _nets(model: Any) -> list[Any]:
 
 def _numbered(name: str, index: int) -> str:
     return f"{name}_{index + 1}" if index else name
-
-
-def _refusal(pipeline: str, method: str) -> Any:
-    def raises(*args: Any, **kwargs: Any) -> None:
-        from fastdiff.compiled.stand_ins import refuse
-
-        raise refuse(f"this {pipeline}", method)
-
-    return raises
-
-
-def _without_lora(encode_prompt: Any) -> Any:
-    """``encode_prompt``, which a call's ``cross_attention_kwargs`` reach first, by way of their ``scale``."""
-
-    @functools.wraps(encode_prompt)
-    def encode(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("lora_scale") is not None:
-            raise InputError(
-                "a compiled pipeline takes no cross_attention_kwargs or lora_scale: leave it out, or use the"
-                " original pipeline"
-            )
-        return encode_prompt(*args, **kwargs)
-
-    return encode
 
 
 def _made(cache: str | os.PathLike[str]) -> Path:

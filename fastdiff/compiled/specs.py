@@ -7,7 +7,6 @@ whole multiples of them; those of an autoencoder count latent pixels. What diffu
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.build.modules import ModuleSpec
+from fastdiff.compiled.copies import private_copy
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
 from fastdiff.errors import InputError
 
-__all__ = ["Part", "Surroundings", "parts_of", "private_copy"]
+__all__ = ["Part", "Surroundings", "parts_of"]
 
 _FEWEST = 2
 """Least height and width: the exporter tells 1 from all other sizes."""
@@ -60,23 +60,6 @@ class Part:
     source: nn.Module
     model: ModelSpec
     vocabulary: int
-
-
-def private_copy(module: nn.Module, own: bool) -> Any:
-    """A copy in float32, on the CPU, in evaluation mode and without gradients, to change as one likes.
-
-    It shares the weights that are float32 on the CPU already, unless it shall ``own`` all of them.
-    """
-
-    def plain(tensor: Tensor) -> Tensor:
-        kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-        return tensor.detach().to("cpu", kind, copy=own)
-
-    memo: dict[int, Any] = {
-        id(weight): nn.Parameter(plain(weight), requires_grad=False) for weight in module.parameters()
-    }
-    memo.update((id(buffer), plain(buffer)) for buffer in module.buffers())
-    return copy.deepcopy(module, memo).eval()
 
 
 def parts_of(name: str, component: Any, around: Surroundings, own: bool) -> list[Part]:
