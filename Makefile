@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: test lint format smoke demo sanitize venv clean
+.PHONY: test test-full lint format smoke demo sanitize venv clean
 .DELETE_ON_ERROR:
 
 test: venv lint
@@ -29,6 +29,9 @@ test: venv lint
 
 smoke: venv
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m smoke
+
+test-full:
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m full
 
 demo: venv
 	$(BIN)/python -m fastdiff.zoo.demo

@@ -20,6 +20,7 @@ _TOGETHER = {
     "tests/targets/tensorrt/": "models",
     "tests/targets/test_targets.py": "models",
     "tests/compiled/": "compiled",
+    "tests/control/": "control",
     "tests/csrc/": "csrc",
 }
 """Beginnings of paths whose tests share models and engines, and those that share a folder."""

@@ -19,7 +19,7 @@ FEWEST = 2
 class ModuleSpec:
     """Name, source part, inputs, outputs and size ranges of a module.
 
-    ``labels`` is how many classes its input ``class_labels`` knows, where it has that.
+    ``labels`` is how many values its integer input may have, classes or codes; 0: those of token ids.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ModuleSpec:
         """The module around a loaded part, in evaluation mode."""
         from fastdiff.build.modules import module_wrapper
 
-        return module_wrapper(self.name, part, self.inputs)
+        return module_wrapper(self.name, part, self.inputs, self.outputs)
 
 
 def latent(model: ModelSpec) -> tuple[int | str, ...]:

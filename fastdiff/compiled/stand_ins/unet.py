@@ -88,18 +88,13 @@ class _ConditionalUNet(_UNet):
                 )
             return dict(zip((spec.name for spec in specs), (*down, mid), strict=True))
         self.check_options(down_block_additional_residuals=down, mid_block_additional_residual=mid)
-        block = self.session.inputs[0].factors()[2][0]
-        height, width = (side // block for side in sample.shape[2:])
-        return {
-            spec.name: sample.new_zeros(
-                (
-                    len(sample),
-                    int(spec.shape[1]),
-                    *(f[0] * side for f, side in zip(spec.factors()[2:], (height, width), strict=True)),
-                )
-            )
-            for spec in specs
-        }
+        block = int(self.session.inputs[0].factors()[2][0])
+        blocks = {"height": sample.shape[2] // block, "width": sample.shape[3] // block, "batch": len(sample)}
+        zeros = {}
+        for spec in specs:
+            shape = [int(factor * (blocks[symbol] if symbol else 1)) for factor, symbol in spec.factors()]
+            zeros[spec.name] = sample.new_zeros(shape)
+        return zeros
 
 
 class _UnconditionalUNet(_UNet):
