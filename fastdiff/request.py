@@ -17,6 +17,7 @@ from fastdiff.arguments import number as _number
 from fastdiff.arguments import show as _show
 from fastdiff.arguments import texts as _texts
 from fastdiff.config import ModelSpec
+from fastdiff.deep_cache import DeepCache, read_deep_cache
 from fastdiff.errors import InputError
 from fastdiff.prompts.options import TextOptions, read_options
 from fastdiff.prompts.sizes import SizeConditioning
@@ -33,8 +34,11 @@ class Request:
     """A checked call. ``prompts`` and ``negatives`` are of one length; ``num`` pictures are made of each.
 
     ``height`` and ``width`` are in picture pixels. ``eta`` None is the sampler's own. ``listed`` says whether
-    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values; ``text`` says how
-    the prompts are read and ``sizes`` what the model is told of the picture's.
+    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values. ``class_labels``
+    has one for each picture, or none. ``embedded`` says that the model is told the guidance scale, so that
+    nothing is computed twice; ``prompted`` that it takes a prompt at all: else that is one empty text. With
+    ``deep_cache`` None every step evaluates the whole model. ``text`` says how the prompts are read and
+    ``sizes`` what the model is told of the picture's.
     """
 
     prompts: tuple[str, ...]
@@ -49,6 +53,10 @@ class Request:
     eta: float | None
     listed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    class_labels: tuple[int, ...] = ()
+    embedded: bool = False
+    prompted: bool = True
+    deep_cache: DeepCache | None = None
     text: TextOptions = field(default_factory=TextOptions)
     sizes: SizeConditioning = field(default_factory=SizeConditioning)
 
@@ -62,7 +70,7 @@ class Request:
         """The most outputs of the model in one step: 1, with guidance 2, and 3 if a method needs them."""
         if isinstance(self.guidance, Guidance):
             return self.guidance.branches
-        return 2 if self.guidance > 1.0 else 1
+        return 2 if self.guidance > 1.0 and not self.embedded else 1
 
     @property
     def scale(self) -> float:
@@ -76,18 +84,24 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """The call as keyword arguments of the pipeline, in JSON values: enough to repeat it."""
-        return {
+        texts: dict[str, Any] = {
             "prompt": list(self.prompts) if self.listed else self.prompts[0],
             "negative": list(self.negatives) if self.listed else self.negatives[0],
+        }
+        scale = written(self.guidance) if isinstance(self.guidance, Guidance) else self.guidance
+        return {
+            **(texts if self.prompted else {}),
             "steps": self.steps,
             "sampler": self.sampler,
-            "guidance": written(self.guidance) if isinstance(self.guidance, Guidance) else self.guidance,
+            **({"guidance": scale} if self.prompted else {}),
             "seed": self.seed,
             "num": self.num,
             "height": self.height,
             "width": self.width,
             "eta": self.eta,
             **({"sampler_options": dict(self.options)} if self.options else {}),
+            **({"class_label": list(self.class_labels)} if self.class_labels else {}),
+            **({} if self.deep_cache is None else {"deep_cache": self.deep_cache.setting()}),
             **self.text.settings(self.listed),
             **self.sizes.settings(),
         }
@@ -103,6 +117,7 @@ class Request:
             prompts=chosen(self.prompts),
             negatives=chosen(self.negatives),
             num=1,
+            class_labels=self.class_labels[rows.start : rows.stop],
             text=self.text.chosen(chosen),
         )
 
@@ -121,13 +136,20 @@ def check_request(
     width: object,
     eta: object,
     sampler_options: object = None,
+    class_label: object = None,
+    deep_cache: object = None,
     **prompt_options: object,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
 
-    ``seed`` None draws one of 32 bits; ``height`` or ``width`` None takes the engine's default.
-    ``prompt_options`` are those of `fastdiff.prompts.options.PromptOptions`.
+    ``seed`` None draws one of 32 bits; ``height`` or ``width`` None takes the engine's default, ``guidance``
+    None the model's. ``prompt_options`` are those of `fastdiff.prompts.PromptOptions`.
     """
+    guidance = _default_guidance(model) if guidance is None and model.takes_prompt else guidance
+    if not model.takes_prompt:
+        prompt, negative, guidance = _unprompted(prompt, negative, guidance)
+    elif prompt is None:
+        raise InputError("prompt is missing: this engine makes pictures of one")
     prompts = _texts("prompt", prompt)
     negatives = _texts("negative", negative)
     if isinstance(negative, str):
@@ -145,6 +167,11 @@ def check_request(
     guidance = _guidance(guidance)
     if isinstance(guidance, Guidance) and isinstance(guidance.method, PerpNeg) and not any(negatives):
         raise InputError("guidance 'perp_neg' without a negative prompt: give one, or use 'cfg'")
+    if model.guidance_embedding and isinstance(guidance, Guidance):
+        raise InputError(
+            "guidance is a Guidance: this model is told the scale itself, so it must be a number, such as 8"
+        )
+    pictures = _integer("num", num, minimum=1)
     return Request(
         prompts=prompts,
         negatives=negatives,
@@ -152,15 +179,49 @@ def check_request(
         sampler=sampler,
         guidance=guidance,
         seed=secrets.randbits(32) if seed is None else _integer("seed", seed, 0, _MAX_SEED),
-        num=_integer("num", num, minimum=1),
+        num=pictures,
         height=_side("height", height, model.default_height, model.size_multiple),
         width=_side("width", width, model.default_width, model.size_multiple),
         eta=share,
         listed=not isinstance(prompt, str),
         options=_options(sampler_options),
+        class_labels=_class_labels(model, class_label, len(prompts) * pictures),
+        embedded=model.guidance_embedding > 0,
+        prompted=model.takes_prompt,
+        deep_cache=read_deep_cache(deep_cache),
         text=text,
         sizes=sizes,
     )
+
+
+def _default_guidance(model: ModelSpec) -> float:
+    """The scale of a call that gives none: 5, or as diffusers 8.5 for models that are told the scale."""
+    return 8.5 if model.guidance_embedding else 5.0
+
+
+def _unprompted(prompt: object, negative: object, guidance: object) -> tuple[str, str, float]:
+    """What stands for the texts and the guidance of a model without a prompt. Raises InputError for any."""
+    for name, value in (("prompt", prompt), ("negative", negative or None), ("guidance", guidance)):
+        if value is not None:
+            raise InputError(f"{name} is {_show(value)}: this engine takes no prompt; leave it out")
+    return "", "", 1.0
+
+
+def _class_labels(model: ModelSpec, value: object, pictures: int) -> tuple[int, ...]:
+    """A label for each picture; none for a model without classes. Raises InputError."""
+    if not model.num_classes:
+        if value is not None:
+            raise InputError(f"class_label is {_show(value)}: this engine knows no classes; leave it out")
+        return ()
+    last = model.num_classes - 1
+    if value is None:
+        raise InputError(f"class_label is missing: give the number of a class, from 0 to {last}")
+    each = list(value) if isinstance(value, (list, tuple)) else [value] * pictures
+    if len(each) != pictures:
+        raise InputError(
+            f"{len(each)} class labels for {pictures} pictures: give one for each, or one number"
+        )
+    return tuple(_integer("class_label", label, 0, last) for label in each)
 
 
 def _options(value: object) -> dict[str, Any]:
@@ -186,9 +247,9 @@ def request_values(request: Request) -> dict[str, Any]:
 def request_from(values: dict[str, Any]) -> Request:
     """The call that `request_values` made JSON of."""
     parts = {
-        "prompts": tuple(values["prompts"]),
-        "negatives": tuple(values["negatives"]),
+        **{name: tuple(values[name]) for name in ("prompts", "negatives", "class_labels")},
         "guidance": _guidance(values["guidance"]),
+        "deep_cache": read_deep_cache(values["deep_cache"]),
         "text": TextOptions(**_tuples(values["text"])),
         "sizes": SizeConditioning(**_tuples(values["sizes"])),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from fastdiff.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from fastdiff.control.request import ControlRequest
 
 __all__ = ["Result", "Timings", "picture_metadata"]
 
@@ -60,18 +62,28 @@ class Result:
 
 
 def picture_metadata(
-    request: Request, engine_hash: str, latents_given: bool, inversions: Iterable[Inversion] = ()
+    request: Request,
+    engine_hash: str,
+    latents_given: bool,
+    loras: Sequence[Mapping[str, Any]] = (),
+    control: ControlRequest | None = None,
+    inversions: Iterable[Inversion] = (),
 ) -> list[dict[str, Any]]:
     """One JSON object for each picture of a call; ``settings`` is the call itself.
 
-    ``inversions`` are the embeddings that were loaded, without which the settings do not repeat the picture.
+    ``loras`` are the records of those that had an effect, ``inversions`` the embeddings that were loaded.
     """
     common: dict[str, Any] = {"fastdiff": __version__, "engine": engine_hash}
+    if loras:
+        common["loras"] = list(loras)
     if loaded := [{"token": each.token, "vectors_sha256": each.digest} for each in inversions]:
         common["embeddings"] = loaded
     if latents_given:
         common["latents"] = "given"  # the settings alone do not repeat the picture
     common["settings"] = request.settings()
+    if control:
+        common.update(control.metadata())
+        common["settings"].update(control.settings())
     return [
         {
             **common,

@@ -9,10 +9,12 @@
     chunks.py               windows of 75 tokens with weights and vectors
     reader.py               all texts of a call as chunks
     encoder.py              chunks through the text encoders, as inputs of the U-Net
+    none.py                 what stands for it in engines that take no prompt
 """
 
 from fastdiff.prompts.encoder import PromptEncoder
+from fastdiff.prompts.none import NoPrompts
 from fastdiff.prompts.options import PromptOptions, TextOptions
 from fastdiff.prompts.sizes import SizeConditioning
 
-__all__ = ["PromptEncoder", "PromptOptions", "SizeConditioning", "TextOptions"]
+__all__ = ["NoPrompts", "PromptEncoder", "PromptOptions", "SizeConditioning", "TextOptions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from fastdiff.engine_dir import Engine
 from fastdiff.errors import InputError
 from fastdiff.prompts.chunks import Chunk, Prompt
 from fastdiff.prompts.reader import PromptReader, Text, texts_of
-from fastdiff.prompts.textual_inversion import Inversions
+from fastdiff.prompts.textual_inversion import Inversion, Inversions
 from fastdiff.prompts.warn import warn
 from fastdiff.tokenizer import ClipTokenizer
 
@@ -56,6 +57,10 @@ class PromptEncoder:
     def inversions(self) -> Inversions:
         """The embeddings of textual inversion that are loaded."""
         return self.reader.inversions
+
+    def load(self, path: str | os.PathLike[str], token: str | None) -> Inversion:
+        """Read an embedding's file, to be found in texts from now on. Raises InputError."""
+        return self.reader.load(path, token)
 
     def branches(self, request: Request) -> Branches:
         """The U-Net's inputs of each branch that the call has, for all pictures: ``encoder_hidden_states``

@@ -98,6 +98,8 @@ def read_options(
         if name not in known:
             raise TypeError(f"unexpected keyword argument {name!r}: known are {', '.join(known)}")
     values = {name: value for name, value in given.items() if value is not None}
+    if values and not model.takes_prompt:
+        raise InputError(f"{next(iter(values))} is about prompts: this engine takes none; leave it out")
     sizes = {field.name for field in fields(SizeConditioning)}
     text: dict[str, Any] = {}
     if "clip_skip" in values:

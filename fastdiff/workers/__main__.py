@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.engine_dir import open_engine
-from fastdiff.errors import FastdiffError, FastdiffWarning
+from fastdiff.errors import FastdiffError, FastdiffWarning, InputError
 from fastdiff.pipeline import Pipeline
 from fastdiff.request import request_from
 from fastdiff.samplers import BatchRows, Generator, NoiseSource
@@ -32,10 +32,14 @@ def open_pipeline(path: str, threads: int | None, device: Any) -> Pipeline:
 def generate(pipe: Pipeline, body: dict[str, Any], latents: Any) -> Message:
     """The pictures of one job: some rows of a call, with their rows of its noise.
 
-    ``body`` has the ``request``, the ``embeddings`` that are to be loaded as pairs of file and word, and, for
-    a stochastic sampler, ``noise``: the ``batch`` of the whole call, the first row (``begin``), and whether
-    the call's latents were ``drawn`` before its steps' noise.
+    ``body`` has the ``loras`` that shall have an effect, the ``embeddings`` of textual inversion that shall
+    be loaded as file, word and hash, the ``request`` and, for a stochastic sampler, ``noise``: the ``batch``
+    of the whole call, the first row (``begin``), and whether the call's latents were ``drawn`` before its
+    steps' noise.
     """
+    pipe.match_loras(body["loras"])
+    if body["request"] is None:  # to see whether the LoRAs can be had
+        return {"warnings": []}, {}
     request = request_from(body["request"])
     _load_embeddings(pipe, body["embeddings"])
     noise: NoiseSource | None = None
@@ -59,12 +63,18 @@ def generate(pipe: Pipeline, body: dict[str, Any], latents: Any) -> Message:
 
 
 def _load_embeddings(pipe: Pipeline, wanted: list[list[str]]) -> None:
-    """Load what is wanted in its order, and nothing else."""
-    loaded = [[str(each.path), each.token] for each in pipe.prompts.inversions]
-    if loaded != wanted:
+    """Load what is wanted in its order, and nothing else. Raises InputError for a file that has changed."""
+
+    def loaded() -> list[list[str]]:
+        return [[str(each.path), each.token, each.digest] for each in pipe.prompts.inversions]
+
+    if loaded() != wanted:
         pipe.unload_textual_inversion()
-        for path, token in wanted:
+        for path, token, _ in wanted:
             pipe.load_textual_inversion(path, token)
+    for (path, _, digest), (_, _, expected) in zip(loaded(), wanted, strict=True):
+        if digest != expected:
+            raise InputError(f"embedding {path} was changed since it was loaded: load it again")
 
 
 def _failure(error: Exception) -> dict[str, str]:
@@ -99,7 +109,7 @@ def main() -> None:
                     pipe = open_pipeline(**body)
                     reply: Message = ({"engine_hash": pipe.engine.engine_hash}, {})
                 else:
-                    reply = generate(pipe, body, arrays["latents"])
+                    reply = generate(pipe, body, arrays.get("latents"))
             except Exception as error:  # noqa: BLE001 (told to the parent, which stops everything)
                 reply = (_failure(error), {})
             send(replies, *reply)

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdiff.deep_cache import check_deep_cache
 from fastdiff.devices import Device, check_devices, device_name, share_threads
-from fastdiff.engine_dir import Engine, open_engine
+from fastdiff.engine_dir import Engine, file_sha256, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.lora import Lora, Loras
+from fastdiff.lora.interface import TakesLoras
+from fastdiff.lora.loaded import LoadedLora
+from fastdiff.pipeline import Pipeline
 from fastdiff.progress import progress_bar
-from fastdiff.prompts import PromptOptions
+from fastdiff.prompts import NoPrompts, PromptOptions
 from fastdiff.prompts.reader import PromptReader
+from fastdiff.prompts.textual_inversion import Inversions
 from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import Generator, Guidance, NoiseSchedule
+from fastdiff.samplers import AdaptiveRun, Generator, Guidance, NoiseSchedule
 from fastdiff.workers.process import Crew, Job, Place
 from fastdiff.workers.wire import Message
 
@@ -33,7 +41,7 @@ __all__ = ["PipelinePool", "load_many"]
 Array = NDArray[np.float32]
 
 
-class PipelinePool:
+class PipelinePool(TakesLoras):
     """An engine open in one process per device. Called like a Pipeline, it gives the same pictures.
 
     The pictures of a call are a queue: whichever device is free takes the next ``batch`` of them. Their
@@ -53,9 +61,10 @@ class PipelinePool:
         self.engine = engine
         self.devices = tuple(devices)
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
-        self._reader = PromptReader(engine)
+        self._reader = PromptReader(engine) if engine.manifest.model.takes_prompt else None
         self._batch = batch
         self._places = _places(engine, devices, threads)
+        self._loras = Loras(lambda path: Lora(Path(path), _sha256(path), {}), self._try_loras)
         self._crew: Crew | None = None
         self._stop: weakref.finalize[[], PipelinePool] | None = None
         self._lock = threading.Lock()
@@ -63,28 +72,33 @@ class PipelinePool:
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *,
         negative: str | list[str] = "",
         steps: int = 20,
         sampler: str | None = None,
-        guidance: float | Guidance | dict[str, Any] = 5.0,
+        guidance: float | Guidance | dict[str, Any] | None = None,
         seed: int | None = None,
         num: int = 1,
         height: int | None = None,
         width: int | None = None,
         eta: float | None = None,
         sampler_options: Mapping[str, Any] | None = None,
+        class_label: int | list[int] | None = None,
         latents: Array | None = None,
         progress: bool = False,
-        **prompt_options: Unpack[PromptOptions],
+        deep_cache: int | Mapping[str, Any] | None = None,
+        **others: Any,
     ) -> Result:
         """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
 
         ``progress`` draws a bar that counts pictures. The result's timings are those of all jobs one after
         the other, ``total`` is the time that the call took. A device that fails is named in the error.
+        ``others`` are a Pipeline's options of prompts.
         """
         begin = perf_counter()
+        prompt_options = {name: others.pop(name) for name in PromptOptions.__annotations__ if name in others}
+        _refuse_control(others)
         manifest = self.engine.manifest
         request = check_request(
             manifest.model,
@@ -99,6 +113,8 @@ class PipelinePool:
             width=width,
             eta=eta,
             sampler_options=sampler_options,
+            class_label=class_label,
+            deep_cache=deep_cache,
             **prompt_options,
         )
         jobs = self._jobs(request, latents)
@@ -107,17 +123,25 @@ class PipelinePool:
         for text in dict.fromkeys(text for body, _ in replies for text in body["warnings"]):
             warnings.warn(text, FastdiffWarning, stacklevel=2)
         metadata = picture_metadata(
-            request, self.engine.engine_hash, latents is not None, self._reader.inversions
+            request,
+            self.engine.engine_hash,
+            latents is not None,
+            self._loras.records(),
+            inversions=self._inversions(),
         )
         return _joined(replies, request.seed, metadata, begin)
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
         """Load an embedding as a Pipeline does; the processes read the file when they are next called."""
-        return self._reader.load(path, token).token
+        prompts = NoPrompts() if self._reader is None else self._reader
+        return prompts.load(path, token).token
 
     def unload_textual_inversion(self, token: str | None = None) -> None:
         """Unload the embedding of a word, None: all. Raises InputError for one that is not loaded."""
-        self._reader.inversions.remove(token)
+        self._inversions().remove(token)
+
+    def _inversions(self) -> Inversions:
+        return (NoPrompts() if self._reader is None else self._reader).inversions
 
     def close(self) -> None:
         """End the processes. The next call starts them again."""
@@ -132,13 +156,23 @@ class PipelinePool:
     ) -> None:
         self.close()
 
+    def _try_loras(self, loras: Sequence[LoadedLora]) -> None:
+        """Let a process have these LoRAs. Raises what a Pipeline does, with the device's name in front."""
+        body = {"loras": [loaded.request() for loaded in loras], "request": None}
+        with self._lock:
+            self._run([Job(0, (body, {}))], progress=False)
+
     def _jobs(self, request: Request, latents: Array | None) -> list[Job]:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
         table = call_table(self.schedule, request, latents is not None)
+        if request.deep_cache is not None:
+            adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
+            check_deep_cache(self.engine, adaptive, False)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
-        chunks = self._reader.chunks(request)
-        request = replace(request, text=replace(request.text, chunks=chunks))
-        embeddings = [[str(each.path.resolve()), each.token] for each in self._reader.inversions]
+        if self._reader is not None:  # parts of the call are padded as the whole is
+            chunks = self._reader.chunks(request)
+            request = replace(request, text=replace(request.text, chunks=chunks))
+        embeddings = [[str(each.path.resolve()), each.token, each.digest] for each in self._inversions()]
         jobs: list[Job] = []
         for begin in range(0, request.pictures, self._batch):
             rows = range(begin, min(begin + self._batch, request.pictures))
@@ -147,9 +181,10 @@ class PipelinePool:
                 check_shapes(self.engine, part)
             noise = {"batch": request.pictures, "begin": begin, "drawn": latents is None}
             body = {
+                "loras": self._loras.requests(),
+                "embeddings": embeddings,
                 "request": request_values(part),
                 "noise": noise if table.stochastic else None,
-                "embeddings": embeddings,
             }
             jobs.append(Job(len(jobs), (body, {"latents": start[rows.start : rows.stop]})))
         return jobs
@@ -157,7 +192,7 @@ class PipelinePool:
     def _run(self, jobs: list[Job], progress: bool) -> list[Message]:
         """Replies in the order of ``jobs``."""
         crew = self._crew or self._start()
-        pictures = sum(len(job.message[1]["latents"]) for job in jobs)
+        pictures = sum(_pictures(job.message) for job in jobs)
         bar = progress_bar(pictures, "picture", keep=True) if progress else None
         replies: dict[int, Message] = {}
         try:
@@ -167,7 +202,7 @@ class PipelinePool:
                 index, reply = crew.next_result()
                 replies[index] = reply
                 if bar is not None:
-                    bar.update(len(reply[1]["latents"]))
+                    bar.update(_pictures(reply))
         except BaseException:  # Ctrl-C too
             self._end()
             raise
@@ -194,6 +229,28 @@ class PipelinePool:
         if self._stop is not None:
             self._stop()
         self._crew = self._stop = None
+
+
+def _refuse_control(given: Mapping[str, Any]) -> None:
+    """Raises InputError for an option that only a Pipeline has, TypeError for one that nobody knows."""
+    known = inspect.signature(Pipeline.__call__).parameters
+    for name, value in given.items():
+        if name not in known:
+            raise TypeError(f"a pool has no argument {name!r}")
+        if value is not None and value is not False:
+            raise InputError(f"{name} on several devices at once: use one device, or leave it out")
+
+
+def _pictures(message: Message) -> int:
+    """How many pictures a job or its reply is about."""
+    return len(message[1]["latents"]) if "latents" in message[1] else 0
+
+
+def _sha256(path: str | os.PathLike[str]) -> str:
+    try:
+        return file_sha256(Path(path))
+    except OSError as error:
+        raise InputError(f"LoRA file {os.fspath(path)} cannot be read: {error.strerror}") from error
 
 
 def _places(engine: Engine, devices: Sequence[Device], threads: int | None) -> list[Place]:

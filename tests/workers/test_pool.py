@@ -130,7 +130,7 @@ def test_timings_and_progress(pool: PipelinePool, capfd: pytest.CaptureFixture[s
 
 def test_warnings_come_once(pool: PipelinePool) -> None:
     with pytest.warns(FastdiffWarning, match="no effect with guidance 1|dropped") as caught:
-        pool("a " * 75 + "Zebra", negative="blue", num=3, steps=1, guidance=1, seed=0)
+        pool("a " * 75 + "Zebra", negative="blue", num=3, steps=1, guidance=1, seed=0, long_prompts="cut")
     assert [str(warning.message).partition(":")[0] for warning in caught] == [
         "the prompt is longer than 77 tokens; dropped",
         "the negative prompt has no effect with guidance 1",

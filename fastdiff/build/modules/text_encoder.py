@@ -57,16 +57,21 @@ class _States(nn.Module):
     """Hidden states of a ``CLIPTextModel``, with or without projection, in the order of clip-skip.
 
     ``penultimate``: from the last but one on, as they are; otherwise from the last, each after the final
-    norm.
+    norm. The last layer is left out where nothing needs it.
     """
 
     def __init__(self, model: Any, penultimate: bool) -> None:
         super().__init__()
         text = getattr(model, "text_model", model)
         table = _Table(text.embeddings.token_embedding)
-        text = _replaced(text, embeddings=_replaced(text.embeddings, token_embedding=table))
+        projected, encoder = hasattr(model, "text_projection"), text.encoder
+        if penultimate and not projected:
+            encoder = _replaced(encoder, layers=nn.ModuleList(list(encoder.layers)[:-1]))
+        embeddings = _replaced(text.embeddings, token_embedding=table)
+        text = _replaced(text, embeddings=embeddings, encoder=encoder)
         self.model = _replaced(model, text_model=text) if hasattr(model, "text_model") else text
         self._penultimate = penultimate
+        self._unused = 1 if penultimate and projected else 0
 
     def forward(self, input_ids: Tensor, added_embeds: Tensor) -> tuple[Tensor, ...]:
         text = getattr(self.model, "text_model", self.model)
@@ -84,7 +89,7 @@ class _States(nn.Module):
             text.embeddings.token_embedding.added = None
             for hook in hooks:
                 hook.remove()
-        ordered = states[-2::-1] if self._penultimate else states[::-1]
+        ordered = states[::-1][self._unused :]
         stacked = torch.cat([state.unsqueeze(1) for state in ordered], dim=1)
         last = ordered[0] if self._penultimate else result.last_hidden_state
         if not self._penultimate:
