@@ -2,7 +2,7 @@
 they give, as ONNX.
 
     python -m export.controlnet CHECKPOINT -o FOLDER --controlnet CONTROLNET [--t2i-adapter ADAPTER]
-        [--ip-adapter FILE] [--image-encoder ENCODER]
+        [--ip-adapter FILE] [--image-encoder ENCODER] [--modules controlnet unet]
 
 CHECKPOINT is a diffusers folder or the name of a shipped model. Prints what export/stable_diffusion.py does.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from export.stable_diffusion import export_module
 from fastdiff.build.checkpoint import load_checkpoint
 from fastdiff.build.control import add_control
-from fastdiff.errors import FastdiffError
+from fastdiff.errors import FastdiffError, InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--t2i-adapter", action="append", default=[], metavar="FOLDER")
     parser.add_argument("--ip-adapter", metavar="FILE")
     parser.add_argument("--image-encoder", metavar="FOLDER")
+    parser.add_argument("--modules", nargs="+", metavar="NAME", help="(default: all of these)")
     options = parser.parse_args(arguments)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
             ip_adapter=options.ip_adapter,
             image_encoder=options.image_encoder,
         )
-        for name in (*checkpoint.spec.control.modules(), "unet"):
+        known = (*checkpoint.spec.control.modules(), "unet")
+        for name in options.modules or known:
+            if name not in known:
+                raise InputError(f"module {name!r} is not among {', '.join(known)}")
             print(export_module(checkpoint, name, options.output), flush=True)
     except (FastdiffError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export import compare, stable_diffusion
+from export import compare, controlnet, stable_diffusion
+from tests.controls import make_controlnet
 
 
 def test_recipe_writes_onnx(
@@ -24,6 +25,18 @@ def test_recipe_writes_onnx(
 def test_recipe_without_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stable_diffusion.main([str(tmp_path / "nothing"), "-o", str(tmp_path)]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_recipe_of_controlnets(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = make_controlnet(tmp_path / "net", tiny_checkpoint)
+    words = [str(tiny_checkpoint), "-o", str(tmp_path / "graphs"), "--controlnet", str(net), "--modules"]
+    assert controlnet.main([*words, "controlnet_embedding"]) == 0
+    onnx.checker.check_model(tmp_path / "graphs" / "controlnet_embedding.onnx")
+    assert "control_image float32 [batch, 3, 4*height, 4*width]" in capsys.readouterr().out
+    assert controlnet.main([*words, "vae_decoder"]) == 2
+    assert "is not among controlnet_embedding, controlnet, unet" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers deprecates names of arguments from version to version
