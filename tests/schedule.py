@@ -19,6 +19,7 @@ _TOGETHER = {
     "tests/targets/onnxruntime/": "models",
     "tests/targets/tensorrt/": "models",
     "tests/targets/test_targets.py": "models",
+    "tests/control/": "control",
     "tests/csrc/": "csrc",
 }
 """Beginnings of paths whose tests share the models of tests/published.py, and those that share a folder."""

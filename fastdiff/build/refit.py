@@ -42,6 +42,13 @@ _ARCHITECTURE = (
     "size_multiple",
     "max_tokens",
     "hidden_size",
+    "pooled_size",
+    "time_ids",
+    "guidance_embedding",
+    "condition_channels",
+    "num_classes",
+    "picture_channels",
+    "text_encoders",
 )
 
 
@@ -63,6 +70,10 @@ def refit_engine(
     """
     started = time.perf_counter()
     engine = open_engine(output)
+    if added := engine.manifest.model.control.modules():
+        raise InputError(
+            f"{engine.path} has {added[0]}, which --refit does not replace: build it again with --force"
+        )
     for name, entry in engine.manifest.modules.items():
         if not hasattr(get_target(entry.target), "refit") or not entry.tactics.get("refittable"):
             raise InputError(
