@@ -105,6 +105,7 @@ def write_onnx(
         raise CaptureError(f"{module.name} cannot be written as ONNX: {reason}") from error
     _drop_metadata(program.model)
     program.save(str(path), external_data=external)
+    _drop_weights(program.model)
     data = path.with_name(path.name + ".data")
     files = (path, data) if data.is_file() else (path,)
     try:
@@ -120,6 +121,13 @@ def write_onnx(
             f"{module.name} needs ONNX operators of {', '.join(foreign)}: only standard ones are used"
         )
     return files
+
+
+def _drop_weights(model: Any) -> None:
+    """Let go of the module's tensors, which would stay as long as the exporter keeps its last graph."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            value.const_value = None
 
 
 def _drop_metadata(model: Any) -> None:
