@@ -21,11 +21,8 @@ _open: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary(
 def open_shared(path: Path, options: Hashable, create: Callable[[], Any]) -> Any:
     """What ``create`` made of a file, as long as somebody refers to that and the file is the same.
 
-    ``options`` are what else it was made with; things that differ in them are not shared. With None nothing
-    is: ``create`` is called.
+    ``options`` are what else it was made with; things that differ in them are not shared.
     """
-    if options is None:
-        return create()
     with _lock:
         key: Hashable = None
         with contextlib.suppress(OSError):  # of a file that is missing, whoever opens it says so

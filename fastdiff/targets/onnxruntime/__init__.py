@@ -253,14 +253,15 @@ class _OnnxRuntimeSession(Session):
         model = _model_file(self._folder, self.name, self._entry)
         optimised = self._entry.tactics.get("optimisation") == "basic, at build"
         options = _options(self._threads, "ORT_DISABLE_ALL" if optimised else "ORT_ENABLE_BASIC")
-        path = self._folder / model
-        # Such a session may run for several callers at once; one with other weights is its owner's alone.
-        kind = ("onnxruntime", options.intra_op_num_threads)
+        file = self._folder / model
         with _refusal(self._folder, model):
-            replaced = replace_initializers(options, values, external=not optimised)
-            session = (
-                _open(path, options) if values else open_shared(path, kind, lambda: _open(path, options))
-            )
+            if values:
+                replaced = replace_initializers(options, values, external=not optimised)
+                session = _open(file, options)
+            else:  # every session of ONNX Runtime has weights of its own, and one may run at once for many
+                replaced = []
+                kind = ("onnxruntime", options.intra_op_num_threads)
+                session = open_shared(file, kind, lambda: _open(file, options))
         self._values, self._replaced = values, replaced
         return session
 
