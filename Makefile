@@ -31,7 +31,8 @@ test: venv lint
 # FULL_REPORT=FOLDER writes the measured figures there, FULL_FOLDER=FOLDER keeps checkpoints and engines there,
 # FULL_MODELS="sd15 sdxl" takes these alone.
 test-full: venv
-	$(BIN)/python -m pytest -m full -v $(if $(FULL_REPORT),--full-report=$(FULL_REPORT)) \
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m full --ignore tests/full
+	$(BIN)/python -m pytest -m full -v tests/full $(if $(FULL_REPORT),--full-report=$(FULL_REPORT)) \
 	  $(if $(FULL_FOLDER),--full-folder=$(FULL_FOLDER)) $(foreach model,$(FULL_MODELS),--full-model=$(model))
 
 smoke: venv

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fastdiff.build.capture import CapturedModule
@@ -89,10 +89,11 @@ def write_onnx(
     module = module.with_program(plain_token_merging(module.program))
     assert module.program is not None
     external = needs_external_data(weight_bytes(module.program))
+    exported, own = _aliased(module.program)
     try:
         with quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
-                module.program,
+                exported,
                 dynamo=True,
                 input_names=[tensor.name for tensor in module.spec.inputs],
                 output_names=onnx_output_names(module),
@@ -107,6 +108,7 @@ def write_onnx(
         raise CaptureError(f"{module.name} cannot be written as ONNX: {reason}") from error
     _drop_metadata(program.model)
     program.save(str(path), external_data=external)
+    _drop_weights(program.model, own)
     data = path.with_name(path.name + ".data")
     files = (path, data) if data.is_file() else (path,)
     try:
@@ -122,6 +124,43 @@ def write_onnx(
             f"{module.name} needs ONNX operators of {', '.join(foreign)}: only standard ones are used"
         )
     return files
+
+
+def _aliased(program: ExportedProgram) -> tuple[ExportedProgram, list[Tensor]]:
+    """The program over tensors of its own, in the memory of its weights, and those tensors.
+
+    The exporter keeps the graph that it made last as long as the process lives (rules of its optimiser
+    remember a node). Tensors of its own can be emptied, so that the module's weights do not stay with it.
+    """
+    own: list[Tensor] = []
+
+    def alias(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        same = value.detach()
+        own.append(nn.Parameter(same, requires_grad=False) if isinstance(value, nn.Parameter) else same)
+        return own[-1]
+
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=program.graph,
+        graph_signature=program.graph_signature,
+        state_dict={name: alias(value) for name, value in program.state_dict.items()},
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants={name: alias(value) for name, value in program.constants.items()},
+        verifiers=program.verifiers,
+    ), own
+
+
+def _drop_weights(model: Any, own: list[Tensor]) -> None:
+    """Empty a model that has been written: the tensors of its program, and what was computed of them."""
+    for tensor in own:
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            value.const_value = None
 
 
 def _drop_metadata(model: Any) -> None:

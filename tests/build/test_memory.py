@@ -22,11 +22,9 @@ NATIVE = {"load": 1.4, "capture": 1.4, "compile": 1.8, "verify": 1.8}
 """One layer's weights as F(4×4) wants them, of which the largest is a tenth of this model, come on top in
 ``compile``; in ``verify`` PyTorch's module and then the engine's pages, up to twice the weights."""
 OTHERS = {
-    "onnxruntime": {"load": 1.4, "capture": 1.4, "compile": 2.4, "verify": 2.4},
-    "torch": {"load": 1.4, "capture": 1.4, "compile": 2.2, "verify": 1.4},
+    "onnxruntime": {"load": 1.4, "capture": 1.4, "compile": 1.6, "verify": 1.7},
+    "torch": {"load": 1.4, "capture": 1.4, "compile": 1.4, "verify": 1.4},
 }
-"""ONNX Runtime lays weights out anew while it reads them; a file of ``torch`` is copied before it is written,
-and this model has but one."""
 HALVES = {"load": 1.7, "capture": 1.4, "compile": 1.8, "verify": 1.8}
 """While they are loaded, halves are in memory beside what is made of them."""
 

@@ -51,6 +51,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     name = request.param
     full = FULL[name]
     wanted = request.config.getoption("--full-model")
+    if unknown := set(wanted) - set(FULL):
+        pytest.fail(f"--full-model {', '.join(sorted(unknown))} is unknown: known are {', '.join(FULL)}")
     if wanted and name not in wanted:
         pytest.skip(f"--full-model asks for {', '.join(wanted)}")
     kept = request.config.getoption("--full-folder")

@@ -11,7 +11,7 @@ import mmap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,7 @@ def find_weights(captured: CapturedModule, folder: Path, model: str) -> dict[str
             for name, file, offset, array in known.get(_key(wanted), ()):
                 if path not in layers and np.array_equal(array, wanted):
                     layers[path] = Layer(shape, ((name, transposed, file, offset),))
+                cast(Any, array)._mmap.madvise(mmap.MADV_DONTNEED)  # all pages have been read
     shared = Counter(layer.places[0][0] for layer in layers.values())
     return {path: layer for path, layer in layers.items() if shared[layer.places[0][0]] == 1}
 
