@@ -190,7 +190,9 @@ def _nan_last(values: Any) -> list[float]:
     return [math.inf if math.isnan(value) else value for value in values]
 
 
-def verify_engine(engine: Engine, checkpoint: str | Path | None = None) -> dict[str, ModuleError]:
+def verify_engine(
+    engine: Engine, checkpoint: str | Path | Checkpoint | None = None
+) -> dict[str, ModuleError]:
     """Measure every module of an engine against PyTorch again; the errors by module name.
 
     ``checkpoint`` is a folder or shipped name; None means the shipped model that the engine was built from,
@@ -203,11 +205,11 @@ def verify_engine(engine: Engine, checkpoint: str | Path | None = None) -> dict[
         if not recorded.get("shipped"):
             return {}
         checkpoint = str(recorded.get("name"))
-    source = load_checkpoint(checkpoint)
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     found, wanted = source.sha256(), recorded.get("sha256")
     if found != wanted:
         raise EngineMismatchError(
-            f"{engine.path} was built from another checkpoint ({str(wanted)[:12]}) than {checkpoint}"
+            f"{engine.path} was built from another checkpoint ({str(wanted)[:12]}) than {source.name}"
             f" ({found[:12]}): give the one it was built from, or build again"
         )
     return {name: _verify_module(engine, name, source) for name in engine.manifest.modules}
