@@ -14,22 +14,38 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.conditioning import call_conditions
-from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
+from fastdiff.control.control import add_control_inputs, control_predict
+from fastdiff.control.request import ControlRequest, check_control
+from fastdiff.deep_cache import FeatureReuse, check_deep_cache
+from fastdiff.denoise import Denoiser, SplitDenoiser, evaluated, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
-from fastdiff.errors import FastdiffWarning
+from fastdiff.errors import FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.lora import Loras, Shapes, read_lora, stack
+from fastdiff.lora.interface import TakesLoras
+from fastdiff.lora.loaded import LoadedLora
+from fastdiff.lora.stack import Updates
+from fastdiff.lora.update import MODULES as LORA_MODULES
 from fastdiff.prompts import NoPrompts, PromptEncoder
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import Callback, Generator, Guidance, NoiseSchedule, NoiseSource
+from fastdiff.samplers import (
+    AdaptiveRun,
+    Callback,
+    Generator,
+    Guidance,
+    NoiseSchedule,
+    NoiseSource,
+    StepTable,
+)
 from fastdiff.tokenizer import ClipTokenizer
 from fastdiff.vae import Vae
 
@@ -55,13 +71,17 @@ class Modules(Mapping[str, "Session"]):
         self._device = device
         self._unet_threads = unet_threads
         self._open: dict[str, Session] = {}
+        self.updates: Mapping[str, Updates] = {}
 
     def __getitem__(self, name: str) -> Session:
         if name not in self._engine.manifest.modules:
             raise KeyError(name)
         if name not in self._open:
             threads = self._unet_threads if name == "unet" else self._threads
-            self._open[name] = self._engine.open_module(name, threads, self._device)
+            session = self._engine.open_module(name, threads, self._device)
+            if name in self.updates:
+                session.set_adapters(self.updates[name])
+            self._open[name] = session
         return self._open[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -70,12 +90,34 @@ class Modules(Mapping[str, "Session"]):
     def __len__(self) -> int:
         return len(self._engine.manifest.modules)
 
+    def adaptable(self) -> Shapes:
+        """Shapes of the weights that LoRAs may update, by module. Raises TargetError."""
+        return {name: self[name].adaptable() for name in LORA_MODULES if name in self}
+
+    def set_adapters(self, updates: Mapping[str, Updates]) -> None:
+        """Give each module its updates, those that are not named none; also when it is opened again.
+
+        Raises what a session's ``set_adapters`` does, and all is as it was then.
+        """
+        before, self.updates = self.updates, updates
+        changed = [
+            name for name in LORA_MODULES if name in self._open and (name in before or name in updates)
+        ]
+        try:
+            for name in changed:
+                self._open[name].set_adapters(updates.get(name, {}))
+        except BaseException:
+            self.updates = before
+            for name in changed:
+                self._open[name].set_adapters(before.get(name, {}))
+            raise
+
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1].close()
 
 
-class Pipeline:
+class Pipeline(TakesLoras):
     """Text to pictures on an open engine. ``modules[name](**arrays)`` runs a single module.
 
     With a ``guidance_device`` the unconditional half of guidance runs there, beside the conditional half.
@@ -105,6 +147,7 @@ class Pipeline:
         for name in engine.manifest.modules:
             if name not in _UNUSED:
                 self.modules[name]  # opened here: the first picture takes no longer than the second
+        self._loras = Loras(lambda file: read_lora(file, self.modules.adaptable()), self._apply_loras)
 
     def __call__(
         self,
@@ -124,6 +167,18 @@ class Pipeline:
         latents: Array | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        control_image: Any = None,
+        control_scale: float | Sequence[float] | None = None,
+        control_start: float | Sequence[float] | None = None,
+        control_end: float | Sequence[float] | None = None,
+        guess_mode: bool = False,
+        adapter_image: Any = None,
+        adapter_scale: float | Sequence[float] | None = None,
+        adapter_end: float | None = None,
+        ip_image: Any = None,
+        ip_scale: float | None = None,
+        ip_embeds: NDArray[np.float32] | None = None,
+        deep_cache: int | Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate ``num`` pictures of each prompt, or of none with an engine that takes no prompt.
 
@@ -138,6 +193,17 @@ class Pipeline:
         knows classes. ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn
         noise. ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step``
         counting from 1; copy the latents to keep them. ``progress`` draws a bar.
+
+        On an engine with ControlNets ``control_image`` is what they follow: a file's name, a Pillow image or
+        an array of uint8, or a list with one for each prompt; with several ControlNets a list with such an
+        entry for each, None for one that is not used. ``control_scale`` (1) is how strongly,
+        ``control_start`` (0) and ``control_end`` (1) between which shares of the steps, each one number or a
+        list; ``guess_mode`` controls the half with the prompt alone. ``adapter_image`` and ``adapter_scale``
+        are the same for T2I-Adapters, which are there up to the share ``adapter_end`` (1) of the steps.
+        ``ip_image``, one picture or several, is what the IP-Adapter makes the result like, with the weight
+        ``ip_scale`` (1); ``ip_embeds``, [pictures, …], are features of the image encoder instead. Pictures
+        are resized to the call's size, for the IP-Adapter to the image encoder's.
+
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
         """
@@ -155,8 +221,26 @@ class Pipeline:
             eta=eta,
             sampler_options=sampler_options,
             class_label=class_label,
+            deep_cache=deep_cache,
         )
-        return self.run(request, latents, None, callback, progress)
+        control = check_control(
+            self.engine.manifest.model,
+            request,
+            {
+                "control_image": control_image,
+                "control_scale": control_scale,
+                "control_start": control_start,
+                "control_end": control_end,
+                "guess_mode": guess_mode,
+                "adapter_image": adapter_image,
+                "adapter_scale": adapter_scale,
+                "adapter_end": adapter_end,
+                "ip_image": ip_image,
+                "ip_scale": ip_scale,
+                "ip_embeds": ip_embeds,
+            },
+        )
+        return self.run(request, latents, None, callback, progress, control)
 
     def run(
         self,
@@ -165,6 +249,7 @@ class Pipeline:
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        control: ControlRequest | None = None,
     ) -> Result:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
         from fastdiff.image import to_images
@@ -172,12 +257,18 @@ class Pipeline:
         begin = time.perf_counter()
         check_shapes(self.engine, request, self._others is not None)
         table = call_table(self.schedule, request, latents is not None)
+        control = control or ControlRequest()
+        self._check_control(control, table)
+        if request.deep_cache is not None:
+            adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
+            check_deep_cache(self.engine, adaptive, self._others is not None)
         generator = Generator(request.seed)
         start = unit_noise(self.engine.manifest.model, request, latents, generator)
         start = start * np.float32(table.init_noise_sigma)
 
         embed_begin = time.perf_counter()
-        denoise = self._denoiser(request)
+        evaluations = None if isinstance(table, AdaptiveRun) else table.evaluations
+        denoise = self._denoiser(request, control, evaluations)
         embedded = time.perf_counter()
         source = generator if noise is None else noise
         final, seconds = run_table(table, denoise, start, request, source, callback, progress)
@@ -185,8 +276,14 @@ class Pipeline:
         images = to_images(self.vae.decode(final))
         end = time.perf_counter()
         timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
-        metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
+        metadata = picture_metadata(
+            request, self.engine.engine_hash, latents is not None, self._loras.records(), control
+        )
         return Result(images, final, request.seed, timings, metadata)
+
+    def match_loras(self, requests: list[dict[str, Any]]) -> None:
+        """Have the LoRAs of another pipeline; ``Loras.requests`` gives its own."""
+        self._loras.match(requests)
 
     @property
     def tokenizer(self) -> ClipTokenizer:
@@ -204,16 +301,55 @@ class Pipeline:
             self._others.close()
         self.prompts.forget()
 
-    def _denoiser(self, request: Request) -> Denoiser | SplitDenoiser:
+    def _apply_loras(self, loras: Sequence[LoadedLora]) -> None:
+        """Give the modules of both devices their updates, or neither."""
+        updates = stack((loaded.lora, loaded.scale) for loaded in loras)
+        self.prompts.forget()
+        before = self.modules.updates
+        self.modules.set_adapters(updates)
+        if self._others is not None:
+            try:
+                self._others.set_adapters(updates)
+            except BaseException:
+                self.modules.set_adapters(before)
+                raise
+
+    def _denoiser(
+        self, request: Request, control: ControlRequest, evaluations: int | None
+    ) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""
         own = call_conditions(self.engine.manifest.model, request)
         branches = [{**branch, **own} for branch in self.prompts.branches(request)]
+        model, unet = self.engine.manifest.model, self.modules["unet"]
+        add_control_inputs(model, self.modules, request, control, branches)
+        predict = control_predict(model, self.modules, request, control, evaluated(unet))
+        if request.deep_cache is not None and evaluations is not None:
+            if predict is not None:
+                raise InputError(
+                    "deep_cache with a control_image, or with adapter_end below 1: what changes from step to"
+                    " step reaches the features that are kept; leave one of them out"
+                )
+            full = request.deep_cache.full(evaluations)
+            predict = FeatureReuse(unet, self.modules["unet_shallow"], full)
         if len(branches) == 1:
             self._warn_without_guidance(request)
-            return Denoiser(self.modules["unet"], branches[0], None)
+            return Denoiser(unet, branches[0], None, predict=predict)
         if self._others is not None:
-            return SplitDenoiser(self.modules["unet"], self._others["unet"], *branches)
-        return Denoiser(self.modules["unet"], *branches)
+            return SplitDenoiser(unet, self._others["unet"], *branches)
+        return Denoiser(unet, *branches, predict=predict)
+
+    def _check_control(self, control: ControlRequest, table: StepTable | AdaptiveRun) -> None:
+        """Raises InputError for control that this call's sampler or devices cannot have."""
+        if control.changes and self._others is not None:
+            raise InputError(
+                "control_image, or adapter_end below 1, with a device for the other half of guidance: the"
+                " halves need each step's control together; leave the second device out"
+            )
+        if control.counts and isinstance(table, AdaptiveRun):
+            raise InputError(
+                f"control_start, control_end or adapter_end with sampler {table.sampler!r}, which chooses its"
+                " own steps: leave them out, or use another sampler"
+            )
 
     def _warn_without_guidance(self, request: Request) -> None:
         for given, what in (

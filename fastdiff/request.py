@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastdiff.config import ModelSpec
+from fastdiff.deep_cache import DeepCache, read_deep_cache
 from fastdiff.errors import InputError
 from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
 from fastdiff.samplers.guidance.read import written
 
-__all__ = ["Request", "check_request", "request_from", "request_values"]
+__all__ = ["Request", "check_number", "check_request", "request_from", "request_values"]
 
 _MAX_SEED = 2**64 - 1
 
@@ -31,7 +32,8 @@ class Request:
     ``height`` and ``width`` are in picture pixels. ``eta`` None is the sampler's own. ``listed`` says whether
     the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values. ``class_labels``
     has one for each picture, or none. ``embedded`` says that the model is told the guidance scale, so that
-    nothing is computed twice; ``prompted`` that it takes a prompt at all: else that is one empty text.
+    nothing is computed twice; ``prompted`` that it takes a prompt at all: else that is one empty text. With
+    ``deep_cache`` None every step evaluates the whole model.
     """
 
     prompts: tuple[str, ...]
@@ -49,6 +51,7 @@ class Request:
     class_labels: tuple[int, ...] = ()
     embedded: bool = False
     prompted: bool = True
+    deep_cache: DeepCache | None = None
 
     @property
     def guided(self) -> bool:
@@ -90,6 +93,7 @@ class Request:
             "eta": self.eta,
             **({"sampler_options": dict(self.options)} if self.options else {}),
             **({"class_label": list(self.class_labels)} if self.class_labels else {}),
+            **({} if self.deep_cache is None else {"deep_cache": self.deep_cache.setting()}),
         }
 
 
@@ -108,6 +112,7 @@ def check_request(
     eta: object,
     sampler_options: object = None,
     class_label: object = None,
+    deep_cache: object = None,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
 
@@ -129,7 +134,7 @@ def check_request(
         )
     if not isinstance(sampler, str):
         raise InputError(f"sampler is {_show(sampler)}: it must be a name, such as 'ddim'")
-    share = None if eta is None else _number("eta", eta)
+    share = None if eta is None else check_number("eta", eta)
     if share is not None and not 0.0 <= share <= 1.0:
         raise InputError(f"eta is {share:g}: it must be from 0 (DDIM) to 1 (DDPM)")
     guidance = _guidance(guidance)
@@ -156,6 +161,7 @@ def check_request(
         class_labels=_class_labels(model, class_label, len(prompts) * pictures),
         embedded=model.guidance_embedding > 0,
         prompted=model.takes_prompt,
+        deep_cache=read_deep_cache(deep_cache),
     )
 
 
@@ -212,7 +218,8 @@ def request_values(request: Request) -> dict[str, Any]:
 def request_from(values: dict[str, Any]) -> Request:
     """The call that `request_values` made JSON of."""
     tuples = {name: tuple(values[name]) for name in ("prompts", "negatives", "class_labels")}
-    return Request(**{**values, **tuples, "guidance": _guidance(values["guidance"])})
+    guidance, cache = _guidance(values["guidance"]), read_deep_cache(values["deep_cache"])
+    return Request(**{**values, **tuples, "guidance": guidance, "deep_cache": cache})
 
 
 def _scale_or_dict(guidance: float | Guidance) -> Any:
@@ -224,7 +231,7 @@ def _guidance(value: object) -> float | Guidance:
     """A scale, a Guidance, or one in JSON values."""
     guidance = read_guidance(value) if isinstance(value, dict) else value
     if not isinstance(guidance, Guidance):
-        guidance = _number("guidance", guidance)
+        guidance = check_number("guidance", guidance)
     scale = guidance.scale if isinstance(guidance, Guidance) else guidance
     if scale < 0.0:
         raise InputError(f"guidance is {scale:g}: it must be 0 or more; 1 switches it off")
@@ -263,7 +270,8 @@ def _integer(name: str, value: object, minimum: int, maximum: int | None = None)
     return number
 
 
-def _number(name: str, value: object) -> float:
+def check_number(name: str, value: object) -> float:
+    """The argument called ``name`` as a finite number. Raises InputError."""
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError

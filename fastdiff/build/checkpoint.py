@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdiff.build.configs import config_name, described, read_json, read_source
 from fastdiff.build.families.shared import TOKENIZERS
@@ -20,6 +20,9 @@ from fastdiff.build.weights import load_part, weight_files
 from fastdiff.config import MODULES, ModelSpec
 from fastdiff.engine_dir import file_sha256
 from fastdiff.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from fastdiff.build.control import Additions
 
 __all__ = ["Checkpoint", "load_checkpoint", "modules_of"]
 
@@ -39,7 +42,7 @@ class Checkpoint:
     ``configs`` are by part, ``scheduler`` among them; ``classes`` are the library's by part. ``modules`` are
     those that an engine of it has, in the order in which they are built, ``tokenizers`` the folders of its
     tokenizers. ``folders`` are those of parts that are not called as the part is, ``variant`` the one of its
-    weights that was asked for.
+    weights that was asked for. ``additions`` are networks that control the U-Net.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class Checkpoint:
     tokenizers: tuple[str, ...] = ()
     folders: Mapping[str, str] = field(default_factory=dict)
     variant: str | None = None
+    additions: Additions | None = None
 
     @property
     def scheduler(self) -> dict[str, Any]:
@@ -69,6 +73,13 @@ class Checkpoint:
 
         Raises CheckpointError for weights that are missing, damaged, or do not fit the config.
         """
+        added = self.additions if self.additions is not None and self.additions.adds_to(part) else None
+        own = added is None or part == "unet"
+        loaded = self.load_own(part) if own else None
+        return loaded if added is None else added.load(part, loaded)
+
+    def load_own(self, part: str) -> Any:
+        """A part as it is without additions."""
         folder = self.path / self.folders.get(part, part)
         variant = _chosen_variant(folder, part, self.variant)
         return load_part(folder, part, self.classes.get(part), variant)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastdiff.cli.approximations import add_approximations, chosen_deep_cache
+from fastdiff.cli.control import add_control, chosen_control
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
-from fastdiff.cli.values import number, on_terminal, option, whole
+from fastdiff.cli.values import lora, number, on_terminal, option, whole
 
 if TYPE_CHECKING:
     from fastdiff.pipeline import Pipeline
@@ -66,6 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number,
         help="share of fresh noise, 0 to 1, for samplers that have one (default: the sampler's own)",
     )
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        type=lora,
+        action="append",
+        default=[],
+        help="a LoRA's .safetensors file and how much of its effect to have (default: 1); may be given "
+        "several times",
+    )
     parser.add_argument("--threads", metavar="T", type=whole, help="CPU threads (default: every core)")
 
     parser.add_argument(
@@ -86,16 +97,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
     add_guidance(parser)
+    add_control(parser)
+    add_approximations(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate, write and name the pictures. Raises FastdiffError before anything is written."""
+    from fastdiff.errors import InputError
     from fastdiff.image import check_output
     from fastdiff.samplers import find_sampler
 
     check_output(arguments.output)
-    guidance = chosen_guidance(arguments)
+    guidance, deep_cache = chosen_guidance(arguments), chosen_deep_cache(arguments)
     pipe = _open(arguments)
+    for file, scale in arguments.lora:
+        if scale == 0:
+            raise InputError(f"--lora {file}:0 has no effect: leave it out, or give another scale")
+        pipe.load_lora(file, scale)
     result = pipe(
         arguments.prompt,
         negative=arguments.negative,
@@ -110,6 +128,8 @@ def run(arguments: argparse.Namespace) -> None:
         sampler_options=dict(arguments.sampler_option),
         class_label=arguments.class_label,
         progress=on_terminal(),
+        **chosen_control(arguments),
+        deep_cache=deep_cache,
     )
     pipe.close()
     names = result.save(arguments.output)

@@ -58,11 +58,11 @@ def run(arguments: argparse.Namespace) -> None:
             print(
                 f"{key.replace('_', ' '):<20} {', '.join(f'{name} {item}' for name, item in value.items())}"
             )
-    print(f"\n{'module':<14} {'target':<12} {'precision':<9} {'size':>9} {'error':>9} {'seconds':>8}")
+    print(f"\n{'module':<22} {'target':<12} {'precision':<9} {'size':>9} {'error':>9} {'seconds':>8}")
     for name, entry in manifest.modules.items():
         error = entry.error.get("relative_l2", float("nan"))
         print(
-            f"{name:<14} {entry.target:<12} {entry.precision:<9} {byte_size(entry.bytes):>9} {error:>9.1e} "
+            f"{name:<22} {entry.target:<12} {entry.precision:<9} {byte_size(entry.bytes):>9} {error:>9.1e} "
             f"{entry.seconds:>8.1f}"
         )
 

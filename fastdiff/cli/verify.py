@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from fastdiff.cli.checkpoint import add_checkpoint_options, checkpoint_options
+from fastdiff.cli.control import add_control_sources, chosen_sources
 from fastdiff.cli.values import on_terminal, require_build_extra
 from fastdiff.errors import InputError
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the engine was built from; needed unless that is a shipped model",
     )
     add_checkpoint_options(parser)
+    add_control_sources(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,11 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
     if options and arguments.checkpoint is None:
         raise InputError(f"--{next(iter(options))} without a checkpoint: name it, or leave the option out")
     source = load_checkpoint(arguments.checkpoint, **options) if options else arguments.checkpoint
-    errors = verify_engine(engine, source)
-    print(f"{'module':<14} {'target':<12} {'error':>9} {'allowed':>9} {'at build':>9}")
+    errors = verify_engine(engine, source, **chosen_sources(arguments))
+    print(f"{'module':<22} {'target':<12} {'error':>9} {'allowed':>9} {'at build':>9}")
     for name, error in errors.items():
         entry = engine.entry(name)
         print(
-            f"{name:<14} {entry.target:<12} {error.relative_l2:>9.1e} {error.allowed:>9.1e} "
+            f"{name:<22} {entry.target:<12} {error.relative_l2:>9.1e} {error.allowed:>9.1e} "
             f"{entry.error['relative_l2']:>9.1e}"
         )

@@ -7,7 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export import compare, stable_diffusion
+from export import compare, pixels, stable_diffusion, upscale
+from tests.families import make_family
 
 
 def test_recipe_writes_onnx(
@@ -24,6 +25,18 @@ def test_recipe_writes_onnx(
 def test_recipe_without_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stable_diffusion.main([str(tmp_path / "nothing"), "-o", str(tmp_path)]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_recipe_says_what_its_inputs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = make_family("consistency", tmp_path / "checkpoint")
+    assert pixels.main([str(checkpoint), "-o", str(tmp_path / "graphs")]) == 0
+    onnx.checker.check_model(tmp_path / "graphs" / "unet.onnx")
+    assert "class_labels: the number of a class" in capsys.readouterr().out
+    assert upscale.main([str(checkpoint), "-o", str(tmp_path / "none")]) == 2
+    assert "is of family pixels: this recipe is for upscale" in capsys.readouterr().err
+    assert pixels.main([str(checkpoint), "-o", str(tmp_path / "none"), "--modules", "vae_decoder"]) == 2
+    assert "has no module 'vae_decoder': it has unet" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers deprecates names of arguments from version to version

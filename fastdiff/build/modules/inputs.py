@@ -28,9 +28,7 @@ def random_inputs(
     rng = np.random.default_rng(seed)
     arrays: dict[str, NDArray[Any]] = {}
     for tensor in spec.inputs:
-        shape = tuple(
-            factor if symbol is None else factor * sizes[symbol] for factor, symbol in tensor.factors()
-        )
+        shape = tensor.concrete(sizes)
         if tensor.dtype == "int64":
             arrays[tensor.name] = rng.integers(0, spec.labels or vocab_size, shape)
         elif tensor.name == "timestep":

@@ -32,7 +32,7 @@ class FileCheckpoint(Checkpoint):
     vocabularies: Mapping[str, dict[str, bytes]] = field(default_factory=dict)
     ema: bool = False
 
-    def load(self, part: str) -> Any:
+    def load_own(self, part: str) -> Any:
         """A part as a float32 torch module in evaluation mode. Raises CheckpointError."""
         return load_converted(SingleFile(self.path, self.ema), part, self.classes[part], self.configs[part])
 
