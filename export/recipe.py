@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
 from fastdiff.build.families import FAMILIES
@@ -37,7 +39,11 @@ def export_module(checkpoint: Checkpoint, name: str, folder: Path) -> str:
     assert module.program is not None
     after = module.program.graph
     file, *_ = export_onnx(module, folder / f"{name}.onnx")
-    operators = Counter(str(node.target).split(".")[1] for node in after.nodes if node.op == "call_function")
+    operators = Counter(
+        str(node.target).split(".")[1]
+        for node in after.nodes
+        if isinstance(node.target, torch._ops.OpOverload)  # others compute sizes
+    )
     inputs = (f"{item.name} {item.dtype} [{', '.join(map(str, item.shape))}]" for item in spec.inputs)
     ranges = (f"{symbol}: {size}" for symbol, size in spec.shapes.items())
     commonest = (f"{operator} {count}" for operator, count in operators.most_common(6))
