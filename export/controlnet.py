@@ -4,7 +4,7 @@ they give, as ONNX.
     python -m export.controlnet CHECKPOINT -o FOLDER --controlnet CONTROLNET [--t2i-adapter ADAPTER]
         [--ip-adapter FILE] [--image-encoder ENCODER] [--modules controlnet unet]
 
-CHECKPOINT is a diffusers folder or the name of a shipped model. Prints what export/stable_diffusion.py does.
+CHECKPOINT is a diffusers folder or the name of a shipped model. Prints what export/recipe.py does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from export.stable_diffusion import export_module
+from export.recipe import export_module
 from fastdiff.build.checkpoint import load_checkpoint
 from fastdiff.build.control import add_control
 from fastdiff.errors import FastdiffError, InputError

@@ -88,12 +88,11 @@ class Request:
             "prompt": list(self.prompts) if self.listed else self.prompts[0],
             "negative": list(self.negatives) if self.listed else self.negatives[0],
         }
-        scale = written(self.guidance) if isinstance(self.guidance, Guidance) else self.guidance
         return {
             **(texts if self.prompted else {}),
             "steps": self.steps,
             "sampler": self.sampler,
-            **({"guidance": scale} if self.prompted else {}),
+            **({"guidance": _scale_or_dict(self.guidance)} if self.prompted else {}),
             "seed": self.seed,
             "num": self.num,
             "height": self.height,
@@ -241,7 +240,7 @@ def _options(value: object) -> dict[str, Any]:
 
 def request_values(request: Request) -> dict[str, Any]:
     """A checked call in JSON values, which `request_from` gives back."""
-    return {**asdict(request), "guidance": request.settings()["guidance"]}
+    return {**asdict(request), "guidance": _scale_or_dict(request.guidance)}
 
 
 def request_from(values: dict[str, Any]) -> Request:
@@ -259,6 +258,11 @@ def request_from(values: dict[str, Any]) -> Request:
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """Lists, as JSON has them, as tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _scale_or_dict(guidance: float | Guidance) -> Any:
+    """Guidance in JSON values."""
+    return written(guidance) if isinstance(guidance, Guidance) else guidance
 
 
 def _guidance(value: object) -> float | Guidance:

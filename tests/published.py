@@ -122,6 +122,19 @@ def vae_encoder() -> CapturedModule:
     return _autoencoder("vae_encoder")
 
 
+def tiny_decoder() -> CapturedModule:
+    """madebyollin/taesd, decoder: ReLU, tanh and nearest upsampling, without normalisation."""
+    from diffusers import AutoencoderTiny
+
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )
+    return _captured(module_spec("vae_decoder", SPEC), module_wrapper("vae_decoder", tiny), tiny)
+
+
 def _clip_config(**options: Any) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=VOCABULARY,
@@ -208,6 +221,7 @@ PUBLISHED: dict[str, Callable[[], CapturedModule]] = {
         sdxl,
         vae_decoder,
         vae_encoder,
+        tiny_decoder,
         clip,
         clip_gelu,
         clip_pooled,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,59 @@ def test_prompts_and_negatives_pair_up() -> None:
 )
 def test_guidance_up_to_one_is_off(guidance: float, guided: bool) -> None:
     assert check(guidance=guidance).guided is guided
+
+
+def test_guidance_of_the_model() -> None:
+    """None is the usual scale, or that of models which are told the scale and never compute two halves."""
+    assert check(guidance=None).guidance == 5.0
+    told = replace(MODEL, guidance_embedding=16)
+    request = check_request(told, **{**CALL, "guidance": None})
+    assert (request.guidance, request.branches, request.guided) == (8.5, 1, False)
+    with pytest.raises(InputError, match="guidance is a Guidance: this model is told the scale itself"):
+        check_request(told, **{**CALL, "guidance": Guidance(5.0, APG())})
+
+
+UNPROMPTED = replace(MODEL, max_tokens=0, hidden_size=0)
+
+
+def test_a_model_without_a_prompt() -> None:
+    call = {**CALL, "prompt": None, "guidance": None, "num": 3}
+    request = check_request(UNPROMPTED, **call)
+    assert (request.pictures, request.branches) == (3, 1)
+    assert not {"prompt", "negative", "guidance"} & request.settings().keys()
+    assert request_from(json.loads(json.dumps(request_values(request)))) == request
+    for name, value in (("prompt", "a circle"), ("negative", "blue"), ("guidance", 3.0)):
+        with pytest.raises(InputError, match=f"{name} is .*: this engine takes no prompt; leave it out"):
+            check_request(UNPROMPTED, **{**call, name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "labels"), [(3, (3, 3)), ([3, 9], (3, 9)), (np.int64(0), (0, 0))], ids=["one", "each", "numpy"]
+)
+def test_class_labels(value: object, labels: tuple[int, ...]) -> None:
+    model = replace(MODEL, num_classes=10)
+    request = check_request(model, **{**CALL, "num": 2, "class_label": value})
+    assert request.class_labels == labels
+    assert request.settings()["class_label"] == list(labels)
+    assert request_from(json.loads(json.dumps(request_values(request)))) == request
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, "class_label is missing: give the number of a class, from 0 to 9"),
+        (10, "class_label is 10: it must be from 0 to 9"),
+        (-1, "class_label is -1: it must be from 0 to 9"),
+        (1.5, "class_label is 1.5: it must be a whole number"),
+        ("cat", "class_label is 'cat': it must be a whole number"),
+        (True, "class_label is True: it must be a whole number"),
+        ([1, 2, 3], "3 class labels for 1 pictures: give one for each"),
+        ([math.nan], "class_label is nan: it must be a whole number"),
+    ],
+)
+def test_class_labels_that_cannot_be_used(value: object, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_request(replace(MODEL, num_classes=10), **{**CALL, "class_label": value})
 
 
 def test_seed_is_drawn_when_there_is_none() -> None:
@@ -124,6 +178,7 @@ BAD = [
     ("guidance", [5.0], "guidance is .*a number"),
     ("prompt", 5, "int.*string or a list of strings"),
     ("prompt", None, "prompt is missing"),
+    ("class_label", 0, "knows no classes"),
     ("prompt", b"bytes", "bytes.*string"),
     ("prompt", [], "empty list.*at least one"),
     ("prompt", ["a", 7], "prompt 1 is of type int"),

@@ -200,7 +200,7 @@ def _nan_last(values: Any) -> list[float]:
 
 
 def verify_engine(
-    engine: Engine, checkpoint: str | Path | None = None, **control: Any
+    engine: Engine, checkpoint: str | Path | Checkpoint | None = None, **control: Any
 ) -> dict[str, ModuleError]:
     """Measure every module of an engine against PyTorch again; the errors by module name.
 
@@ -215,11 +215,11 @@ def verify_engine(
         if not recorded.get("shipped"):
             return {}
         checkpoint = str(recorded.get("name"))
-    source = load_checkpoint(checkpoint)
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     found, wanted = source.sha256(), recorded.get("sha256")
     if found != wanted:
         raise EngineMismatchError(
-            f"{engine.path} was built from another checkpoint ({str(wanted)[:12]}) than {checkpoint}"
+            f"{engine.path} was built from another checkpoint ({str(wanted)[:12]}) than {source.name}"
             f" ({found[:12]}): give the one it was built from, or build again"
         )
     source = _with_control(engine, source, control)

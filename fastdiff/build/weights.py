@@ -22,19 +22,19 @@ _IGNORED_KEYS = re.compile(r"(^|\.)position_ids$")
 """Buffers that old versions of the libraries saved and new ones compute."""
 
 
-def weight_files(folder: Path, part: str) -> list[Path]:
+def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Path]:
     """The safetensors files of a part, an index of shards first. Raises CheckpointError.
 
-    Full-precision files are preferred to those of the ``fp16`` variant.
+    They are those of ``variant``, None: full-precision files, or where there are none the ``fp16`` variant.
     """
-    return _find_weights(folder, part)[0]
+    return _find_weights(folder, part, variant)[0]
 
 
-def _find_weights(folder: Path, part: str) -> tuple[list[Path], str | None]:
+def _find_weights(folder: Path, part: str, wanted: str | None) -> tuple[list[Path], str | None]:
     """The files and the variant that they belong to."""
     transformers = part.startswith("text_encoder") or part == "image_encoder"
     stem = _TEXT_STEM if transformers else _LIBRARY_STEM
-    for variant in (None, "fp16"):
+    for variant in (None, "fp16") if wanted is None else (wanted,):
         infix = f".{variant}" if variant else ""
         single = folder / f"{stem}{infix}.safetensors"
         if single.is_file():
@@ -67,9 +67,9 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def load_part(folder: Path, part: str, class_name: str | None = None) -> Any:
+def load_part(folder: Path, part: str, class_name: str | None = None, variant: str | None = None) -> Any:
     """A part as a float32 module in evaluation mode, from local safetensors only, in the library's class
-    ``class_name``, None being the part's usual one.
+    ``class_name``, None being the part's usual one. ``variant`` is as in ``weight_files``.
 
     Raises CheckpointError for files that are missing, truncated or corrupted, for tensors that are missing,
     unknown, of another shape or not finite, and for configs that the library refuses.
@@ -78,7 +78,7 @@ def load_part(folder: Path, part: str, class_name: str | None = None) -> Any:
 
     from fastdiff.build.modules import part_class
 
-    files, variant = _find_weights(folder, part)
+    files, variant = _find_weights(folder, part, variant)
     for file in files:
         if file.suffix == ".safetensors":
             _check_readable(file)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.cli.checkpoint import add_checkpoint_options, checkpoint_options
 from fastdiff.cli.control import add_control_sources, chosen_sources
 from fastdiff.cli.values import byte_size, number, on_terminal, require_build_extra, whole
 from fastdiff.errors import InputError
@@ -20,7 +21,10 @@ SUMMARY = "build an engine from a checkpoint"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="folder in the diffusers layout, or a shipped model: scenes"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder in the diffusers layout, a .safetensors file in an original layout, or a shipped model: "
+        "scenes",
     )
     parser.add_argument("-o", "--output", metavar="ENGINE", required=True, help="engine folder to write")
     parser.add_argument(
@@ -71,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for large pictures, and not the same picture (default: 0)",
     )
     parser.add_argument("--force", action="store_true", help="replace an engine that exists")
+    add_checkpoint_options(parser)
     add_control_sources(parser)
 
 
@@ -78,6 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Build with progress on a terminal, then print a line per module. Raises FastdiffError."""
     require_build_extra("building")
     from fastdiff.build.build import build_engine
+    from fastdiff.build.checkpoint import load_checkpoint
     from fastdiff.build.refit import refit_engine
     from fastdiff.engine_dir import MANIFEST_NAME
 
@@ -87,11 +93,13 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.output} exists: --refit keeps all but its weights, so leave out {given}, or build it"
             " again with --force"
         )
+    options = checkpoint_options(arguments)
+    source = load_checkpoint(arguments.checkpoint, **options) if options else arguments.checkpoint
     progress = _Progress() if on_terminal() else None
     try:
         if replace:
             summary = refit_engine(
-                arguments.checkpoint,
+                source,
                 arguments.output,
                 target=None if arguments.target == "auto" else arguments.target,
                 precision=None if arguments.precision == "fp32" else arguments.precision,
@@ -99,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
         else:
             summary = build_engine(
-                arguments.checkpoint,
+                source,
                 arguments.output,
                 target=arguments.target,
                 precision=arguments.precision,

@@ -113,8 +113,6 @@ def chosen_guidance(arguments: argparse.Namespace) -> float | Guidance | None:
     if arguments.guidance_interval is not None:
         value["interval"] = _interval(arguments.guidance_interval)
     scale = arguments.guidance
-    if scale is None and value == {"method": {"name": "cfg"}} and arguments.guidance_schedule is None:
-        return None
     if arguments.guidance_schedule is not None:
         value["schedule"] = _schedule(arguments.guidance_schedule, arguments.guidance_floor)
         if "factors" in value["schedule"]:
@@ -123,6 +121,8 @@ def chosen_guidance(arguments: argparse.Namespace) -> float | Guidance | None:
             scale = 1.0
     elif arguments.guidance_floor is not None:
         raise InputError("--guidance-floor without --guidance-schedule: give a schedule, or leave it out")
+    if scale is None and value == {"method": {"name": "cfg"}}:
+        return None
     if scale is None:
         scale = _CFG_PP_SCALE if method == "cfg_pp" else _SCALE
     if value == {"method": {"name": "cfg"}}:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from fastdiff.cli.checkpoint import add_checkpoint_options, checkpoint_options
 from fastdiff.cli.control import add_control_sources, chosen_sources
 from fastdiff.cli.values import on_terminal, require_build_extra
+from fastdiff.errors import InputError
 
 SUMMARY = "check an engine's files, and its modules against PyTorch"
 
@@ -20,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="what the engine was built from; needed unless that is a shipped model",
     )
+    add_checkpoint_options(parser)
     add_control_sources(parser)
 
 
@@ -35,11 +38,16 @@ def run(arguments: argparse.Namespace) -> None:
         print("the modules were not compared with PyTorch: give the checkpoint it was built from")
         return
     require_build_extra("comparing with PyTorch")
+    from fastdiff.build.checkpoint import load_checkpoint
     from fastdiff.build.verify import verify_engine
 
     if on_terminal():
         print("comparing with PyTorch ...", file=sys.stderr)
-    errors = verify_engine(engine, arguments.checkpoint, **chosen_sources(arguments))
+    options = checkpoint_options(arguments)
+    if options and arguments.checkpoint is None:
+        raise InputError(f"--{next(iter(options))} without a checkpoint: name it, or leave the option out")
+    source = load_checkpoint(arguments.checkpoint, **options) if options else arguments.checkpoint
+    errors = verify_engine(engine, source, **chosen_sources(arguments))
     print(f"{'module':<22} {'target':<12} {'error':>9} {'allowed':>9} {'at build':>9}")
     for name, error in errors.items():
         entry = engine.entry(name)

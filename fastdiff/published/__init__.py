@@ -20,6 +20,7 @@ SOURCES = {
     "lcm-sd15": "https://huggingface.co/SimianLuo/LCM_Dreamshaper_v7",
     "sd21": "https://huggingface.co/stabilityai/stable-diffusion-2-1",
     "sdxl": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0",
+    "sdxl-refiner": "https://huggingface.co/stabilityai/stable-diffusion-xl-refiner-1.0",
 }
 """Where each model's configuration comes from, by the name of its folder here."""
 
@@ -38,6 +39,7 @@ PARAMETERS: dict[str, dict[str, int]] = {
         "unet": 2_567_463_684,
         "vae": _VAE,
     },
+    "sdxl-refiner": {"text_encoder_2": 694_659_840, "unet": 2_259_526_660, "vae": _VAE},
 }
 """Numbers of parameters of the published weights, by model and part."""
 

@@ -102,9 +102,9 @@ def test_unknown_name_lists_the_shipped_ones() -> None:
         load_checkpoint("scnes")
 
 
-def test_single_file(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    refused(tmp_path / "model.safetensors", "is a single file: convert it")
+    refused(tmp_path / "model.safetensors", "no readable safetensors file")
 
 
 @pytest.mark.parametrize(

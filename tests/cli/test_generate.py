@@ -50,6 +50,15 @@ def test_a_picture_with_its_metadata_and_again_from_it(engine: Path) -> None:
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(again))
 
 
+def test_refuses_what_the_engine_does_not_take(
+    engine: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(engine.parent)
+    run_here(capfd, "generate", engine).assert_refused("prompt is missing: this engine makes pictures of one")
+    run_here(capfd, "generate", engine, PROMPT, "--class-label", 3).assert_refused("knows no classes")
+    assert not list(engine.parent.glob("*.png"))
+
+
 def test_generating_loads_neither_torch_nor_diffusers_nor_transformers(engine: Path) -> None:
     code = (
         "import sys; from fastdiff.cli import main\n"

@@ -51,6 +51,7 @@ BAD = [
     (("generate", "e", "p", "-x"), ("unexpected argument '-x'",)),
     (("generate", "e", "two", "prompts"), ("unexpected argument 'prompts'",)),
     (("generate",), ("ENGINE", "fastdiff generate --help")),
+    (("generate", "e", "p", "--class-label", "cat"), ("--class-label", "'cat' is not a whole number")),
     (("build", "c"), ("-o/--output", "fastdiff build --help")),
     (("generate", "e", "p", "--steps", "many"), ("--steps", "'many' is not a whole number")),
     (("generate", "e", "p", "--steps", "2.5"), ("--steps", "'2.5' is not a whole number")),

@@ -7,8 +7,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export import compare, controlnet, stable_diffusion
+from export import compare, controlnet, pixels, stable_diffusion, upscale
 from tests.controls import make_controlnet
+from tests.families import make_family
 
 
 def test_recipe_writes_onnx(
@@ -37,6 +38,18 @@ def test_recipe_of_controlnets(
     assert "control_image float32 [batch, 3, 4*height, 4*width]" in capsys.readouterr().out
     assert controlnet.main([*words, "vae_decoder"]) == 2
     assert "is not among controlnet_embedding, controlnet, unet" in capsys.readouterr().err
+
+
+def test_a_recipe_says_what_its_inputs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = make_family("consistency", tmp_path / "checkpoint")
+    assert pixels.main([str(checkpoint), "-o", str(tmp_path / "graphs")]) == 0
+    onnx.checker.check_model(tmp_path / "graphs" / "unet.onnx")
+    assert "class_labels: the number of a class" in capsys.readouterr().out
+    assert upscale.main([str(checkpoint), "-o", str(tmp_path / "none")]) == 2
+    assert "is of family pixels: this recipe is for upscale" in capsys.readouterr().err
+    assert pixels.main([str(checkpoint), "-o", str(tmp_path / "none"), "--modules", "vae_decoder"]) == 2
+    assert "has no module 'vae_decoder': it has unet" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers deprecates names of arguments from version to version
