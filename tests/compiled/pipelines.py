@@ -140,7 +140,7 @@ def original(name: str) -> Any:
     kind, scheduler, models, more = PIPELINES[name]
     kind_of_scheduler = getattr(diffusers, f"{scheduler}Scheduler")
     known = inspect.signature(kind_of_scheduler).parameters
-    options = {key: value for key, value in SCHEDULER.items() if key in known}
+    options = {key: value for key, value in {**SCHEDULER, "clip_sample": False}.items() if key in known}
     parts: dict[str, Any] = {label: component(model) for label, model in {**models, **more}.items()}
     if kind == "DDPMPipeline":
         pipe = diffusers.DDPMPipeline(parts["unet"], kind_of_scheduler())
