@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fastdiff.conditioning import call_conditions
 from fastdiff.control.control import add_control_inputs, control_predict
 from fastdiff.control.request import ControlRequest, check_control
+from fastdiff.deep_cache import FeatureReuse, check_deep_cache
 from fastdiff.denoise import Denoiser, SplitDenoiser, evaluated, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
@@ -177,6 +178,7 @@ class Pipeline(TakesLoras):
         ip_image: Any = None,
         ip_scale: float | None = None,
         ip_embeds: NDArray[np.float32] | None = None,
+        deep_cache: int | Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate ``num`` pictures of each prompt, or of none with an engine that takes no prompt.
 
@@ -219,6 +221,7 @@ class Pipeline(TakesLoras):
             eta=eta,
             sampler_options=sampler_options,
             class_label=class_label,
+            deep_cache=deep_cache,
         )
         control = check_control(
             self.engine.manifest.model,
@@ -256,12 +259,16 @@ class Pipeline(TakesLoras):
         table = call_table(self.schedule, request, latents is not None)
         control = control or ControlRequest()
         self._check_control(control, table)
+        if request.deep_cache is not None:
+            adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
+            check_deep_cache(self.engine, adaptive, self._others is not None)
         generator = Generator(request.seed)
         start = unit_noise(self.engine.manifest.model, request, latents, generator)
         start = start * np.float32(table.init_noise_sigma)
 
         embed_begin = time.perf_counter()
-        denoise = self._denoiser(request, control)
+        evaluations = None if isinstance(table, AdaptiveRun) else table.evaluations
+        denoise = self._denoiser(request, control, evaluations)
         embedded = time.perf_counter()
         source = generator if noise is None else noise
         final, seconds = run_table(table, denoise, start, request, source, callback, progress)
@@ -307,13 +314,23 @@ class Pipeline(TakesLoras):
                 self.modules.set_adapters(before)
                 raise
 
-    def _denoiser(self, request: Request, control: ControlRequest) -> Denoiser | SplitDenoiser:
+    def _denoiser(
+        self, request: Request, control: ControlRequest, evaluations: int | None
+    ) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""
         own = call_conditions(self.engine.manifest.model, request)
         branches = [{**branch, **own} for branch in self.prompts.branches(request)]
         model, unet = self.engine.manifest.model, self.modules["unet"]
         add_control_inputs(model, self.modules, request, control, branches)
         predict = control_predict(model, self.modules, request, control, evaluated(unet))
+        if request.deep_cache is not None and evaluations is not None:
+            if predict is not None:
+                raise InputError(
+                    "deep_cache with a control_image, or with adapter_end below 1: what changes from step to"
+                    " step reaches the features that are kept; leave one of them out"
+                )
+            full = request.deep_cache.full(evaluations)
+            predict = FeatureReuse(unet, self.modules["unet_shallow"], full)
         if len(branches) == 1:
             self._warn_without_guidance(request)
             return Denoiser(unet, branches[0], None, predict=predict)

@@ -119,19 +119,20 @@ def expect(
     precision: Precision,
     computes: bool = False,
     device: str = "cpu",
+    sizes: Sequence[dict[str, int]] | None = None,
 ) -> Expected:
     """Run the eager module. Nothing of it is kept, so that it can go before a session opens.
 
-    ``computes`` says that the session's target computes in ``precision``, so that the yardstick is PyTorch
-    doing the same; otherwise it is PyTorch in float32 with rounded weights. For a precision with a yardstick
-    the eager module stays changed: a copy would double the memory that a large model takes. ``device`` is
-    where the eager module runs, in float32 without TF32.
+    ``sizes`` None stands for the ``verification_sizes``. ``computes`` says that the session's target computes
+    in ``precision``, so that the yardstick is PyTorch doing the same; otherwise it is PyTorch in float32 with
+    rounded weights. For a precision with a yardstick the eager module stays changed: a copy would double the
+    memory that a large model takes. ``device`` is where the eager module runs, in float32 without TF32.
     """
     spec = module.spec
     module.eager.to(device)
     inputs = tuple(
         random_inputs(spec, sizes, seed, vocab_size)
-        for seed, sizes in enumerate(verification_sizes(spec, model), start=1)
+        for seed, sizes in enumerate(sizes or verification_sizes(spec, model), start=1)
     )
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]

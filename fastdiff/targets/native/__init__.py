@@ -16,8 +16,8 @@ from fastdiff.config import Precision
 from fastdiff.errors import EngineDamagedError, InputError, TargetError
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled, CompileOptions, parameters
-from fastdiff.targets.native.mapped import open_mapped
 from fastdiff.targets.session import Array, Session
+from fastdiff.targets.shared import open_shared
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
@@ -61,7 +61,8 @@ def open(
     file = next((file for file in entry.files if file.endswith(SELF_CHECKING)), None)
     if file is None:
         raise EngineDamagedError(f"{folder}: module {name} lists no .fdn file; build the engine again")
-    module = open_mapped(folder / file)
+    path = folder / file
+    module = open_shared(path, "native", lambda: _C.NativeModule(str(path)))
     threads = threads or len(os.sched_getaffinity(0))
     return _NativeSession(folder, name, entry, module, _C.NativeSession(module, threads))
 
