@@ -46,7 +46,7 @@ def why_not(component: nn.Module) -> str | None:
     if hasattr(component, "_hf_hook"):
         return "is moved between devices by accelerate: compile before any offloading is enabled"
     if kind not in _CLASSES:
-        return f"is a {kind}, for which fastdiff has no module"
+        return f"is a {kind}, which compile does not take over"
     config: Any = component.config
     for option, values in _OPTIONS.get(kind, {}).items():
         value = getattr(config, option, None)

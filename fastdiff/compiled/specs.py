@@ -73,7 +73,7 @@ def parts_of(name: str, component: Any, around: Surroundings, own: bool) -> list
         return [_text_encoder(name, component, around, own)]
     if kind in ("AutoencoderKL", "AutoencoderTiny", "VQModel"):
         return _autoencoder(name, component, around, own)
-    raise InputError(f"{name} is a {kind}: fastdiff has no module for it")
+    raise InputError(f"{name} is a {kind}, which compile does not take over: leave it out of modules")
 
 
 def _model(around: Surroundings, unit: int, height: int, width: int, tokens: int = 1) -> ModelSpec:

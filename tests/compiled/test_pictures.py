@@ -184,7 +184,7 @@ def test_tiling_and_slicing_of_diffusers(twins: Twins) -> None:
 def test_onnxruntime(twins: Twins, engines: Any) -> None:
     from tests.compiled.pipelines import compiled
 
-    pipe, _ = twins("text to image")
+    pipe, _ = twins("LCM")
     ours = compiled(pipe, engines, target="onnxruntime", modules=["unet"])
     assert ours.fastdiff.left.keys() == {"text_encoder", "vae"}
     assert ours.vae is pipe.vae
