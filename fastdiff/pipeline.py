@@ -14,18 +14,19 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.deep_cache import FeatureReuse, check_deep_cache
-from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
+from fastdiff.denoise import Denoiser, Evaluation, Predict, SplitDenoiser, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import FastdiffWarning
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.preview import LatentColours, Preview, Previewer, check_preview, check_tiny, decode_tiny
 from fastdiff.prompts import PromptEncoder
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
@@ -100,6 +101,7 @@ class Pipeline:
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
         self.prompts = PromptEncoder(engine, self.modules)
         self.vae = Vae(engine.manifest.model, self.modules)
+        self._colours: LatentColours | None = None
         for name in _NEEDED:
             self.modules[name]  # opened here: the first picture takes no longer than the second
 
@@ -121,6 +123,9 @@ class Pipeline:
         callback: Callback | None = None,
         progress: bool = False,
         deep_cache: int | Mapping[str, Any] | None = None,
+        vae: str | None = None,
+        preview: Preview | None = None,
+        preview_every: int = 1,
     ) -> Result:
         """Generate ``num`` pictures of each prompt.
 
@@ -135,6 +140,9 @@ class Pipeline:
         from 1; copy the latents to keep them. ``progress`` draws a bar. ``deep_cache`` N evaluates the whole
         U-Net in every N-th step and its outermost layers in those between, on an engine that was built for it
         ([docs/approximations.md](approximations.md)); fields of a `DeepCache` space the whole ones unevenly.
+        ``vae`` "tiny" decodes with the engine's tiny autoencoder. ``preview(step, total, pictures)`` is
+        called after every ``preview_every``-th evaluation, and the last, with pictures of the clean latents
+        that the model then expects: of the tiny autoencoder, or without one a pixel for each latent.
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
         """
@@ -152,8 +160,9 @@ class Pipeline:
             eta=eta,
             sampler_options=sampler_options,
             deep_cache=deep_cache,
+            vae=vae,
         )
-        return self.run(request, latents, None, callback, progress)
+        return self.run(request, latents, None, callback, progress, preview, preview_every)
 
     def run(
         self,
@@ -162,6 +171,8 @@ class Pipeline:
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        preview: Preview | None = None,
+        preview_every: int = 1,
     ) -> Result:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
         from fastdiff.image import to_images
@@ -169,20 +180,26 @@ class Pipeline:
         begin = time.perf_counter()
         check_shapes(self.engine, request, self._others is not None)
         table = call_table(self.schedule, request, latents is not None)
+        adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
         if request.deep_cache is not None:
-            adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
             check_deep_cache(self.engine, adaptive, self._others is not None)
+        if preview is not None:
+            check_preview(preview, preview_every, self.schedule, adaptive, self._others is not None)
+        if request.vae is not None:
+            check_tiny(self.modules)
         generator = Generator(request.seed)
         start = unit_noise(self.engine.manifest.model, request, latents, generator)
         start = start * np.float32(table.init_noise_sigma)
 
         embed_begin = time.perf_counter()
-        denoise = self._denoiser(request, None if isinstance(table, AdaptiveRun) else table.evaluations)
+        evaluations = None if isinstance(table, AdaptiveRun) else table.evaluations
+        denoise = self._denoiser(request, evaluations, preview, preview_every)
         embedded = time.perf_counter()
         source = generator if noise is None else noise
         final, seconds = run_table(table, denoise, start, request, source, callback, progress)
         decode_begin = time.perf_counter()
-        images = to_images(self.vae.decode(final))
+        tiny = request.vae is not None
+        images = to_images(decode_tiny(self.modules, final) if tiny else self.vae.decode(final))
         end = time.perf_counter()
         timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
         metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
@@ -204,19 +221,44 @@ class Pipeline:
             self._others.close()
         self.prompts.forget()
 
-    def _denoiser(self, request: Request, evaluations: int | None) -> Denoiser | SplitDenoiser:
+    def _denoiser(
+        self, request: Request, evaluations: int | None, preview: Preview | None, preview_every: int
+    ) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""
         branches = self.prompts.branches(request)
-        predict = None
+        predict: Predict | None = None
         if request.deep_cache is not None and evaluations is not None:
             full = request.deep_cache.full(evaluations)
             predict = FeatureReuse(self.modules["unet"], self.modules["unet_shallow"], full)
+        if preview is not None:
+            predict = Previewer(
+                preview,
+                preview_every,
+                self._whole if predict is None else predict,
+                self._decode_preview(),
+                self.schedule,
+                request.scale,
+                request.pictures,
+            )
         if len(branches) == 1:
             self._warn_without_guidance(request)
             return Denoiser(self.modules["unet"], branches[0], None, predict=predict)
         if self._others is not None:
             return SplitDenoiser(self.modules["unet"], self._others["unet"], *branches)
         return Denoiser(self.modules["unet"], *branches, predict=predict)
+
+    def _whole(self, evaluation: Evaluation, inputs: dict[str, Any]) -> Array:
+        """The U-Net alone, as a Predict."""
+        output: Array = self.modules["unet"](**inputs)["sample"]
+        return output
+
+    def _decode_preview(self) -> Callable[[Array], Array]:
+        """The tiny autoencoder, or colours of latents, which are worked out when they are first wanted."""
+        if "preview_decoder" in self.modules:
+            return lambda latents: decode_tiny(self.modules, latents)
+        if self._colours is None:
+            self._colours = LatentColours(self.vae, self.engine.manifest.model, self.modules["vae_decoder"])
+        return self._colours
 
     def _warn_without_guidance(self, request: Request) -> None:
         for given, what in (

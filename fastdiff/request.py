@@ -31,7 +31,8 @@ class Request:
 
     ``height`` and ``width`` are in picture pixels. ``eta`` None is the sampler's own. ``listed`` says whether
     the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values. With
-    ``deep_cache`` None every step evaluates the whole model.
+    ``deep_cache`` None every step evaluates the whole model. ``vae`` is "tiny" for the autoencoder of
+    previews.
     """
 
     prompts: tuple[str, ...]
@@ -47,6 +48,7 @@ class Request:
     listed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     deep_cache: DeepCache | None = None
+    vae: str | None = None
 
     @property
     def guided(self) -> bool:
@@ -85,6 +87,7 @@ class Request:
             "eta": self.eta,
             **({"sampler_options": dict(self.options)} if self.options else {}),
             **({} if self.deep_cache is None else {"deep_cache": self.deep_cache.setting()}),
+            **({} if self.vae is None else {"vae": self.vae}),
         }
 
 
@@ -103,6 +106,7 @@ def check_request(
     eta: object,
     sampler_options: object = None,
     deep_cache: object = None,
+    vae: object = None,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
 
@@ -138,7 +142,14 @@ def check_request(
         listed=not isinstance(prompt, str),
         options=_options(sampler_options),
         deep_cache=read_deep_cache(deep_cache),
+        vae=_vae(vae),
     )
+
+
+def _vae(value: object) -> str | None:
+    if value is None or value == "tiny":
+        return None if value is None else "tiny"
+    raise InputError(f"vae is {_show(value)}: it must be 'tiny', or be left out for the model's own")
 
 
 def _options(value: object) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Checkpoint:
 
     ``configs`` are by part, ``scheduler`` among them; ``classes`` are the library's by part. ``modules`` are
     those that an engine of it has, in the order in which they are built, ``tokenizers`` the folders of its
-    tokenizers.
+    tokenizers. ``folders`` are of parts that come from elsewhere, such as a tiny autoencoder for previews.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class Checkpoint:
     classes: Mapping[str, str] = field(default_factory=dict)
     modules: tuple[str, ...] = MODULES
     tokenizers: tuple[str, ...] = ()
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def scheduler(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class Checkpoint:
 
         Raises CheckpointError for weights that are missing, damaged, or do not fit the config.
         """
-        return load_part(self.path / part, part, self.classes.get(part))
+        return load_part(self.folders.get(part, self.path / part), part, self.classes.get(part))
 
     def tokenizer_files(self, folder: str = "tokenizer") -> dict[str, bytes]:
         """The contents of a tokenizer's files by name. Raises CheckpointError."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastdiff.cli.approximations import add_approximations, chosen_deep_cache
+from fastdiff.cli.approximations import add_approximations, chosen_deep_cache, preview_files
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
 from fastdiff.cli.values import number, on_terminal, option, whole
 
@@ -81,12 +81,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate, write and name the pictures. Raises FastdiffError before anything is written."""
+    from fastdiff.errors import InputError
     from fastdiff.image import check_output
     from fastdiff.samplers import find_sampler
 
     check_output(arguments.output)
     guidance, deep_cache = chosen_guidance(arguments), chosen_deep_cache(arguments)
+    preview = preview_files(arguments)
     pipe = _open(arguments)
+    previews: dict[str, Any] = {}
+    if preview is not None:
+        from fastdiff.pipeline import Pipeline
+
+        if not isinstance(pipe, Pipeline):
+            raise InputError("--previews with several --devices: leave one of them out")
+        every = 1 if arguments.preview_every is None else arguments.preview_every
+        previews = {"preview": preview, "preview_every": every}
     result = pipe(
         arguments.prompt,
         negative=arguments.negative,
@@ -101,6 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
         sampler_options=dict(arguments.sampler_option),
         progress=on_terminal(),
         deep_cache=deep_cache,
+        vae=arguments.vae,
+        **previews,
     )
     pipe.close()
     names = result.save(arguments.output)

@@ -20,6 +20,7 @@ from fastdiff.devices import Device, check_devices, device_name, share_threads
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.preview import check_tiny
 from fastdiff.progress import progress_bar
 from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
@@ -76,6 +77,7 @@ class PipelinePool:
         latents: Array | None = None,
         progress: bool = False,
         deep_cache: int | Mapping[str, Any] | None = None,
+        vae: str | None = None,
     ) -> Result:
         """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
 
@@ -98,6 +100,7 @@ class PipelinePool:
             eta=eta,
             sampler_options=sampler_options,
             deep_cache=deep_cache,
+            vae=vae,
         )
         jobs = self._jobs(request, latents)
         with self._lock:
@@ -126,6 +129,8 @@ class PipelinePool:
         if request.deep_cache is not None:
             adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
             check_deep_cache(self.engine, adaptive, False)
+        if request.vae is not None:
+            check_tiny(self.engine.manifest.modules)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
         jobs: list[Job] = []
         for begin in range(0, request.pictures, self._batch):
