@@ -32,7 +32,7 @@ Preview = Callable[[int, int, "list[Image]"], None]
 """``preview(step, total, pictures)``, with ``step`` counting evaluations of the U-Net from 1."""
 
 _MODULE = "preview_decoder"
-_SIDE, _PATCH = 16, 4
+_SIDE, _PATCH = 32, 4
 """Latents that the linear map is fitted to, and the side of the patches in which they are alike."""
 
 
