@@ -77,6 +77,7 @@ CASES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 def build(folder: Path) -> None:
     from fastdiff.build.build import build_engine
 
+    folder.mkdir(parents=True, exist_ok=True)
     for name, options in ENGINES.items():
         path = build_engine("scenes", folder / f"{name}.fd", target="native", force=True, **options).path
         print(path, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from fastdiff.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from fastdiff.control.request import ControlRequest
 
 __all__ = ["Result", "Timings", "picture_metadata"]
 
@@ -57,12 +60,26 @@ class Result:
         return [os.fspath(name) for name in paths]
 
 
-def picture_metadata(request: Request, engine_hash: str, latents_given: bool) -> list[dict[str, Any]]:
-    """One JSON object for each picture of a call; ``settings`` is the call itself."""
+def picture_metadata(
+    request: Request,
+    engine_hash: str,
+    latents_given: bool,
+    loras: Sequence[Mapping[str, Any]] = (),
+    control: ControlRequest | None = None,
+) -> list[dict[str, Any]]:
+    """One JSON object for each picture of a call; ``settings`` is the call itself.
+
+    ``loras`` are the records of those that had an effect.
+    """
     common: dict[str, Any] = {"fastdiff": __version__, "engine": engine_hash}
+    if loras:
+        common["loras"] = list(loras)
     if latents_given:
         common["latents"] = "given"  # the settings alone do not repeat the picture
     common["settings"] = request.settings()
+    if control:
+        common.update(control.metadata())
+        common["settings"].update(control.settings())
     return [
         {
             **common,

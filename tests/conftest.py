@@ -24,6 +24,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the tests marked ``full``, which ``make test-full`` runs."""
+    group = parser.getgroup("full", "models of the published size")
+    group.addoption("--full-model", action="append", default=[], help="this model alone; may be repeated")
+    group.addoption("--full-folder", help="keep checkpoints, engines and results of PyTorch here")
+    group.addoption("--full-report", help="write what was measured into this folder, as JSON and Markdown")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where there is no GPU: the one place that decides it.
 

@@ -127,10 +127,167 @@ def refiner() -> dict[str, Any]:
     }
 
 
-FAMILIES: dict[str, Callable[[], dict[str, Any]]] = {make.__name__: make for make in (sdxl, refiner)}
+def sd2() -> dict[str, Any]:
+    """stabilityai/stable-diffusion-2-1: v-prediction, linear projections, head counts per block, attention in
+    float32 whatever the weights are, OpenCLIP's text encoder.
+    """
+    return {
+        "pipeline": "StableDiffusionPipeline",
+        "scheduler": {**DDIM, "prediction_type": "v_prediction"},
+        "text_encoder": text_encoder(32, hidden_act="gelu"),
+        "unet": unet(attention_head_dim=(2, 4), use_linear_projection=True, upcast_attention=True),
+        "vae": vae(),
+    }
+
+
+def lcm() -> dict[str, Any]:
+    """SimianLuo/LCM_Dreamshaper_v7: the guidance scale comes in as an embedding."""
+    keys = ("beta_end", "beta_schedule", "beta_start", "num_train_timesteps")
+    scheduler = {**{key: SCHEDULER[key] for key in keys}, "_class_name": "LCMScheduler", "clip_sample": False}
+    return {
+        "pipeline": "LatentConsistencyModelPipeline",
+        "scheduler": {**scheduler, "original_inference_steps": 50, "set_alpha_to_one": True},
+        "text_encoder": text_encoder(),
+        "unet": unet(time_cond_proj_dim=12),
+        "vae": vae(),
+        "index": {"requires_safety_checker": False},
+    }
+
+
+def inpainting() -> dict[str, Any]:
+    """stable-diffusion-inpainting: mask and masked latents beside the latents."""
+    return {
+        "pipeline": "StableDiffusionInpaintPipeline",
+        "scheduler": SCHEDULER,
+        "text_encoder": text_encoder(),
+        "unet": unet(in_channels=9),
+        "vae": vae(),
+    }
+
+
+def upscale() -> dict[str, Any]:
+    """stabilityai/stable-diffusion-x4-upscaler: the small picture and a noise level."""
+    return {
+        "pipeline": "StableDiffusionUpscalePipeline",
+        "scheduler": {**DDIM, "prediction_type": "v_prediction"},
+        "text_encoder": text_encoder(32, hidden_act="gelu"),
+        "unet": unet(in_channels=7, num_class_embeds=40, use_linear_projection=True),
+        "vae": vae(),
+    }
+
+
+def tiny_vae() -> dict[str, Any]:
+    """Any model with madebyollin/taesd as its VAE."""
+    from diffusers import AutoencoderTiny
+
+    widths = (8, 8, 8)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=(1, 1, 2),
+        num_decoder_blocks=(2, 1, 1),
+    )
+    return {
+        "pipeline": "StableDiffusionPipeline",
+        "scheduler": DDIM,
+        "text_encoder": text_encoder(),
+        "unet": unet(),
+        "vae": tiny,
+    }
+
+
+def _pixel_unet(**options: Any) -> Any:
+    from diffusers import UNet2DModel
+
+    defaults: dict[str, Any] = {
+        "sample_size": 16,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+    }
+    return UNet2DModel(**{**defaults, **options})
+
+
+_LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
+
+
+def ddpm() -> dict[str, Any]:
+    """google/ddpm-cat-256: pixels, DDPM's blocks."""
+    scheduler = {**_LINEAR, "_class_name": "DDPMScheduler", "variance_type": "fixed_small"}
+    return {
+        "pipeline": "DDPMPipeline",
+        "scheduler": {**scheduler, "clip_sample": True, "prediction_type": "epsilon"},
+        "unet": _pixel_unet(freq_shift=1, flip_sin_to_cos=False, norm_eps=1e-6, downsample_padding=0),
+    }
+
+
+def consistency() -> dict[str, Any]:
+    """openai/diffusers-cd_imagenet64_l2: ADM's blocks and classes, one step from noise to picture."""
+    scheduler = {"_class_name": "CMStochasticIterativeScheduler", "num_train_timesteps": 40}
+    adm = {"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet"}
+    return {
+        "pipeline": "ConsistencyModelPipeline",
+        "scheduler": {**scheduler, "sigma_min": 0.002, "sigma_max": 80.0, "s_noise": 1.0, "rho": 7.0},
+        "unet": _pixel_unet(num_class_embeds=10, **adm),
+    }
+
+
+def vq_latent() -> dict[str, Any]:
+    """CompVis/ldm-celebahq-256: no prompt, latents of a VQ-VAE."""
+    from diffusers import VQModel
+
+    coder = VQModel(
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=3,
+        norm_num_groups=4,
+        num_vq_embeddings=32,
+        scaling_factor=0.5,
+    )
+    coder.quantize.embedding.weight.normal_()
+    return {
+        "pipeline": "LDMPipeline",
+        "scheduler": {**DDIM, "steps_offset": 0},
+        "unet": _pixel_unet(),
+        "vqvae": coder,
+    }
+
+
+FAMILIES: dict[str, Callable[[], dict[str, Any]]] = {
+    make.__name__: make
+    for make in (
+        sd2,
+        sdxl,
+        refiner,
+        lcm,
+        inpainting,
+        upscale,
+        tiny_vae,
+        ddpm,
+        consistency,
+        vq_latent,
+    )
+}
 """By name: the pipeline's class, the scheduler's config, the parts, and further entries of the index."""
 
 _TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+
+def _calm(model: Any) -> None:
+    """Let random weights give predictions and pictures with the spread of real ones."""
+    if hasattr(model, "conv_out"):  # a U-Net
+        model.conv_out.weight.mul_(4 if hasattr(model.config, "cross_attention_dim") else 2)
+    elif hasattr(model, "decoder"):
+        last = getattr(model.decoder, "conv_out", None)
+        last = model.decoder.layers[-1] if last is None else last
+        last.weight.mul_(2)
 
 
 def make_family(name: str, folder: Path) -> Path:
@@ -150,6 +307,7 @@ def make_family(name: str, folder: Path) -> Path:
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn(parameter.shape))
+            _calm(model)
             with quiet():
                 model.save_pretrained(folder / part, safe_serialization=True)
             library = "transformers" if part in _TOKENIZERS else "diffusers"

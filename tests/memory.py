@@ -7,12 +7,10 @@ can use.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["Peak", "Watch", "resident"]
+__all__ = ["Mapping", "Peak", "Watch", "available", "mappings", "resident"]
 
 
 @dataclass
@@ -75,14 +73,30 @@ class Watch:
             peak.anonymous = max(peak.anonymous, fields["RssAnon"])
 
 
-@contextmanager
-def watched(watch: Watch) -> Iterator[Watch]:
-    """A watch that runs inside the block."""
-    watch.start()
-    try:
-        yield watch
-    finally:
-        watch.stop()
+@dataclass(frozen=True)
+class Mapping:
+    """A mapping of a file into this process: bytes in memory, and those among them that it copied."""
+
+    shared: bool
+    resident: int
+    copied: int
+
+
+def mappings(path: Path) -> list[Mapping]:
+    """The mappings of a file, in the order of their addresses."""
+    found: list[Mapping] = []
+    wanted = False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, rest = line.partition(" ")
+        if not key.endswith(":"):  # the line that begins a mapping: addresses, rights, offset, device, file
+            wanted = line.endswith(f" {path.resolve()}")
+            if wanted:
+                found.append(Mapping(rest.split()[0].endswith("s"), 0, 0))
+        elif wanted and key == "Rss:":
+            found[-1] = replace(found[-1], resident=1024 * int(rest.split()[0]))
+        elif wanted and key == "Anonymous:":
+            found[-1] = replace(found[-1], copied=1024 * int(rest.split()[0]))
+    return found
 
 
 def _status() -> dict[str, int]:
@@ -90,3 +104,9 @@ def _status() -> dict[str, int]:
     lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     pairs = (line.split(":", 1) for line in lines if line.startswith(("Vm", "Rss")))
     return {name: 1024 * int(value.split()[0]) for name, value in pairs}
+
+
+def available() -> int:
+    """Bytes that the machine can give to processes without swapping."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -31,6 +31,7 @@ VENDORS = {
 ALLOWED = {
     "bench": {"torch", "diffusers", "transformers", "onnxruntime", "openvino"},
     "build": {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime"},
+    "compiled": {"torch", "diffusers", "transformers"},
     "kernels/layout.py": {"torch"},
     "kernels/library.py": {"torch"},
     "kernels/library_gpu.py": {"torch"},
@@ -50,6 +51,11 @@ ALLOWED = {
 AT_TOP = (
     "bench/prepare.py",
     "build",
+    "compiled/copies.py",
+    "compiled/engines.py",
+    "compiled/reasons.py",
+    "compiled/specs.py",
+    "compiled/stand_ins",
     "kernels/cuda",
     "kernels/layout.py",
     "kernels/library.py",

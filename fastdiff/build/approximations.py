@@ -65,7 +65,9 @@ def with_preview_vae(
                 f"{path} has {found} {what}, {checkpoint.name} has {wanted}: they must be equal"
             )
     weight_files(path, PREVIEW_PART)
-    return dataclasses.replace(checkpoint, folders={PREVIEW_PART: path}), (*modules, PREVIEW)
+    return dataclasses.replace(
+        checkpoint, folders={**checkpoint.folders, PREVIEW_PART: str(path.absolute())}
+    ), (*modules, PREVIEW)
 
 
 def _tiny_config(folder: Path) -> dict[str, Any]:

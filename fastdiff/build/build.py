@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from fastdiff.build.approximations import with_deep_cache, with_preview_vae, with_token_merging
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
+from fastdiff.build.control import add_control
 from fastdiff.build.memory import release
 from fastdiff.build.modules import ModuleSpec, module_spec
 from fastdiff.build.passes import run_passes
@@ -118,6 +119,10 @@ def build_engine(
     progress: Progress | None = None,
     modules: tuple[str, ...] | None = None,
     refit: bool = False,
+    controlnets: Sequence[str | os.PathLike[str]] = (),
+    t2i_adapters: Sequence[str | os.PathLike[str]] = (),
+    ip_adapter: str | os.PathLike[str] | None = None,
+    image_encoder: str | os.PathLike[str] | None = None,
     deep_cache: int | None = None,
     token_merging: float = 0.0,
     preview_vae: str | Path | bool = False,
@@ -130,13 +135,15 @@ def build_engine(
     ``memory`` times their bytes in float32. ``device`` is for a target that compiles for several, such as
     ``"cuda"`` of ``onnxruntime``; None is its own. ``modules`` None are all of the checkpoint; with some of
     them only, the engine runs these but makes no pictures. With ``refit`` fastdiff.build.refit can replace
-    its weights later, on a target that can do so. ``deep_cache`` is a branch of DeepCache, 0 being the
+    its weights later, on a target that can do so. ``controlnets``, ``t2i_adapters``, ``ip_adapter`` and
+    ``image_encoder`` are what fastdiff.build.control.add_control takes: their modules come after the others.
+    ``deep_cache`` is a branch of DeepCache, 0 being the
     outermost and fastest: the engine gets a module more and can reuse features from step to step.
     ``token_merging`` is the share of tokens that are merged before the finest self-attentions of the U-Net.
     ``preview_vae`` is the folder of an ``AutoencoderTiny`` for previews, True for the checkpoint's own.
-    Errors: InputError, CheckpointError, CaptureError,
-    TargetError, OutputError, VerificationError when a module's relative L2 error against PyTorch is over the
-    tolerance of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
+    Errors: InputError, CheckpointError, CaptureError, TargetError, OutputError, VerificationError when a
+    module's relative L2 error against PyTorch is over the tolerance of the precision. Whatever happens,
+    ``output`` is either a complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)
@@ -148,6 +155,14 @@ def build_engine(
         raise InputError(f"memory is {memory}: give 1 or more, a multiple of the weights in float32")
     with EngineWriter(output, force) as writer:
         source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+        if controlnets or t2i_adapters or ip_adapter is not None or image_encoder is not None:
+            source = add_control(
+                source,
+                controlnets=controlnets,
+                t2i_adapters=t2i_adapters,
+                ip_adapter=ip_adapter,
+                image_encoder=image_encoder,
+            )
         model = _with_defaults(source.spec, height, width, batch)
         modules = _chosen(source, modules)
         model = with_token_merging(source, model, token_merging)
@@ -163,7 +178,7 @@ def build_engine(
             scheduler=source.scheduler,
             modules=entries,
             tokenizer_files=copy_tokenizer(source, writer),
-            provenance=provenance(source.name, source.shipped, source.sha256()),
+            provenance=provenance(source.name, source.shipped, source.sha256(), _control_hashes(source)),
         )
         writer.finish(manifest)
     return BuildSummary(
@@ -287,6 +302,11 @@ def summarise(name: str, entry: ModuleEntry) -> ModuleSummary:
         max_abs=entry.error["max_abs"],
         seconds=entry.seconds,
     )
+
+
+def _control_hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """The hash of each network that controls the U-Net, by its part."""
+    return checkpoint.additions.sha256() if checkpoint.additions is not None else {}
 
 
 def _with_defaults(model: ModelSpec, height: int | None, width: int | None, batch: int) -> ModelSpec:

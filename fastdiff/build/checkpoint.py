@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdiff.build.families import FAMILIES, Family, Source
 from fastdiff.build.families.classes import CONFIGS, refused_option
@@ -22,6 +22,9 @@ from fastdiff.build.weights import load_part, weight_files
 from fastdiff.config import MODULES, ModelSpec
 from fastdiff.engine_dir import file_sha256
 from fastdiff.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fastdiff.build.control import Additions
 
 __all__ = ["Checkpoint", "load_checkpoint", "modules_of"]
 
@@ -34,6 +37,8 @@ _MODULES = {
 """The modules that each part becomes, in the order in which they are built."""
 
 _SCHEDULER_KEYS = ("_class_name", "num_train_timesteps")
+_WITHOUT_BETAS = ("CMStochasticIterativeScheduler",)
+"""Schedulers that have noise levels of their own in place of betas."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Checkpoint:
 
     ``configs`` are by part, ``scheduler`` among them; ``classes`` are the library's by part. ``modules`` are
     those that an engine of it has, in the order in which they are built, ``tokenizers`` the folders of its
-    tokenizers. ``folders`` are of parts that come from elsewhere, such as a tiny autoencoder for previews.
+    tokenizers. ``folders`` are those of parts that are not called as the part is, or come from elsewhere.
+    ``additions`` are networks that control the U-Net.
     """
 
     path: Path
@@ -53,7 +59,8 @@ class Checkpoint:
     classes: Mapping[str, str] = field(default_factory=dict)
     modules: tuple[str, ...] = MODULES
     tokenizers: tuple[str, ...] = ()
-    folders: Mapping[str, Path] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)
+    additions: Additions | None = None
 
     @property
     def scheduler(self) -> dict[str, Any]:
@@ -71,7 +78,11 @@ class Checkpoint:
 
         Raises CheckpointError for weights that are missing, damaged, or do not fit the config.
         """
-        return load_part(self.folders.get(part, self.path / part), part, self.classes.get(part))
+        folder = self.path / self.folders.get(part, part)
+        added = self.additions if self.additions is not None and self.additions.adds_to(part) else None
+        own = added is None or part == "unet"
+        loaded = load_part(folder, part, self.classes.get(part)) if own else None
+        return loaded if added is None else added.load(part, loaded)
 
     def tokenizer_files(self, folder: str = "tokenizer") -> dict[str, bytes]:
         """The contents of a tokenizer's files by name. Raises CheckpointError."""
@@ -80,9 +91,9 @@ class Checkpoint:
     def sha256(self) -> str:
         """Hash over the names and contents of all files that a build reads."""
         files = [self.path / "model_index.json"]
-        files += [self.path / _config_name(part) for part in self.configs]
+        files += [self.path / _config_name(part, self.folders) for part in self.configs]
         for part in self.classes:
-            files += weight_files(self.path / part, part)
+            files += weight_files(self.path / self.folders.get(part, part), part)
         for folder in self.tokenizers:
             files += sorted(path for path in (self.path / folder).iterdir() if path.is_file())
         total = hashlib.sha256()
@@ -106,11 +117,11 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
             f" {', '.join(name for name in FAMILIES if name != 'StableDiffusionPipeline')} can be built"
         )
     classes = _classes(path, index, family)
-    configs = {part: _read_json(path, _config_name(part)) for part in (*classes, "scheduler")}
+    configs = {part: _read_json(path, _config_name(part, family.folders)) for part in (*classes, "scheduler")}
     for part, config in configs.items():
-        _check_config(path, part, config, classes)
+        _check_config(path / _config_name(part, family.folders), part, config, classes)
     for part in classes:
-        weight_files(path / part, part)
+        weight_files(path / family.folders.get(part, part), part)
     tokenizers = tuple(TOKENIZERS[part] for part in classes if part in TOKENIZERS)
     windows = {folder: _window(path, folder) for folder in tokenizers}
     source = Source(path, str(found), index, configs, classes, windows)
@@ -121,7 +132,9 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
             raise
         raise CheckpointError(f"{path}: a config value has the wrong type ({error})") from error
     name = str(path_or_name) if shipped else path.resolve().name
-    checkpoint = Checkpoint(path, name, shipped, configs, spec, classes, modules_of(classes), tokenizers)
+    checkpoint = Checkpoint(
+        path, name, shipped, configs, spec, classes, modules_of(classes), tokenizers, family.folders
+    )
     for part in classes:
         if part in TOKENIZERS:
             vocabulary = int(configs[part]["vocab_size"])
@@ -130,29 +143,32 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def modules_of(parts: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modules of an engine made from these parts, in the order in which they are built."""
-    return tuple(name for part, names in _MODULES.items() if part in parts for name in names)
+def modules_of(classes: Mapping[str, str]) -> tuple[str, ...]:
+    """The modules of an engine made from parts of these classes, in the order in which they are built."""
+    names = [name for part, names in _MODULES.items() if part in classes for name in names]
+    return (*names, "vae_quantizer") if classes.get("vae") == "VQModel" else tuple(names)
 
 
 def _classes(path: Path, index: dict[str, Any], family: Family) -> dict[str, str]:
     """The library's class of each part that the checkpoint has. Raises CheckpointError."""
     classes = {}
     for part, allowed in family.parts.items():
-        entry = index.get(part)
+        folder = family.folders.get(part, part)
+        entry = index.get(folder)
         named = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
         if named is None and part in family.optional:
             continue
         if named not in allowed:
             raise CheckpointError(
-                f"{path}: model_index.json gives {named} as {part}: only {' or '.join(allowed)} is supported"
+                f"{path}: model_index.json gives {named} as {folder}: only"
+                f" {' or '.join(allowed)} is supported"
             )
         classes[part] = str(named)
     return classes
 
 
-def _config_name(part: str) -> str:
-    return f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json"
+def _config_name(part: str, folders: Mapping[str, str]) -> str:
+    return f"{folders.get(part, part)}/{'scheduler_config' if part == 'scheduler' else 'config'}.json"
 
 
 def _find(path_or_name: str | Path) -> tuple[Path, bool]:
@@ -195,11 +211,11 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     return document
 
 
-def _check_config(path: Path, part: str, config: dict[str, Any], classes: Mapping[str, str]) -> None:
+def _check_config(file: Path, part: str, config: dict[str, Any], classes: Mapping[str, str]) -> None:
     """Raises CheckpointError for a missing key, or an option that cannot be built."""
-    file = path / _config_name(part)
     required = list(_SCHEDULER_KEYS if part == "scheduler" else CONFIGS[classes[part]].required)
-    if part == "scheduler" and config.get("trained_betas") is None:
+    own_levels = config.get("_class_name") in _WITHOUT_BETAS or config.get("trained_betas") is not None
+    if part == "scheduler" and not own_levels:
         required += ["beta_start", "beta_end", "beta_schedule"]
     if missing := [key for key in required if key not in config]:
         raise CheckpointError(f"{file} lacks {', '.join(missing)}: download the checkpoint again")

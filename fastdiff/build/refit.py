@@ -70,6 +70,10 @@ def refit_engine(
     """
     started = time.perf_counter()
     engine = open_engine(output)
+    if added := engine.manifest.model.control.modules():
+        raise InputError(
+            f"{engine.path} has {added[0]}, which --refit does not replace: build it again with --force"
+        )
     for name, entry in engine.manifest.modules.items():
         if not hasattr(get_target(entry.target), "refit") or not entry.tactics.get("refittable"):
             raise InputError(

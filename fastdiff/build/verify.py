@@ -15,6 +15,7 @@ from torch import nn
 
 from fastdiff.build.capture import CapturedModule, run_eager
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
+from fastdiff.build.control import add_control
 from fastdiff.build.memory import release
 from fastdiff.build.modules import ModuleSpec, module_spec, random_inputs
 from fastdiff.build.modules.tiny_autoencoder import PREVIEW, PREVIEW_PART
@@ -56,6 +57,10 @@ class ModuleError:
             )
 
 
+_ONCE = ("vae", "t2i_adapter", "image_encoder", "ip_adapter")
+"""Parts that guidance gives no second half."""
+
+
 def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int]]:
     """The sizes that a module is verified at: those of its use, and others that share none of them.
 
@@ -65,18 +70,21 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
     height = model.default_height // model.vae_scale_factor
     width = model.default_width // model.vae_scale_factor
     block = spec.shapes["height"].multiple_of if "height" in spec.shapes else 1
-    guided = 2 if spec.part != "vae" else 1
+    guided = 1 if spec.part in _ONCE or spec.name.endswith("_embedding") else 2
+    tokens = model.control.ip_adapter.tokens if model.control.ip_adapter is not None else 1
     usual = {
         "batch": guided * model.default_batch,
         "height": height,
         "width": width,
         "tokens": model.max_tokens,
+        "image_tokens": tokens,
     }
     other = {
         "batch": 1 if usual["batch"] > 1 else 3,
         "height": max(spec.shapes["height"].minimum, block * 3) if "height" in spec.shapes else 1,
         "width": max(spec.shapes["width"].minimum, block * 5) if "width" in spec.shapes else 1,
         "tokens": max(1, model.max_tokens // 2),
+        "image_tokens": 2 * tokens,
     }
     return [
         {symbol: _within(sizes[symbol], allowed) for symbol, allowed in spec.shapes.items()}
@@ -112,19 +120,20 @@ def expect(
     precision: Precision,
     computes: bool = False,
     device: str = "cpu",
+    sizes: Sequence[dict[str, int]] | None = None,
 ) -> Expected:
     """Run the eager module. Nothing of it is kept, so that it can go before a session opens.
 
-    ``computes`` says that the session's target computes in ``precision``, so that the yardstick is PyTorch
-    doing the same; otherwise it is PyTorch in float32 with rounded weights. For a precision with a yardstick
-    the eager module stays changed: a copy would double the memory that a large model takes. ``device`` is
-    where the eager module runs, in float32 without TF32.
+    ``sizes`` None stands for the ``verification_sizes``. ``computes`` says that the session's target computes
+    in ``precision``, so that the yardstick is PyTorch doing the same; otherwise it is PyTorch in float32 with
+    rounded weights. For a precision with a yardstick the eager module stays changed: a copy would double the
+    memory that a large model takes. ``device`` is where the eager module runs, in float32 without TF32.
     """
     spec = module.spec
     module.eager.to(device)
     inputs = tuple(
         random_inputs(spec, sizes, seed, vocab_size)
-        for seed, sizes in enumerate(verification_sizes(spec, model), start=1)
+        for seed, sizes in enumerate(sizes or verification_sizes(spec, model), start=1)
     )
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]
@@ -191,11 +200,14 @@ def _nan_last(values: Any) -> list[float]:
     return [math.inf if math.isnan(value) else value for value in values]
 
 
-def verify_engine(engine: Engine, checkpoint: str | Path | None = None) -> dict[str, ModuleError]:
+def verify_engine(
+    engine: Engine, checkpoint: str | Path | None = None, **control: Any
+) -> dict[str, ModuleError]:
     """Measure every module of an engine against PyTorch again; the errors by module name.
 
     ``checkpoint`` is a folder or shipped name; None means the shipped model that the engine was built from,
     and an empty result when it was built from a folder (the hashes were checked when it was opened).
+    ``control`` is what the engine was built with for fastdiff.build.control.add_control.
     Raises EngineMismatchError for another checkpoint than the engine's and VerificationError for an error
     over the tolerance.
     """
@@ -211,6 +223,7 @@ def verify_engine(engine: Engine, checkpoint: str | Path | None = None) -> dict[
             f"{engine.path} was built from another checkpoint ({str(wanted)[:12]}) than {checkpoint}"
             f" ({found[:12]}): give the one it was built from, or build again"
         )
+    source = _with_control(engine, source, control)
     modules = [name for name in engine.manifest.modules if name != PREVIEW or _has_preview(source)]
     return {name: _verify_module(engine, name, source) for name in modules}
 
@@ -218,6 +231,22 @@ def verify_engine(engine: Engine, checkpoint: str | Path | None = None) -> dict[
 def _has_preview(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint has a tiny autoencoder of its own; others are compared at the build alone."""
     return (checkpoint.path / PREVIEW_PART).is_dir()
+
+
+def _with_control(engine: Engine, source: Checkpoint, control: dict[str, Any]) -> Checkpoint:
+    """The checkpoint with the networks that the engine has. Raises EngineMismatchError for others."""
+    if any(control.values()):
+        source = add_control(source, **control)
+    wanted = engine.manifest.provenance.get("control", {})
+    found = source.additions.sha256() if source.additions is not None else {}
+    for part in (*wanted, *found):
+        if found.get(part) != wanted.get(part):
+            given, built = (str(hashes.get(part, "none"))[:12] for hashes in (found, wanted))
+            raise EngineMismatchError(
+                f"{engine.path} was built with another {part} ({built}) than is given ({given}): give the one"
+                f" it was built with, as --{part.rstrip('_0123456789').replace('_', '-')}"
+            )
+    return source
 
 
 def _verify_module(engine: Engine, name: str, checkpoint: Checkpoint) -> ModuleError:

@@ -32,7 +32,8 @@ def weight_files(folder: Path, part: str) -> list[Path]:
 
 def _find_weights(folder: Path, part: str) -> tuple[list[Path], str | None]:
     """The files and the variant that they belong to."""
-    stem = _TEXT_STEM if part.startswith("text_encoder") else _LIBRARY_STEM
+    transformers = part.startswith("text_encoder") or part == "image_encoder"
+    stem = _TEXT_STEM if transformers else _LIBRARY_STEM
     for variant in (None, "fp16"):
         infix = f".{variant}" if variant else ""
         single = folder / f"{stem}{infix}.safetensors"

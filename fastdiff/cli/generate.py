@@ -6,8 +6,9 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli.approximations import add_approximations, chosen_deep_cache, preview_files
+from fastdiff.cli.control import add_control, chosen_control
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
-from fastdiff.cli.values import number, on_terminal, option, whole
+from fastdiff.cli.values import lora, number, on_terminal, option, whole
 
 if TYPE_CHECKING:
     from fastdiff.pipeline import Pipeline
@@ -19,7 +20,12 @@ SUMMARY = "generate pictures from a prompt with an engine"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("engine", metavar="ENGINE", help="engine folder, as fastdiff build writes it")
-    parser.add_argument("prompt", metavar="PROMPT", help="what the picture shows")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        nargs="?",
+        help="what the picture shows; none for an engine that takes none",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -48,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
     )
     parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
+    parser.add_argument(
+        "--class-label",
+        metavar="N",
+        type=whole,
+        help="the class of the pictures, for an engine that knows classes",
+    )
     parser.add_argument("--height", metavar="H", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--width", metavar="W", type=whole, help="pixels (default: the engine's)")
     parser.add_argument(
@@ -55,6 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         type=number,
         help="share of fresh noise, 0 to 1, for samplers that have one (default: the sampler's own)",
+    )
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        type=lora,
+        action="append",
+        default=[],
+        help="a LoRA's .safetensors file and how much of its effect to have (default: 1); may be given "
+        "several times",
     )
     parser.add_argument("--threads", metavar="T", type=whole, help="CPU threads (default: every core)")
 
@@ -76,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
     add_guidance(parser)
+    add_control(parser)
     add_approximations(parser)
 
 
@@ -97,6 +119,10 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError("--previews with several --devices: leave one of them out")
         every = 1 if arguments.preview_every is None else arguments.preview_every
         previews = {"preview": preview, "preview_every": every}
+    for file, scale in arguments.lora:
+        if scale == 0:
+            raise InputError(f"--lora {file}:0 has no effect: leave it out, or give another scale")
+        pipe.load_lora(file, scale)
     result = pipe(
         arguments.prompt,
         negative=arguments.negative,
@@ -109,7 +135,9 @@ def run(arguments: argparse.Namespace) -> None:
         width=arguments.width,
         eta=arguments.eta,
         sampler_options=dict(arguments.sampler_option),
+        class_label=arguments.class_label,
         progress=on_terminal(),
+        **chosen_control(arguments),
         deep_cache=deep_cache,
         vae=arguments.vae,
         **previews,

@@ -40,14 +40,14 @@ CONFIGS: Mapping[str, ConfigRules] = {
     "UNet2DConditionModel": ConfigRules(
         ("in_channels", "out_channels", *_BLOCKS, "cross_attention_dim", "attention_head_dim"),
         {
-            "class_embed_type": (*_OFF, "timestep"),
+            "class_embed_type": _OFF,
             "encoder_hid_dim": _OFF,
             "encoder_hid_dim_type": _OFF,
         },
     ),
     "UNet2DModel": ConfigRules(
         ("in_channels", "out_channels", *_BLOCKS),
-        {"class_embed_type": (*_OFF, "timestep"), "time_embedding_type": (None, "positional")},
+        {"class_embed_type": _OFF, "time_embedding_type": (None, "positional")},
     ),
     "VQModel": ConfigRules(
         ("latent_channels", "num_vq_embeddings", *_BLOCKS), {"norm_type": (None, "group")}

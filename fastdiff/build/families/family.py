@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Family:
     pipelines  classes of ``diffusers`` that ``model_index.json`` may name
     parts      parts with weights, with the classes of ``build/modules/parts.py`` that each may have
     optional   parts that may be missing
+    folders    folders of parts that are not called as the part is
     describe   makes the ModelSpec of a source. Raises CheckpointError for parts that do not fit each other;
                TypeError, ValueError and IndexError for values of the wrong type are the caller's
     """
@@ -49,3 +50,4 @@ class Family:
     parts: Mapping[str, tuple[str, ...]]
     describe: Callable[[Source], ModelSpec]
     optional: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)

@@ -19,6 +19,7 @@ __all__ = [
     "time_ids",
     "vae_factor",
     "vae_scaling",
+    "vae_statistics",
 ]
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -31,13 +32,37 @@ def vae_factor(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(blocks) - 1))
 
 
-def vae_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``scaling_factor`` and ``shift_factor`` of latents."""
+def vae_scaling(source: Source) -> dict[str, Any]:
+    """What the ModelSpec says of the latents' scale, and of what the encoder gives."""
+    config, kind = source.configs["vae"], source.classes["vae"]
     scaling = config.get("scaling_factor")
-    return {
-        "scaling_factor": 0.18215 if scaling is None else float(scaling),
+    usual = 1.0 if kind == "AutoencoderTiny" else 0.18215
+    described: dict[str, Any] = {
+        "scaling_factor": usual if scaling is None else float(scaling),
         "shift_factor": float(config.get("shift_factor") or 0.0),
+        "latent_variance": kind == "AutoencoderKL",
+        "picture_channels": int(config.get("out_channels", 3)),
     }
+    if kind == "VQModel":
+        described["latent_codes"] = int(config["num_vq_embeddings"])
+    return described
+
+
+def vae_statistics(source: Source) -> dict[str, Any]:
+    """``latents_mean`` and ``latents_std`` of a VAE that has both. Raises CheckpointError."""
+    config = source.configs["vae"]
+    names = ("latents_mean", "latents_std")
+    values = [config.get(name) for name in names]
+    if any(value is None for value in values):
+        return {}
+    found = {name: tuple(float(each) for each in config[name]) for name in names}
+    for name, each in found.items():
+        if len(each) != int(config["latent_channels"]):
+            raise CheckpointError(
+                f"{source.path}: {name} of the VAE has {len(each)} numbers, its latents"
+                f" {config['latent_channels']} channels: download the checkpoint again"
+            )
+    return found
 
 
 def sizes(unet: Mapping[str, Any], factor: int) -> dict[str, Any]:
@@ -88,10 +113,9 @@ def time_ids(source: Source, pooled: int) -> int:
 
 def conditions(unet: Mapping[str, Any]) -> dict[str, Any]:
     """Width of the guidance's embedding and number of classes of a U-Net; 0 each without."""
-    continuous = unet.get("class_embed_type") == "timestep"
     return {
         "guidance_embedding": int(unet.get("time_cond_proj_dim") or 0),
-        "num_classes": 0 if continuous else int(unet.get("num_class_embeds") or 0),
+        "num_classes": int(unet.get("num_class_embeds") or 0),
     }
 
 
@@ -103,7 +127,7 @@ def channels_beside(source: Source, channels: int, allowed: tuple[int, ...] = (0
         wanted = " or ".join(str(channels + more) for more in allowed)
         raise CheckpointError(
             f"{source.path}: the U-Net takes {unet['in_channels']} and gives {unet['out_channels']} channels,"
-            f" the VAE has {channels}: {source.pipeline} has U-Nets that take {wanted} and give {channels}"
+            f" the latents have {channels}: those of {source.pipeline} take {wanted} and give {channels}"
         )
     return beside
 

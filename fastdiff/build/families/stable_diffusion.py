@@ -32,7 +32,7 @@ def describe(source: Source) -> ModelSpec:
         family=FAMILY.name,
         latent_channels=channels,
         vae_scale_factor=factor,
-        **vae_scaling(vae),
+        **vae_scaling(source),
         **sizes(unet, factor),
         max_tokens=text_window(source, "text_encoder"),
         hidden_size=hidden,

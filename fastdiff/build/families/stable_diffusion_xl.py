@@ -16,6 +16,7 @@ from fastdiff.build.families.shared import (
     time_ids,
     vae_factor,
     vae_scaling,
+    vae_statistics,
 )
 from fastdiff.config import ModelSpec
 
@@ -39,7 +40,8 @@ def describe(source: Source) -> ModelSpec:
         family=FAMILY.name,
         latent_channels=channels,
         vae_scale_factor=factor,
-        **vae_scaling(vae),
+        **vae_scaling(source),
+        **vae_statistics(source),
         **sizes(unet, factor),
         max_tokens=min(encoder.window for encoder in encoders),
         hidden_size=hidden,

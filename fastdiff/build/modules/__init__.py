@@ -21,9 +21,12 @@ from fastdiff.build.modules.approximate import (
 from fastdiff.build.modules.autoencoder import (
     vae_decoder_spec,
     vae_encoder_spec,
+    vae_quantizer_spec,
     wrap_vae_decoder,
     wrap_vae_encoder,
+    wrap_vae_quantizer,
 )
+from fastdiff.build.modules.control import control_kind
 from fastdiff.build.modules.inputs import random_inputs
 from fastdiff.build.modules.parts import PART_CLASSES, part_class
 from fastdiff.build.modules.spec import ModuleSpec
@@ -42,6 +45,7 @@ _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
     "vae_encoder": (vae_encoder_spec, wrap_vae_encoder),
     PREVIEW: (preview_decoder_spec, wrap_preview_decoder),
+    "vae_quantizer": (vae_quantizer_spec, wrap_vae_quantizer),
 }
 
 
@@ -49,13 +53,17 @@ def module_wrapper(
     name: str,
     part: Any,
     inputs: Sequence[TensorSpec] | None = None,
+    outputs: Sequence[TensorSpec] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The torch module called ``name`` around a part that the library loaded, in evaluation mode.
 
-    ``inputs`` are those of its spec, for kinds that do not always have the same; None leaves it to the part.
-    ``options`` are those of its spec as well.
+    ``inputs`` and ``outputs`` are those of its spec, for kinds that do not always have the same; None leaves
+    them to the part. ``options`` are those of its spec as well.
     """
+    control = control_kind(name)
+    if control is not None:
+        return control[1](part, inputs or (), outputs or ()).eval()
     wrap = _KINDS[name][1]
     if wrap is not wrap_unet:
         return wrap(part).eval()
@@ -65,6 +73,9 @@ def module_wrapper(
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:
     """The spec of a module for a model. Raises ValueError for a name that is unknown."""
+    control = control_kind(name)
+    if control is not None:
+        return control[0](name, model)
     if name not in _KINDS:
         raise ValueError(f"unknown module {name!r}")
     return _KINDS[name][0](name, model)

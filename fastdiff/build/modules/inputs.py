@@ -28,12 +28,9 @@ def random_inputs(
     rng = np.random.default_rng(seed)
     arrays: dict[str, NDArray[Any]] = {}
     for tensor in spec.inputs:
-        shape = tuple(
-            factor if symbol is None else factor * sizes[symbol] for factor, symbol in tensor.factors()
-        )
+        shape = tensor.concrete(sizes)
         if tensor.dtype == "int64":
-            labels = spec.labels if tensor.name == "class_labels" else 0
-            arrays[tensor.name] = rng.integers(0, labels or vocab_size, shape)
+            arrays[tensor.name] = rng.integers(0, spec.labels or vocab_size, shape)
         elif tensor.name == "timestep":
             arrays[tensor.name] = rng.integers(0, 1000, shape).astype(np.float32)
         elif tensor.name == "time_ids":

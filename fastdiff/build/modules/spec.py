@@ -20,7 +20,8 @@ FEWEST = 2
 class ModuleSpec:
     """Name, source part, inputs, outputs and size ranges of a module.
 
-    ``labels`` is how many classes its input ``class_labels`` knows, where it has that. ``options`` say, in
+    ``labels`` is how many values its integer input may have, classes or codes; 0: those of token ids.
+    ``options`` say, in
     JSON values, what the module has that its part alone does not tell.
     """
 
@@ -36,7 +37,7 @@ class ModuleSpec:
         """The module around a loaded part, in evaluation mode."""
         from fastdiff.build.modules import module_wrapper
 
-        return module_wrapper(self.name, part, self.inputs, self.options)
+        return module_wrapper(self.name, part, self.inputs, self.outputs, self.options)
 
 
 def latent(model: ModelSpec) -> tuple[int | str, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastdiff.build.modules.control import control_arguments, control_inputs, control_shapes
+from fastdiff.build.modules.named import Named, with_inputs
 from fastdiff.build.modules.spec import ModuleSpec, block_sizes, latent
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
 
@@ -21,41 +21,29 @@ _NAMED = ("encoder_hidden_states", "timestep_cond", "class_labels")
 """Inputs that it takes by the names that they have here."""
 
 
-class _UNet(nn.Module):
+class _UNet(Named):
     """A U-Net of diffusers with some of its inputs: ``names``, in their order.
 
     ``condition`` is put behind ``sample`` as further channels, so that whoever calls it has samples of the
     latents' channels alone.
     """
 
-    names: tuple[str, ...]
-
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        if "image_embeds" in self.names:
+            self.image_attention = model.image_attention
 
-    def forward(self, *arrays: Tensor) -> Any:
-        given = dict(zip(self.names, arrays, strict=True))
+    def compute(self, given: dict[str, Tensor]) -> Any:
+        """The output for the inputs by name."""
         sample, timestep = given.pop("sample"), given.pop("timestep")
         if "condition" in given:
             sample = torch.cat([sample, given.pop("condition")], dim=1)
         named: dict[str, Any] = {name: given.pop(name) for name in _NAMED if name in given}
         if added := {name: given.pop(name) for name in _ADDED if name in given}:
             named["added_cond_kwargs"] = added
+        named.update(control_arguments(self.model, given))
         return self.model(sample, timestep, **named, return_dict=False)[0]
-
-
-@cache
-def _with_inputs(names: tuple[str, ...]) -> type[_UNet]:
-    """The class for these inputs. The exporter reads their names and number from ``forward``'s signature."""
-
-    def forward(self: _UNet, *arrays: Tensor) -> Any:
-        return _UNet.forward(self, *arrays)
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return type("UNet", (_UNet,), {"names": names, "forward": forward})
 
 
 def wrap_unet(part: Any, inputs: Sequence[TensorSpec] | None = None) -> nn.Module:
@@ -63,9 +51,9 @@ def wrap_unet(part: Any, inputs: Sequence[TensorSpec] | None = None) -> nn.Modul
     its config asks for beside latents, timestep and prompt.
     """
     if inputs is not None:
-        return _with_inputs(tuple(tensor.name for tensor in inputs))(part)
+        return with_inputs(_UNet, tuple(tensor.name for tensor in inputs))(part)
     added = _ADDED if getattr(part.config, "addition_embed_type", None) == "text_time" else ()
-    return _with_inputs(("sample", "timestep", "encoder_hidden_states", *added))(part)
+    return with_inputs(_UNet, ("sample", "timestep", "encoder_hidden_states", *added))(part)
 
 
 def unet_spec(name: str, model: ModelSpec) -> ModuleSpec:
@@ -87,5 +75,7 @@ def unet_spec(name: str, model: ModelSpec) -> ModuleSpec:
     if model.condition_channels:
         shape = ("batch", model.condition_channels, "height", "width")
         inputs.append(TensorSpec("condition", "float32", shape))
+    inputs += control_inputs(model)
+    shapes.update(control_shapes(model))
     output = TensorSpec("sample", "float32", latent(model))
     return ModuleSpec(name, "unet", tuple(inputs), (output,), shapes, model.num_classes)
