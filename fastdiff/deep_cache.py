@@ -138,6 +138,7 @@ class FeatureReuse:
             outputs = self._unet(**inputs)
             self._features = outputs["deep_features"]
         else:
-            outputs = self._shallow(**inputs, deep_features=kept)
+            reached = {tensor.name: inputs.get(tensor.name) for tensor in self._shallow.inputs}
+            outputs = self._shallow(**{**reached, "deep_features": kept})
         sample: Array = outputs["sample"]
         return sample

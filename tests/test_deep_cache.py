@@ -19,6 +19,7 @@ from fastdiff.errors import InputError
 from tests.builds import build_native
 from tests.checkpoints import make_checkpoint
 from tests.compare import assert_close
+from tests.controls import make_controlnet, make_t2i_adapter, picture
 from tests.lora.made_up import random_updates, write_lora
 from tests.oracle import Oracle, psnr
 
@@ -207,6 +208,23 @@ def test_a_lora_reaches_the_shallow_part(name: str, request: pytest.FixtureReque
         pipe.unload_loras()
     again = shallow(**inputs, deep_features=before["deep_features"])["sample"]
     assert_close(again, before["sample"], rel_l2=1e-5)
+
+
+def test_control_that_reaches_the_shallow_part_or_does_not(checkpoint: Path, tmp_path: Path) -> None:
+    """A T2I-Adapter adds behind the layers of a level, which branch 2 computes; a ControlNet everywhere."""
+    adapter, controlnet = make_t2i_adapter(tmp_path / "a"), make_controlnet(tmp_path / "c", checkpoint)
+    both: dict[str, Any] = {"target": "torch", "t2i_adapters": [adapter], "controlnets": [controlnet]}
+    with pytest.raises(InputError, match=r"deep_cache is 2 with a T2I-Adapter, .*: use 1 or less"):
+        build_engine(checkpoint, tmp_path / "e.fd", deep_cache=2, **both)
+    pipe = fastdiff.load(build_engine(checkpoint, tmp_path / "e.fd", deep_cache=1, **both).path, threads=1)
+    call: dict[str, Any] = {"steps": 4, "seed": 1, "sampler": "euler", "adapter_image": picture(3)}
+    exact = pipe(PROMPT, **call).latents
+    assert np.array_equal(pipe(PROMPT, **call, deep_cache=1).latents, exact)
+    assert not np.array_equal(pipe(PROMPT, **call, deep_cache=2).latents, exact)
+    names = {tensor.name.rstrip("0123456789") for tensor in pipe.modules["unet"].inputs}
+    assert {"adapter_feature_", "down_residual_", "mid_residual"} <= names
+    with pytest.raises(InputError, match="deep_cache with a control_image"):
+        pipe(PROMPT, steps=2, control_image=picture(4), deep_cache=2)
 
 
 def test_the_batch_may_change_within_a_picture(native: fastdiff.Pipeline) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from fastdiff.build.checkpoint import Checkpoint
 from fastdiff.build.modules.approximate import SHALLOW
-from fastdiff.build.modules.deep_cache import deep_features
+from fastdiff.build.modules.deep_cache import ADAPTER, deep_features
 from fastdiff.build.modules.tiny_autoencoder import PREVIEW, PREVIEW_PART
 from fastdiff.build.modules.token_merging import check_token_merging
+from fastdiff.build.modules.unet import unet_spec
 from fastdiff.build.weights import weight_files
 from fastdiff.config import ModelSpec
 from fastdiff.errors import CheckpointError, InputError
@@ -26,7 +27,15 @@ def with_deep_cache(
 
     Raises InputError for a branch that the U-Net does not have.
     """
-    channels = deep_features(checkpoint.configs["unet"], branch)
+    unet = checkpoint.configs["unet"]
+    channels = deep_features(unet, branch)
+    layers = unet["layers_per_block"]
+    adapted = any(tensor.name.startswith(ADAPTER) for tensor in unet_spec("unet", model).inputs)
+    if adapted and branch == (layers if isinstance(layers, int) else layers[0]):
+        raise InputError(
+            f"deep_cache is {branch} with a T2I-Adapter, which adds to the last layer that it computes: "
+            f"use {branch - 1} or less"
+        )
     position = modules.index("unet") + 1 if "unet" in modules else len(modules)
     return (
         dataclasses.replace(model, deep_features=channels, deep_cache_branch=branch),
