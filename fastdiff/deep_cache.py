@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from fastdiff.denoise import Evaluation
     from fastdiff.targets.session import Session
 
-__all__ = ["DeepCache", "FeatureReuse", "check_deep_cache", "read_deep_cache"]
+__all__ = ["SHALLOW", "DeepCache", "FeatureReuse", "check_deep_cache", "read_deep_cache"]
 
 Array = NDArray[np.float32]
-_MODULE = "unet_shallow"
+SHALLOW = "unet_shallow"
+"""The module of the shallow evaluations."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def check_deep_cache(engine: Engine, adaptive: str | None, split_guidance: bool)
     ``adaptive`` names a sampler that chooses its own steps, ``split_guidance`` says that the halves of
     guidance run on two devices.
     """
-    if _MODULE not in engine.manifest.modules:
+    if SHALLOW not in engine.manifest.modules:
         raise InputError(
             f"deep_cache: {engine.path} was built without it; build it with fastdiff build CHECKPOINT "
             "--deep-cache, or leave deep_cache out"
@@ -137,6 +138,7 @@ class FeatureReuse:
             outputs = self._unet(**inputs)
             self._features = outputs["deep_features"]
         else:
-            outputs = self._shallow(**inputs, deep_features=kept)
+            reached = {tensor.name: inputs.get(tensor.name) for tensor in self._shallow.inputs}
+            outputs = self._shallow(**{**reached, "deep_features": kept})
         sample: Array = outputs["sample"]
         return sample

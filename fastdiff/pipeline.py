@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from fastdiff.conditioning import call_conditions
 from fastdiff.control.control import add_control_inputs, control_predict
 from fastdiff.control.request import ControlRequest, check_control
-from fastdiff.deep_cache import FeatureReuse, check_deep_cache
-from fastdiff.denoise import Denoiser, SplitDenoiser, evaluated, run_table
+from fastdiff.deep_cache import SHALLOW, FeatureReuse, check_deep_cache
+from fastdiff.denoise import Denoiser, Evaluation, Predict, SplitDenoiser, evaluated, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import FastdiffWarning, InputError
@@ -34,6 +34,8 @@ from fastdiff.lora.interface import TakesLoras
 from fastdiff.lora.loaded import LoadedLora
 from fastdiff.lora.stack import Updates
 from fastdiff.lora.update import MODULES as LORA_MODULES
+from fastdiff.lora.update import REACHED
+from fastdiff.preview import LatentColours, Preview, Previewer, check_preview, check_tiny, decode_tiny
 from fastdiff.prompts import NoPrompts, PromptEncoder, PromptOptions
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
@@ -97,12 +99,15 @@ class Modules(Mapping[str, "Session"]):
     def set_adapters(self, updates: Mapping[str, Updates]) -> None:
         """Give each module its updates, those that are not named none; also when it is opened again.
 
-        Raises what a session's ``set_adapters`` does, and all is as it was then.
+        DeepCache's shallow part has those of the U-Net whose weights it shares. Raises what a session's
+        ``set_adapters`` does, and all is as it was then.
         """
+        if "unet" in updates and SHALLOW in self:
+            shared = self[SHALLOW].adaptable()
+            kept = {path: update for path, update in updates["unet"].items() if path in shared}
+            updates = {**updates, SHALLOW: kept}
         before, self.updates = self.updates, updates
-        changed = [
-            name for name in LORA_MODULES if name in self._open and (name in before or name in updates)
-        ]
+        changed = [name for name in REACHED if name in self._open and (name in before or name in updates)]
         try:
             for name in changed:
                 self._open[name].set_adapters(updates.get(name, {}))
@@ -144,6 +149,7 @@ class Pipeline(TakesLoras):
         prompted = engine.manifest.model.takes_prompt
         self.prompts = PromptEncoder(engine, self.modules) if prompted else NoPrompts()
         self.vae = Vae(engine.manifest.model, self.modules)
+        self._colours: LatentColours | None = None
         for name in engine.manifest.modules:
             if name not in _UNUSED:
                 self.modules[name]  # opened here: the first picture takes no longer than the second
@@ -179,6 +185,9 @@ class Pipeline(TakesLoras):
         ip_scale: float | None = None,
         ip_embeds: NDArray[np.float32] | None = None,
         deep_cache: int | Mapping[str, Any] | None = None,
+        vae: str | None = None,
+        preview: Preview | None = None,
+        preview_every: int = 1,
         **prompt_options: Unpack[PromptOptions],
     ) -> Result:
         """Generate ``num`` pictures of each prompt, or of none with an engine that takes no prompt.
@@ -206,6 +215,12 @@ class Pipeline(TakesLoras):
         ``ip_image``, one picture or several, is what the IP-Adapter makes the result like, with the weight
         ``ip_scale`` (1); ``ip_embeds``, [pictures, …], are features of the image encoder instead. Pictures
         are resized to the call's size, for the IP-Adapter to the image encoder's.
+        ``deep_cache`` N evaluates the whole U-Net in every N-th step and its outermost layers in those
+        between, on an engine that was built for it ([docs/approximations.md](approximations.md)); fields of a
+        `DeepCache` space the whole ones unevenly. ``vae`` "tiny" decodes with the engine's tiny autoencoder.
+        ``preview(step, total, pictures)`` is called after every ``preview_every``-th evaluation and after the
+        last, with pictures of the clean latents that the model then expects: of the tiny autoencoder, or
+        without one a pixel for each latent.
 
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
@@ -226,6 +241,7 @@ class Pipeline(TakesLoras):
             class_label=class_label,
             deep_cache=deep_cache,
             **prompt_options,
+            vae=vae,
         )
         control = check_control(
             self.engine.manifest.model,
@@ -244,7 +260,7 @@ class Pipeline(TakesLoras):
                 "ip_embeds": ip_embeds,
             },
         )
-        return self.run(request, latents, None, callback, progress, control)
+        return self.run(request, latents, None, callback, progress, control, preview, preview_every)
 
     def run(
         self,
@@ -254,6 +270,8 @@ class Pipeline(TakesLoras):
         callback: Callback | None = None,
         progress: bool = False,
         control: ControlRequest | None = None,
+        preview: Preview | None = None,
+        preview_every: int = 1,
     ) -> Result:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
         from fastdiff.image import to_images
@@ -261,23 +279,28 @@ class Pipeline(TakesLoras):
         begin = time.perf_counter()
         check_shapes(self.engine, request, self._others is not None)
         table = call_table(self.schedule, request, latents is not None)
+        adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
         control = control or ControlRequest()
         self._check_control(control, table)
         if request.deep_cache is not None:
-            adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
             check_deep_cache(self.engine, adaptive, self._others is not None)
+        if preview is not None:
+            check_preview(preview, preview_every, self.schedule, adaptive, self._others is not None)
+        if request.vae is not None:
+            check_tiny(self.modules)
         generator = Generator(request.seed)
         start = unit_noise(self.engine.manifest.model, request, latents, generator)
         start = start * np.float32(table.init_noise_sigma)
 
         embed_begin = time.perf_counter()
         evaluations = None if isinstance(table, AdaptiveRun) else table.evaluations
-        denoise = self._denoiser(request, control, evaluations)
+        denoise = self._denoiser(request, control, evaluations, preview, preview_every)
         embedded = time.perf_counter()
         source = generator if noise is None else noise
         final, seconds = run_table(table, denoise, start, request, source, callback, progress)
         decode_begin = time.perf_counter()
-        images = to_images(self.vae.decode(final))
+        tiny = request.vae is not None
+        images = to_images(decode_tiny(self.modules, final) if tiny else self.vae.decode(final))
         end = time.perf_counter()
         timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
         metadata = picture_metadata(
@@ -337,14 +360,19 @@ class Pipeline(TakesLoras):
                 raise
 
     def _denoiser(
-        self, request: Request, control: ControlRequest, evaluations: int | None
+        self,
+        request: Request,
+        control: ControlRequest,
+        evaluations: int | None,
+        preview: Preview | None,
+        preview_every: int,
     ) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""
         own = call_conditions(self.engine.manifest.model, request)
         branches = [{**branch, **own} for branch in self.prompts.branches(request)]
         model, unet = self.engine.manifest.model, self.modules["unet"]
         add_control_inputs(model, self.modules, request, control, branches)
-        predict = control_predict(model, self.modules, request, control, evaluated(unet))
+        predict: Predict | None = control_predict(model, self.modules, request, control, evaluated(unet))
         if request.deep_cache is not None and evaluations is not None:
             if predict is not None:
                 raise InputError(
@@ -352,7 +380,17 @@ class Pipeline(TakesLoras):
                     " step reaches the features that are kept; leave one of them out"
                 )
             full = request.deep_cache.full(evaluations)
-            predict = FeatureReuse(unet, self.modules["unet_shallow"], full)
+            predict = FeatureReuse(unet, self.modules[SHALLOW], full)
+        if preview is not None:
+            predict = Previewer(
+                preview,
+                preview_every,
+                self._whole if predict is None else predict,
+                self._decode_preview(),
+                self.schedule,
+                request.scale,
+                request.pictures,
+            )
         if len(branches) == 1:
             self._warn_without_guidance(request)
             return Denoiser(unet, branches[0], None, predict=predict)
@@ -372,6 +410,19 @@ class Pipeline(TakesLoras):
                 f"control_start, control_end or adapter_end with sampler {table.sampler!r}, which chooses its"
                 " own steps: leave them out, or use another sampler"
             )
+
+    def _whole(self, evaluation: Evaluation, inputs: dict[str, Any]) -> Array:
+        """The U-Net alone, as a Predict."""
+        output: Array = self.modules["unet"](**inputs)["sample"]
+        return output
+
+    def _decode_preview(self) -> Callable[[Array], Array]:
+        """The tiny autoencoder, or colours of latents, which are worked out when they are first wanted."""
+        if "preview_decoder" in self.modules:
+            return lambda latents: decode_tiny(self.modules, latents)
+        if self._colours is None:
+            self._colours = LatentColours(self.vae, self.engine.manifest.model, self.modules["vae_decoder"])
+        return self._colours
 
     def _warn_without_guidance(self, request: Request) -> None:
         for given, what in (

@@ -38,7 +38,7 @@ class Request:
     has one for each picture, or none. ``embedded`` says that the model is told the guidance scale, so that
     nothing is computed twice; ``prompted`` that it takes a prompt at all: else that is one empty text. With
     ``deep_cache`` None every step evaluates the whole model. ``text`` says how the prompts are read and
-    ``sizes`` what the model is told of the picture's.
+    ``sizes`` what the model is told of the picture's. ``vae`` is "tiny" for the autoencoder of previews.
     """
 
     prompts: tuple[str, ...]
@@ -59,6 +59,7 @@ class Request:
     deep_cache: DeepCache | None = None
     text: TextOptions = field(default_factory=TextOptions)
     sizes: SizeConditioning = field(default_factory=SizeConditioning)
+    vae: str | None = None
 
     @property
     def guided(self) -> bool:
@@ -103,6 +104,7 @@ class Request:
             **({} if self.deep_cache is None else {"deep_cache": self.deep_cache.setting()}),
             **self.text.settings(self.listed),
             **self.sizes.settings(),
+            **({} if self.vae is None else {"vae": self.vae}),
         }
 
     def rows(self, rows: range) -> Request:
@@ -137,6 +139,7 @@ def check_request(
     sampler_options: object = None,
     class_label: object = None,
     deep_cache: object = None,
+    vae: object = None,
     **prompt_options: object,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
@@ -190,7 +193,14 @@ def check_request(
         deep_cache=read_deep_cache(deep_cache),
         text=text,
         sizes=sizes,
+        vae=_vae(vae),
     )
+
+
+def _vae(value: object) -> str | None:
+    if value is None or value == "tiny":
+        return None if value is None else "tiny"
+    raise InputError(f"vae is {_show(value)}: it must be 'tiny', or be left out for the model's own")
 
 
 def _default_guidance(model: ModelSpec) -> float:

@@ -19,6 +19,8 @@ from fastdiff.errors import InputError
 from tests.builds import build_native
 from tests.checkpoints import make_checkpoint
 from tests.compare import assert_close
+from tests.controls import make_controlnet, make_t2i_adapter, picture
+from tests.lora.made_up import random_updates, write_lora
 from tests.oracle import Oracle, psnr
 
 PROMPT = "a red circle left of a blue square"
@@ -180,6 +182,49 @@ def test_a_shallow_evaluation_from_the_same_steps_features_is_the_whole(
         whole = pipe.modules["unet"](**inputs)
         shallow = pipe.modules["unet_shallow"](**inputs, deep_features=whole["deep_features"])
         assert_close(shallow["sample"], whole["sample"], rel_l2=1e-5)
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+def test_a_lora_reaches_the_shallow_part(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Of a LoRA for every layer, the shallow part takes the updates of the weights that it has."""
+    pipe: fastdiff.Pipeline = request.getfixturevalue(name)
+    unet, shallow = pipe.modules["unet"], pipe.modules["unet_shallow"]
+    assert shallow.adaptable().items() <= unet.adaptable().items()
+    lora = write_lora(tmp_path / "lora.safetensors", {"unet": random_updates(unet.adaptable(), 2, seed=1)})
+    rng = np.random.default_rng(1)
+    inputs = {
+        "sample": rng.standard_normal((2, 4, 8, 8), np.float32),
+        "timestep": np.float32(321),
+        "encoder_hidden_states": rng.standard_normal((2, 7, 32), np.float32),
+    }
+    before = unet(**inputs)
+    pipe.load_lora(lora)
+    try:
+        whole = unet(**inputs)
+        assert np.linalg.norm(whole["sample"] - before["sample"]) > 0.1 * np.linalg.norm(before["sample"])
+        found = shallow(**inputs, deep_features=whole["deep_features"])["sample"]
+        assert_close(found, whole["sample"], rel_l2=1e-5)
+    finally:
+        pipe.unload_loras()
+    again = shallow(**inputs, deep_features=before["deep_features"])["sample"]
+    assert_close(again, before["sample"], rel_l2=1e-5)
+
+
+def test_control_that_reaches_the_shallow_part_or_does_not(checkpoint: Path, tmp_path: Path) -> None:
+    """A T2I-Adapter adds behind the layers of a level, which branch 2 computes; a ControlNet everywhere."""
+    adapter, controlnet = make_t2i_adapter(tmp_path / "a"), make_controlnet(tmp_path / "c", checkpoint)
+    both: dict[str, Any] = {"target": "torch", "t2i_adapters": [adapter], "controlnets": [controlnet]}
+    with pytest.raises(InputError, match=r"deep_cache is 2 with a T2I-Adapter, .*: use 1 or less"):
+        build_engine(checkpoint, tmp_path / "e.fd", deep_cache=2, **both)
+    pipe = fastdiff.load(build_engine(checkpoint, tmp_path / "e.fd", deep_cache=1, **both).path, threads=1)
+    call: dict[str, Any] = {"steps": 4, "seed": 1, "sampler": "euler", "adapter_image": picture(3)}
+    exact = pipe(PROMPT, **call).latents
+    assert np.array_equal(pipe(PROMPT, **call, deep_cache=1).latents, exact)
+    assert not np.array_equal(pipe(PROMPT, **call, deep_cache=2).latents, exact)
+    names = {tensor.name.rstrip("0123456789") for tensor in pipe.modules["unet"].inputs}
+    assert {"adapter_feature_", "down_residual_", "mid_residual"} <= names
+    with pytest.raises(InputError, match="deep_cache with a control_image"):
+        pipe(PROMPT, steps=2, control_image=picture(4), deep_cache=2)
 
 
 def test_the_batch_may_change_within_a_picture(native: fastdiff.Pipeline) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastdiff.build.approximations import with_deep_cache, with_token_merging
+from fastdiff.build.approximations import with_deep_cache, with_preview_vae, with_token_merging
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
 from fastdiff.build.control import add_control
@@ -125,6 +125,7 @@ def build_engine(
     image_encoder: str | os.PathLike[str] | None = None,
     deep_cache: int | None = None,
     token_merging: float = 0.0,
+    preview_vae: str | Path | bool = False,
 ) -> BuildSummary:
     """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
 
@@ -139,6 +140,7 @@ def build_engine(
     ``deep_cache`` is a branch of DeepCache, 0 being the
     outermost and fastest: the engine gets a module more and can reuse features from step to step.
     ``token_merging`` is the share of tokens that are merged before the finest self-attentions of the U-Net.
+    ``preview_vae`` is the folder of an ``AutoencoderTiny`` for previews, True for the checkpoint's own.
     Errors: InputError, CheckpointError, CaptureError, TargetError, OutputError, VerificationError when a
     module's relative L2 error against PyTorch is over the tolerance of the precision. Whatever happens,
     ``output`` is either a complete engine or as it was before.
@@ -166,6 +168,8 @@ def build_engine(
         model = with_token_merging(source, model, token_merging)
         if deep_cache is not None:
             model, modules = with_deep_cache(source, model, modules, deep_cache)
+        if preview_vae is not False:
+            source, modules = with_preview_vae(source, modules, preview_vae)
         builder = _Builder(source, model, target, precision, memory, device, writer, progress, modules, refit)
         entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(

@@ -41,8 +41,8 @@ class Checkpoint:
 
     ``configs`` are by part, ``scheduler`` among them; ``classes`` are the library's by part. ``modules`` are
     those that an engine of it has, in the order in which they are built, ``tokenizers`` the folders of its
-    tokenizers. ``folders`` are those of parts that are not called as the part is, ``variant`` the one of its
-    weights that was asked for. ``additions`` are networks that control the U-Net.
+    tokenizers. ``folders`` are those of parts that are not called as the part is, or come from elsewhere,
+    ``variant`` the one of its weights that was asked for. ``additions`` are networks that control the U-Net.
     """
 
     path: Path

@@ -18,6 +18,7 @@ from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
 from fastdiff.build.control import add_control
 from fastdiff.build.memory import release
 from fastdiff.build.modules import ModuleSpec, module_spec, random_inputs
+from fastdiff.build.modules.tiny_autoencoder import PREVIEW, PREVIEW_PART
 from fastdiff.config import TOLERANCES, YARDSTICKS, ModelSpec, Precision, SizeRange
 from fastdiff.engine_dir import Engine
 from fastdiff.errors import EngineMismatchError, VerificationError
@@ -223,7 +224,13 @@ def verify_engine(
             f" ({found[:12]}): give the one it was built from, or build again"
         )
     source = _with_control(engine, source, control)
-    return {name: _verify_module(engine, name, source) for name in engine.manifest.modules}
+    modules = [name for name in engine.manifest.modules if name != PREVIEW or _has_preview(source)]
+    return {name: _verify_module(engine, name, source) for name in modules}
+
+
+def _has_preview(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint has a tiny autoencoder of its own; others are compared at the build alone."""
+    return (checkpoint.path / PREVIEW_PART).is_dir()
 
 
 def _with_control(engine: Engine, source: Checkpoint, control: dict[str, Any]) -> Checkpoint:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["add_approximations", "chosen_deep_cache"]
+from fastdiff.cli.values import whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fastdiff.preview import Preview
+
+__all__ = ["add_approximations", "chosen_deep_cache", "preview_files"]
 
 
 def add_approximations(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +28,45 @@ def add_approximations(parser: argparse.ArgumentParser) -> None:
         "3; 3,center=8,power=1.4 puts the whole evaluations closer together around the 8th; for engines of "
         "fastdiff build --deep-cache",
     )
+    group.add_argument(
+        "--vae",
+        metavar="NAME",
+        help="tiny decodes the pictures with the engine's tiny autoencoder, for engines of fastdiff build "
+        "--preview-vae (default: the model's own)",
+    )
+    group.add_argument(
+        "--previews",
+        metavar="DIR",
+        help="write pictures of the steps into this folder, as step-003.png: what the model then expects, "
+        "decoded by a tiny autoencoder, or without one a pixel for each latent",
+    )
+    group.add_argument(
+        "--preview-every", metavar="K", type=whole, help="a preview of every K-th step (default: 1)"
+    )
+
+
+def preview_files(arguments: argparse.Namespace) -> Preview | None:
+    """What writes previews into the folder that was asked for, which must exist. Raises FastdiffError."""
+    from fastdiff.errors import InputError, OutputError
+    from fastdiff.image import check_output, numbered, write_png
+
+    if arguments.previews is None:
+        if arguments.preview_every is not None:
+            raise InputError("--preview-every without --previews: give the folder of the pictures")
+        return None
+    folder = Path(arguments.previews)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--previews: {folder} is a file: give a folder")
+    if not folder.is_dir():
+        raise OutputError(f"--previews: folder {folder} does not exist; create it first")
+    check_output(folder / "step-001.png")
+
+    def write(step: int, total: int, pictures: list[Image]) -> None:
+        names = numbered(folder / f"step-{step:03}.png", len(pictures))
+        for name, picture in zip(names, pictures, strict=True):
+            write_png(name, picture, {"step": step, "total": total})
+
+    return write
 
 
 def chosen_deep_cache(arguments: argparse.Namespace) -> dict[str, Any] | None:

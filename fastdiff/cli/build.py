@@ -74,6 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="merge this share of the tokens, such as 0.5, before the U-Net's finest self-attentions: faster "
         "for large pictures, and not the same picture (default: 0)",
     )
+    parser.add_argument(
+        "--preview-vae",
+        metavar="FOLDER",
+        nargs="?",
+        const=True,
+        default=False,
+        help="add the tiny autoencoder of FOLDER, such as TAESD's, for previews; without FOLDER the "
+        "checkpoint's own, which scenes has",
+    )
     parser.add_argument("--force", action="store_true", help="replace an engine that exists")
     add_checkpoint_options(parser)
     add_control_sources(parser)
@@ -122,6 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
                 **chosen_sources(arguments),
                 deep_cache=arguments.deep_cache,
                 token_merging=arguments.token_merging,
+                preview_vae=arguments.preview_vae,
             )
     finally:
         if progress is not None:
@@ -142,7 +152,7 @@ def _settled(arguments: argparse.Namespace) -> str:
     """The first option given of those that an existing engine has settled already."""
     defaults = {"height": None, "width": None, "batch": 1, "memory": 2.0, "device": None}
     control: dict[str, Any] = {"controlnet": [], "t2i_adapter": [], "ip_adapter": None, "image_encoder": None}
-    approximations: dict[str, Any] = {"deep_cache": None, "token_merging": 0.0}
+    approximations: dict[str, Any] = {"deep_cache": None, "token_merging": 0.0, "preview_vae": False}
     every = {**defaults, **control, **approximations}
     given = (name for name, value in every.items() if getattr(arguments, name) != value)
     return next((f"--{name.replace('_', '-')}" for name in given), "")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastdiff.cli.approximations import add_approximations, chosen_deep_cache
+from fastdiff.cli.approximations import add_approximations, chosen_deep_cache, preview_files
 from fastdiff.cli.control import add_control, chosen_control
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
 from fastdiff.cli.prompts import add_prompt_options, chosen_prompt_options, load_embeddings
@@ -111,7 +111,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_output(arguments.output)
     guidance, deep_cache = chosen_guidance(arguments), chosen_deep_cache(arguments)
+    preview = preview_files(arguments)
     pipe = _open(arguments)
+    previews: dict[str, Any] = {}
+    if preview is not None:
+        from fastdiff.pipeline import Pipeline
+
+        if not isinstance(pipe, Pipeline):
+            raise InputError("--previews with several --devices: leave one of them out")
+        every = 1 if arguments.preview_every is None else arguments.preview_every
+        previews = {"preview": preview, "preview_every": every}
     for file, scale in arguments.lora:
         if scale == 0:
             raise InputError(f"--lora {file}:0 has no effect: leave it out, or give another scale")
@@ -134,6 +143,8 @@ def run(arguments: argparse.Namespace) -> None:
         **chosen_prompt_options(arguments),
         **chosen_control(arguments),
         deep_cache=deep_cache,
+        vae=arguments.vae,
+        **previews,
     )
     pipe.close()
     names = result.save(arguments.output)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MODULES", "LowRank"]
+__all__ = ["MODULES", "REACHED", "LowRank"]
 
 MODULES = ("unet", "text_encoder", "text_encoder_2")
 """Modules of an engine that LoRAs are for."""
+
+REACHED = (*MODULES, "unet_shallow")
+"""These and modules that hold some of their weights again."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from fastdiff.lora import Lora, Loras
 from fastdiff.lora.interface import TakesLoras
 from fastdiff.lora.loaded import LoadedLora
 from fastdiff.pipeline import Pipeline
+from fastdiff.preview import check_tiny
 from fastdiff.progress import progress_bar
 from fastdiff.prompts import NoPrompts, PromptOptions
 from fastdiff.prompts.reader import PromptReader
@@ -88,6 +89,7 @@ class PipelinePool(TakesLoras):
         latents: Array | None = None,
         progress: bool = False,
         deep_cache: int | Mapping[str, Any] | None = None,
+        vae: str | None = None,
         **others: Any,
     ) -> Result:
         """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
@@ -116,6 +118,7 @@ class PipelinePool(TakesLoras):
             class_label=class_label,
             deep_cache=deep_cache,
             **prompt_options,
+            vae=vae,
         )
         jobs = self._jobs(request, latents)
         with self._lock:
@@ -168,6 +171,8 @@ class PipelinePool(TakesLoras):
         if request.deep_cache is not None:
             adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
             check_deep_cache(self.engine, adaptive, False)
+        if request.vae is not None:
+            check_tiny(self.engine.manifest.modules)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
         if self._reader is not None:  # parts of the call are padded as the whole is
             chunks = self._reader.chunks(request)

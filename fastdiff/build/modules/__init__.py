@@ -31,6 +31,7 @@ from fastdiff.build.modules.inputs import random_inputs
 from fastdiff.build.modules.parts import PART_CLASSES, part_class
 from fastdiff.build.modules.spec import ModuleSpec
 from fastdiff.build.modules.text_encoder import text_encoder_spec, wrap_text_encoder
+from fastdiff.build.modules.tiny_autoencoder import PREVIEW, preview_decoder_spec, wrap_preview_decoder
 from fastdiff.build.modules.unet import wrap_unet
 from fastdiff.config import ModelSpec, TensorSpec
 
@@ -43,6 +44,7 @@ _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn
     SHALLOW: (shallow_unet_spec, wrap_unet),
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
     "vae_encoder": (vae_encoder_spec, wrap_vae_encoder),
+    PREVIEW: (preview_decoder_spec, wrap_preview_decoder),
     "vae_quantizer": (vae_quantizer_spec, wrap_vae_quantizer),
 }
 

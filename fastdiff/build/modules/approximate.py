@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fastdiff.build.modules.deep_cache import FEATURES, shallow_unet, with_deep_features
+from fastdiff.build.modules.deep_cache import ADAPTER, FEATURES, shallow_unet, with_deep_features
 from fastdiff.build.modules.spec import ModuleSpec
 from fastdiff.build.modules.token_merging import with_merged_tokens
 from fastdiff.build.modules.unet import unet_spec
@@ -21,6 +21,8 @@ __all__ = ["SHALLOW", "approximate_unet", "approximate_unet_spec", "shallow_unet
 
 SHALLOW = "unet_shallow"
 """The module of DeepCache's shallow evaluations, made from the same part as the U-Net."""
+
+_CONTROL = ("down_residual_", "mid_residual", ADAPTER)
 
 
 def approximate_unet(name: str, wrapper: nn.Module, options: Mapping[str, Any]) -> nn.Module:
@@ -41,9 +43,13 @@ def approximate_unet_spec(name: str, model: ModelSpec) -> ModuleSpec:
 
 
 def shallow_unet_spec(name: str, model: ModelSpec) -> ModuleSpec:
-    """The spec of the shallow part: the U-Net's inputs and the features of a full evaluation."""
+    """The spec of the shallow part: the U-Net's inputs and the features of a full evaluation.
+
+    What a T2I-Adapter adds behind a level does not reach it, and it is not there for calls with a ControlNet.
+    """
     spec = unet_spec(name, model)
-    return dataclasses.replace(spec, inputs=(*spec.inputs, _features(model)), options=_options(model))
+    inputs = [tensor for tensor in spec.inputs if not tensor.name.startswith(_CONTROL)]
+    return dataclasses.replace(spec, inputs=(*inputs, _features(model)), options=_options(model))
 
 
 def _features(model: ModelSpec) -> TensorSpec:

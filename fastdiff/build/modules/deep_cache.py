@@ -24,10 +24,13 @@ from torch import Tensor, nn
 from fastdiff.build.modules.copies import copied, with_forward, with_submodule
 from fastdiff.errors import InputError
 
-__all__ = ["FEATURES", "deep_features", "shallow_unet", "with_deep_features"]
+__all__ = ["ADAPTER", "FEATURES", "deep_features", "shallow_unet", "with_deep_features"]
 
 FEATURES = "deep_features"
 """The U-Net's second output, and the shallow part's input."""
+
+ADAPTER = "adapter_feature_"
+"""How the inputs begin that a T2I-Adapter adds behind the layers of a level."""
 
 _BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
 

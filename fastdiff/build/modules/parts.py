@@ -27,6 +27,7 @@ PART_CLASSES = {
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
+    "preview_vae": ("diffusers", "AutoencoderTiny"),
 }
 """Parts of a checkpoint that hold weights, with the library and class that each has if nothing is said."""
 

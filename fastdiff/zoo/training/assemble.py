@@ -14,6 +14,9 @@ from fastdiff.zoo.training.evaluate import load_checkpoint
 
 __all__ = ["assemble", "pipeline_of", "restore"]
 
+PREVIEW = "preview_vae"
+"""The folder of the tiny autoencoder, which is no part of diffusers' pipeline."""
+
 
 def pipeline_of(run: Path) -> StableDiffusionPipeline:
     """The run's parts as a diffusers pipeline."""
@@ -42,6 +45,8 @@ def assemble(run: Path, output: Path) -> int:
         "merges.txt",
     ):  # for transformers before 5, which do not read tokenizer.json alone
         shutil.copy2(run / "tokenizer" / name, temporary / "tokenizer" / name)
+    if (run / PREVIEW).is_dir():
+        shutil.copytree(run / PREVIEW, temporary / PREVIEW)
     for kept in output.glob("*.md"), output.glob("*.png"), output.glob("*.json"):
         for file in kept:
             if not (temporary / file.name).exists():
@@ -61,5 +66,7 @@ def restore(checkpoint: Path, run: Path) -> None:
         if (run / name).exists():
             raise FileExistsError(f"{run / name} exists: give --run a folder that holds no weights yet")
     shutil.copytree(checkpoint / "tokenizer", run / "tokenizer")
+    if (checkpoint / PREVIEW).is_dir():
+        shutil.copytree(checkpoint / PREVIEW, run / PREVIEW)
     for name in ("vae", "text_encoder", "unet", "scheduler"):
         getattr(pipe, name).save_pretrained(run / name)
