@@ -20,20 +20,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
+from fastdiff.conditioning import call_conditions
+from fastdiff.control.control import add_control_inputs, control_predict
+from fastdiff.control.request import ControlRequest, check_control
+from fastdiff.deep_cache import FeatureReuse, check_deep_cache
+from fastdiff.denoise import Denoiser, SplitDenoiser, evaluated, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
-from fastdiff.errors import FastdiffWarning
+from fastdiff.errors import FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
 from fastdiff.lora import Loras, Shapes, read_lora, stack
 from fastdiff.lora.interface import TakesLoras
 from fastdiff.lora.loaded import LoadedLora
 from fastdiff.lora.stack import Updates
 from fastdiff.lora.update import MODULES as LORA_MODULES
-from fastdiff.prompts import PromptEncoder
+from fastdiff.prompts import NoPrompts, PromptEncoder
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import Callback, Generator, Guidance, NoiseSchedule, NoiseSource
+from fastdiff.samplers import (
+    AdaptiveRun,
+    Callback,
+    Generator,
+    Guidance,
+    NoiseSchedule,
+    NoiseSource,
+    StepTable,
+)
 from fastdiff.tokenizer import ClipTokenizer
 from fastdiff.vae import Vae
 
@@ -44,7 +56,8 @@ __all__ = ["Pipeline", "Result", "Timings", "load"]
 
 Array = NDArray[np.float32]
 
-_NEEDED = ("text_encoder", "unet", "vae_decoder")
+_UNUSED = ("vae_encoder",)
+"""Modules that a picture from noise does not need."""
 
 
 class Modules(Mapping[str, "Session"]):
@@ -128,41 +141,69 @@ class Pipeline(TakesLoras):
             self._others["unet"]
         self.modules = Modules(engine, threads, device, own_threads)
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
-        self.prompts = PromptEncoder(engine, self.modules)
+        prompted = engine.manifest.model.takes_prompt
+        self.prompts = PromptEncoder(engine, self.modules) if prompted else NoPrompts()
         self.vae = Vae(engine.manifest.model, self.modules)
+        for name in engine.manifest.modules:
+            if name not in _UNUSED:
+                self.modules[name]  # opened here: the first picture takes no longer than the second
         self._loras = Loras(lambda file: read_lora(file, self.modules.adaptable()), self._apply_loras)
-        for name in _NEEDED:
-            self.modules[name]  # opened here: the first picture takes no longer than the second
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *,
         negative: str | list[str] = "",
         steps: int = 20,
         sampler: str | None = None,
-        guidance: float | Guidance | dict[str, Any] = 5.0,
+        guidance: float | Guidance | dict[str, Any] | None = None,
         seed: int | None = None,
         num: int = 1,
         height: int | None = None,
         width: int | None = None,
         eta: float | None = None,
         sampler_options: Mapping[str, Any] | None = None,
+        class_label: int | list[int] | None = None,
         latents: Array | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        control_image: Any = None,
+        control_scale: float | Sequence[float] | None = None,
+        control_start: float | Sequence[float] | None = None,
+        control_end: float | Sequence[float] | None = None,
+        guess_mode: bool = False,
+        adapter_image: Any = None,
+        adapter_scale: float | Sequence[float] | None = None,
+        adapter_end: float | None = None,
+        ip_image: Any = None,
+        ip_scale: float | None = None,
+        ip_embeds: NDArray[np.float32] | None = None,
+        deep_cache: int | Mapping[str, Any] | None = None,
     ) -> Result:
-        """Generate ``num`` pictures of each prompt.
+        """Generate ``num`` pictures of each prompt, or of none with an engine that takes no prompt.
 
         ``sampler`` None is the checkpoint's own; ``seed`` None draws one, which the result holds; ``height``
         and ``width`` are in pixels, None being the engine's default. ``guidance`` is the scale of
         classifier-free guidance, up to 1 of which skips the unconditional half, or a `Guidance` with another
-        method, an interval or a schedule, also as the dict in a picture's metadata. ``eta`` is η, the share
-        of fresh noise, None being the sampler's own. ``sampler_options`` replace entries of the checkpoint's
-        scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME`` lists them.
-        ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn noise.
-        ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step`` counting
-        from 1; copy the latents to keep them. ``progress`` draws a bar.
+        method, an interval or a schedule, also as the dict in a picture's metadata. None is 5, or 8.5 for a
+        model that is told the scale (latent consistency models) and computes no unconditional half. ``eta``
+        is η, the share of fresh noise, None being the sampler's own. ``sampler_options`` replace entries of
+        the checkpoint's scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME``
+        lists them. ``class_label`` is the class of all pictures, or a list with one for each, of a model that
+        knows classes. ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn
+        noise. ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step``
+        counting from 1; copy the latents to keep them. ``progress`` draws a bar.
+
+        On an engine with ControlNets ``control_image`` is what they follow: a file's name, a Pillow image or
+        an array of uint8, or a list with one for each prompt; with several ControlNets a list with such an
+        entry for each, None for one that is not used. ``control_scale`` (1) is how strongly,
+        ``control_start`` (0) and ``control_end`` (1) between which shares of the steps, each one number or a
+        list; ``guess_mode`` controls the half with the prompt alone. ``adapter_image`` and ``adapter_scale``
+        are the same for T2I-Adapters, which are there up to the share ``adapter_end`` (1) of the steps.
+        ``ip_image``, one picture or several, is what the IP-Adapter makes the result like, with the weight
+        ``ip_scale`` (1); ``ip_embeds``, [pictures, …], are features of the image encoder instead. Pictures
+        are resized to the call's size, for the IP-Adapter to the image encoder's.
+
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
         Warns (FastdiffWarning) of a prompt that was cut and of a negative prompt without guidance.
         """
@@ -179,8 +220,27 @@ class Pipeline(TakesLoras):
             width=width,
             eta=eta,
             sampler_options=sampler_options,
+            class_label=class_label,
+            deep_cache=deep_cache,
         )
-        return self.run(request, latents, None, callback, progress)
+        control = check_control(
+            self.engine.manifest.model,
+            request,
+            {
+                "control_image": control_image,
+                "control_scale": control_scale,
+                "control_start": control_start,
+                "control_end": control_end,
+                "guess_mode": guess_mode,
+                "adapter_image": adapter_image,
+                "adapter_scale": adapter_scale,
+                "adapter_end": adapter_end,
+                "ip_image": ip_image,
+                "ip_scale": ip_scale,
+                "ip_embeds": ip_embeds,
+            },
+        )
+        return self.run(request, latents, None, callback, progress, control)
 
     def run(
         self,
@@ -189,6 +249,7 @@ class Pipeline(TakesLoras):
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        control: ControlRequest | None = None,
     ) -> Result:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
         from fastdiff.image import to_images
@@ -196,12 +257,18 @@ class Pipeline(TakesLoras):
         begin = time.perf_counter()
         check_shapes(self.engine, request, self._others is not None)
         table = call_table(self.schedule, request, latents is not None)
+        control = control or ControlRequest()
+        self._check_control(control, table)
+        if request.deep_cache is not None:
+            adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
+            check_deep_cache(self.engine, adaptive, self._others is not None)
         generator = Generator(request.seed)
         start = unit_noise(self.engine.manifest.model, request, latents, generator)
         start = start * np.float32(table.init_noise_sigma)
 
         embed_begin = time.perf_counter()
-        denoise = self._denoiser(request)
+        evaluations = None if isinstance(table, AdaptiveRun) else table.evaluations
+        denoise = self._denoiser(request, control, evaluations)
         embedded = time.perf_counter()
         source = generator if noise is None else noise
         final, seconds = run_table(table, denoise, start, request, source, callback, progress)
@@ -210,7 +277,7 @@ class Pipeline(TakesLoras):
         end = time.perf_counter()
         timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
         metadata = picture_metadata(
-            request, self.engine.engine_hash, latents is not None, self._loras.records()
+            request, self.engine.engine_hash, latents is not None, self._loras.records(), control
         )
         return Result(images, final, request.seed, timings, metadata)
 
@@ -247,15 +314,42 @@ class Pipeline(TakesLoras):
                 self.modules.set_adapters(before)
                 raise
 
-    def _denoiser(self, request: Request) -> Denoiser | SplitDenoiser:
+    def _denoiser(
+        self, request: Request, control: ControlRequest, evaluations: int | None
+    ) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""
-        branches = self.prompts.branches(request)
+        own = call_conditions(self.engine.manifest.model, request)
+        branches = [{**branch, **own} for branch in self.prompts.branches(request)]
+        model, unet = self.engine.manifest.model, self.modules["unet"]
+        add_control_inputs(model, self.modules, request, control, branches)
+        predict = control_predict(model, self.modules, request, control, evaluated(unet))
+        if request.deep_cache is not None and evaluations is not None:
+            if predict is not None:
+                raise InputError(
+                    "deep_cache with a control_image, or with adapter_end below 1: what changes from step to"
+                    " step reaches the features that are kept; leave one of them out"
+                )
+            full = request.deep_cache.full(evaluations)
+            predict = FeatureReuse(unet, self.modules["unet_shallow"], full)
         if len(branches) == 1:
             self._warn_without_guidance(request)
-            return Denoiser(self.modules["unet"], branches[0], None)
+            return Denoiser(unet, branches[0], None, predict=predict)
         if self._others is not None:
-            return SplitDenoiser(self.modules["unet"], self._others["unet"], *branches)
-        return Denoiser(self.modules["unet"], *branches)
+            return SplitDenoiser(unet, self._others["unet"], *branches)
+        return Denoiser(unet, *branches, predict=predict)
+
+    def _check_control(self, control: ControlRequest, table: StepTable | AdaptiveRun) -> None:
+        """Raises InputError for control that this call's sampler or devices cannot have."""
+        if control.changes and self._others is not None:
+            raise InputError(
+                "control_image, or adapter_end below 1, with a device for the other half of guidance: the"
+                " halves need each step's control together; leave the second device out"
+            )
+        if control.counts and isinstance(table, AdaptiveRun):
+            raise InputError(
+                f"control_start, control_end or adapter_end with sampler {table.sampler!r}, which chooses its"
+                " own steps: leave them out, or use another sampler"
+            )
 
     def _warn_without_guidance(self, request: Request) -> None:
         for given, what in (
@@ -263,8 +357,9 @@ class Pipeline(TakesLoras):
             (self._others is not None, "the device for the other half of guidance"),
         ):
             if given:
+                way = "the model is told the scale" if request.embedded else "use more than 1"
                 warnings.warn(
-                    f"{what} has no effect with guidance {request.scale:g}: use more than 1",
+                    f"{what} has no effect with guidance {request.scale:g}: {way}",
                     FastdiffWarning,
                     stacklevel=5,
                 )

@@ -16,6 +16,8 @@ from fastdiff.request import Request
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastdiff.control.request import ControlRequest
+
 __all__ = ["Result", "Timings", "picture_metadata"]
 
 
@@ -59,7 +61,11 @@ class Result:
 
 
 def picture_metadata(
-    request: Request, engine_hash: str, latents_given: bool, loras: Sequence[Mapping[str, Any]] = ()
+    request: Request,
+    engine_hash: str,
+    latents_given: bool,
+    loras: Sequence[Mapping[str, Any]] = (),
+    control: ControlRequest | None = None,
 ) -> list[dict[str, Any]]:
     """One JSON object for each picture of a call; ``settings`` is the call itself.
 
@@ -71,6 +77,9 @@ def picture_metadata(
     if latents_given:
         common["latents"] = "given"  # the settings alone do not repeat the picture
     common["settings"] = request.settings()
+    if control:
+        common.update(control.metadata())
+        common["settings"].update(control.settings())
     return [
         {
             **common,

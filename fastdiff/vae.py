@@ -29,13 +29,30 @@ class Vae:
     def decode(self, latents: Array) -> Array:
         """Pictures [batch, channels, height, width], about −1 to 1, of latents [batch, channels, h, w].
 
+        Of a model on pixels they are the latents. A VQ-VAE decodes the codes that are nearest to them.
         Raises NumericError when NaN or infinity comes out.
         """
         model = self._model
-        scaled = latents / np.float32(model.scaling_factor) + np.float32(model.shift_factor)
-        decoded: Array = self._modules["vae_decoder"](latent_sample=scaled)["sample"]
+        if model.on_pixels:
+            return latents
+        inputs = {"latent_sample": self._unscaled(latents)}
+        if model.latent_codes:
+            scores = self._modules["vae_quantizer"](**inputs)["scores"]
+            inputs = {"codes": scores.argmin(axis=1)}
+        decoded: Array = self._modules["vae_decoder"](**inputs)["sample"]
         if not np.isfinite(decoded).all():
             raise NumericError(
                 "the VAE gave NaN or infinity from finite latents: check the engine with fastdiff verify"
             )
         return decoded
+
+    def _unscaled(self, latents: Array) -> Array:
+        """Latents as the decoder takes them."""
+        model = self._model
+        if model.latents_mean:
+            mean, std = (
+                np.array(values, np.float32)[:, None, None]
+                for values in (model.latents_mean, model.latents_std)
+            )
+            return np.asarray(latents * std / np.float32(model.scaling_factor) + mean)
+        return np.asarray(latents / np.float32(model.scaling_factor) + np.float32(model.shift_factor))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastdiff.cli.approximations import add_approximations, chosen_deep_cache
+from fastdiff.cli.control import add_control, chosen_control
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
 from fastdiff.cli.values import lora, number, on_terminal, option, whole
 
@@ -18,7 +20,12 @@ SUMMARY = "generate pictures from a prompt with an engine"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("engine", metavar="ENGINE", help="engine folder, as fastdiff build writes it")
-    parser.add_argument("prompt", metavar="PROMPT", help="what the picture shows")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        nargs="?",
+        help="what the picture shows; none for an engine that takes none",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -47,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
     )
     parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
+    parser.add_argument(
+        "--class-label",
+        metavar="N",
+        type=whole,
+        help="the class of the pictures, for an engine that knows classes",
+    )
     parser.add_argument("--height", metavar="H", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--width", metavar="W", type=whole, help="pixels (default: the engine's)")
     parser.add_argument(
@@ -84,6 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
     add_guidance(parser)
+    add_control(parser)
+    add_approximations(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -93,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
     from fastdiff.samplers import find_sampler
 
     check_output(arguments.output)
-    guidance = chosen_guidance(arguments)
+    guidance, deep_cache = chosen_guidance(arguments), chosen_deep_cache(arguments)
     pipe = _open(arguments)
     for file, scale in arguments.lora:
         if scale == 0:
@@ -111,7 +126,10 @@ def run(arguments: argparse.Namespace) -> None:
         width=arguments.width,
         eta=arguments.eta,
         sampler_options=dict(arguments.sampler_option),
+        class_label=arguments.class_label,
         progress=on_terminal(),
+        **chosen_control(arguments),
+        deep_cache=deep_cache,
     )
     pipe.close()
     names = result.save(arguments.output)

@@ -187,8 +187,8 @@ class Session(ABC):
                 continue
             if size % factor:
                 raise InputError(f"{found}: {size} is no multiple of {factor}, it must be {described}")
-            known, source = sizes.setdefault(symbol, (size // factor, spec.name))
-            if known != size // factor:
+            known, source = sizes.setdefault(symbol, (int(size // factor), spec.name))
+            if known != int(size // factor):
                 raise InputError(f"{found}: {symbol} is {known} in {source}, it must be {described}")
 
 

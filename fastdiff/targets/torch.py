@@ -44,14 +44,20 @@ def availability() -> Availability:
 
 def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
     """Store the part that the module is made from, in float32 safetensors."""
+    from fastdiff.build.control.ip_adapter import save_attention
     from fastdiff.build.weights import quiet
 
     part = folder / _FOLDER / captured.spec.part
     if not part.is_dir():
         with quiet():
-            captured.source.save_pretrained(part, safe_serialization=True)
+            # a file is copied before it is written, so large parts are several
+            captured.source.save_pretrained(part, safe_serialization=True, max_shard_size="2GB")
+            save_attention(captured.source, part)
     files = sorted(path.relative_to(folder).as_posix() for path in part.iterdir() if path.is_file())
-    return Compiled(tuple(files), {"part": captured.spec.part})
+    tactics: dict[str, Any] = {"part": captured.spec.part, "class": type(captured.source).__name__}
+    if captured.spec.options:
+        tactics["options"] = dict(captured.spec.options)
+    return Compiled(tuple(files), tactics)
 
 
 def open(
@@ -66,19 +72,26 @@ def open(
         raise TargetError(f"target 'torch' cannot run here: {available.reason}; {available.fix}")
     import torch
 
+    from fastdiff.build.control.ip_adapter import ImageProjection, load_attention
     from fastdiff.build.modules import PART_CLASSES, module_wrapper
+    from fastdiff.build.modules.control import control_kind
     from fastdiff.build.weights import load_part
 
-    part = entry.tactics.get("part")
-    if part not in PART_CLASSES:
+    part = str(entry.tactics.get("part"))
+    if part not in PART_CLASSES and control_kind(part) is None:
         raise EngineDamagedError(f"{folder}: module {name} has no part for the torch target; build it again")
+    files = folder / _FOLDER / part
     try:
-        source = load_part(folder / _FOLDER / str(part), str(part))
+        kind = entry.tactics.get("class")
+        source = ImageProjection.load(files) if part == "ip_adapter" else load_part(files, part, kind)
+        source = load_attention(source, files) if part == "unet" else source
     except FastdiffError as error:
         raise EngineDamagedError(f"{folder}: {error}; build it again") from error
     if threads is not None:
         torch.set_num_threads(threads)
-    return _TorchSession(name, entry, source, module_wrapper(name, source))
+    options = entry.tactics.get("options")
+    module = module_wrapper(name, source, entry.inputs, entry.outputs, options)
+    return _TorchSession(name, entry, source, module)
 
 
 class _TorchSession(Session):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdiff.deep_cache import check_deep_cache
 from fastdiff.devices import Device, check_devices, device_name, share_threads
 from fastdiff.engine_dir import Engine, file_sha256, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
@@ -23,10 +25,11 @@ from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_nois
 from fastdiff.lora import Lora, Loras
 from fastdiff.lora.interface import TakesLoras
 from fastdiff.lora.loaded import LoadedLora
+from fastdiff.pipeline import Pipeline
 from fastdiff.progress import progress_bar
 from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import Generator, Guidance, NoiseSchedule
+from fastdiff.samplers import AdaptiveRun, Generator, Guidance, NoiseSchedule
 from fastdiff.workers.process import Crew, Job, Place
 from fastdiff.workers.wire import Message
 
@@ -65,20 +68,23 @@ class PipelinePool(TakesLoras):
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *,
         negative: str | list[str] = "",
         steps: int = 20,
         sampler: str | None = None,
-        guidance: float | Guidance | dict[str, Any] = 5.0,
+        guidance: float | Guidance | dict[str, Any] | None = None,
         seed: int | None = None,
         num: int = 1,
         height: int | None = None,
         width: int | None = None,
         eta: float | None = None,
         sampler_options: Mapping[str, Any] | None = None,
+        class_label: int | list[int] | None = None,
         latents: Array | None = None,
         progress: bool = False,
+        deep_cache: int | Mapping[str, Any] | None = None,
+        **control: Any,
     ) -> Result:
         """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
 
@@ -86,6 +92,7 @@ class PipelinePool(TakesLoras):
         the other, ``total`` is the time that the call took. A device that fails is named in the error.
         """
         begin = perf_counter()
+        _refuse_control(control)
         manifest = self.engine.manifest
         request = check_request(
             manifest.model,
@@ -100,6 +107,8 @@ class PipelinePool(TakesLoras):
             width=width,
             eta=eta,
             sampler_options=sampler_options,
+            class_label=class_label,
+            deep_cache=deep_cache,
         )
         jobs = self._jobs(request, latents)
         with self._lock:
@@ -133,6 +142,9 @@ class PipelinePool(TakesLoras):
     def _jobs(self, request: Request, latents: Array | None) -> list[Job]:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
         table = call_table(self.schedule, request, latents is not None)
+        if request.deep_cache is not None:
+            adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
+            check_deep_cache(self.engine, adaptive, False)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
         jobs: list[Job] = []
         for begin in range(0, request.pictures, self._batch):
@@ -142,6 +154,7 @@ class PipelinePool(TakesLoras):
                 prompts=tuple(request.prompts[row // request.num] for row in rows),
                 negatives=tuple(request.negatives[row // request.num] for row in rows),
                 num=1,
+                class_labels=request.class_labels[rows.start : rows.stop],
             )
             if not jobs:
                 check_shapes(self.engine, part)
@@ -194,6 +207,16 @@ class PipelinePool(TakesLoras):
         if self._stop is not None:
             self._stop()
         self._crew = self._stop = None
+
+
+def _refuse_control(given: Mapping[str, Any]) -> None:
+    """Raises InputError for an option that only a Pipeline has, TypeError for one that nobody knows."""
+    known = inspect.signature(Pipeline.__call__).parameters
+    for name, value in given.items():
+        if name not in known:
+            raise TypeError(f"a pool has no argument {name!r}")
+        if value is not None and value is not False:
+            raise InputError(f"{name} on several devices at once: use one device, or leave it out")
 
 
 def _pictures(message: Message) -> int:

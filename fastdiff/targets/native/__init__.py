@@ -17,6 +17,7 @@ from fastdiff.errors import EngineDamagedError, InputError, TargetError
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled, CompileOptions, parameters
 from fastdiff.targets.session import Array, Session
+from fastdiff.targets.shared import open_shared
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
@@ -60,14 +61,16 @@ def open(
     file = next((file for file in entry.files if file.endswith(SELF_CHECKING)), None)
     if file is None:
         raise EngineDamagedError(f"{folder}: module {name} lists no .fdn file; build the engine again")
-    module = _C.NativeModule(str(folder / file))
-    session = _C.NativeSession(module, threads or len(os.sched_getaffinity(0)))
-    return _NativeSession(folder, name, entry, session)
+    path = folder / file
+    module = open_shared(path, "native", lambda: _C.NativeModule(str(path)))
+    threads = threads or len(os.sched_getaffinity(0))
+    return _NativeSession(folder, name, entry, module, _C.NativeSession(module, threads))
 
 
 class _NativeSession(Session):
-    def __init__(self, folder: Path, name: str, entry: ModuleEntry, session: Any) -> None:
+    def __init__(self, folder: Path, name: str, entry: ModuleEntry, module: Any, session: Any) -> None:
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
+        self._module = module  # the next session of the file finds it as long as somebody refers to it
         self._session: Any = session
         self._folder = folder
         self._entry = entry
@@ -116,4 +119,4 @@ class _NativeSession(Session):
         return parameters.read(self._folder, self.name, self._entry, (int, int))
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._module = None

@@ -29,6 +29,7 @@ from fastdiff.targets import Availability, Compiled, CompileOptions, parameters
 from fastdiff.targets.onnxruntime import cuda
 from fastdiff.targets.onnxruntime.weights import PLACE, find_weights, replace_initializers, updated
 from fastdiff.targets.session import Array, Session
+from fastdiff.targets.shared import open_shared
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
@@ -252,9 +253,15 @@ class _OnnxRuntimeSession(Session):
         model = _model_file(self._folder, self.name, self._entry)
         optimised = self._entry.tactics.get("optimisation") == "basic, at build"
         options = _options(self._threads, "ORT_DISABLE_ALL" if optimised else "ORT_ENABLE_BASIC")
+        file = self._folder / model
         with _refusal(self._folder, model):
-            replaced = replace_initializers(options, values, external=not optimised)
-            session = _open(self._folder / model, options)
+            if values:
+                replaced = replace_initializers(options, values, external=not optimised)
+                session = _open(file, options)
+            else:  # every session of ONNX Runtime has weights of its own, and one may run at once for many
+                replaced = []
+                kind = ("onnxruntime", options.intra_op_num_threads)
+                session = open_shared(file, kind, lambda: _open(file, options))
         self._values, self._replaced = values, replaced
         return session
 
