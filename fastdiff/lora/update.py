@@ -10,8 +10,14 @@ from numpy.typing import NDArray
 
 __all__ = ["MODULES", "LowRank"]
 
-MODULES = ("unet", "text_encoder", "text_encoder_2")
-"""Modules of an engine that LoRAs are for."""
+MODULES = {
+    "unet": "unet",
+    "unet_shallow": "unet",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+}
+"""Modules of an engine that LoRAs are for, and what files call the part that they are made of. One that is a
+share of another, as DeepCache's is of the U-Net, has the updates of the layers that it has."""
 
 
 @dataclass(frozen=True)
