@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,10 @@ from fastdiff.devices import Device, check_devices, default_device, share_thread
 from fastdiff.engine_dir import Engine, open_engine
 from fastdiff.errors import FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
-from fastdiff.lora import Loras, Shapes, read_lora, stack
+from fastdiff.lora import Loras, read_lora, stack
 from fastdiff.lora.interface import TakesLoras
 from fastdiff.lora.loaded import LoadedLora
-from fastdiff.lora.stack import Updates
-from fastdiff.lora.update import MODULES as LORA_MODULES
-from fastdiff.lora.update import REACHED
+from fastdiff.modules import Modules
 from fastdiff.preview import LatentColours, Preview, Previewer, check_preview, check_tiny, decode_tiny
 from fastdiff.prompts import NoPrompts, PromptEncoder, PromptOptions
 from fastdiff.request import Request, check_request
@@ -51,75 +49,12 @@ from fastdiff.samplers import (
 from fastdiff.tokenizer import ClipTokenizer
 from fastdiff.vae import Vae
 
-if TYPE_CHECKING:
-    from fastdiff.targets.session import Session
-
 __all__ = ["Pipeline", "Result", "Timings", "load"]
 
 Array = NDArray[np.float32]
 
 _UNUSED = ("vae_encoder",)
 """Modules that a picture from noise does not need."""
-
-
-class Modules(Mapping[str, "Session"]):
-    """The engine's modules by name, each opened when it is first asked for."""
-
-    def __init__(
-        self, engine: Engine, threads: int | None, device: Device | None, unet_threads: int | None
-    ) -> None:
-        self._engine = engine
-        self._threads = threads
-        self._device = device
-        self._unet_threads = unet_threads
-        self._open: dict[str, Session] = {}
-        self.updates: Mapping[str, Updates] = {}
-
-    def __getitem__(self, name: str) -> Session:
-        if name not in self._engine.manifest.modules:
-            raise KeyError(name)
-        if name not in self._open:
-            threads = self._unet_threads if name == "unet" else self._threads
-            session = self._engine.open_module(name, threads, self._device)
-            if name in self.updates:
-                session.set_adapters(self.updates[name])
-            self._open[name] = session
-        return self._open[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._engine.manifest.modules)
-
-    def __len__(self) -> int:
-        return len(self._engine.manifest.modules)
-
-    def adaptable(self) -> Shapes:
-        """Shapes of the weights that LoRAs may update, by module. Raises TargetError."""
-        return {name: self[name].adaptable() for name in LORA_MODULES if name in self}
-
-    def set_adapters(self, updates: Mapping[str, Updates]) -> None:
-        """Give each module its updates, those that are not named none; also when it is opened again.
-
-        DeepCache's shallow part has those of the U-Net whose weights it shares. Raises what a session's
-        ``set_adapters`` does, and all is as it was then.
-        """
-        if "unet" in updates and SHALLOW in self:
-            shared = self[SHALLOW].adaptable()
-            kept = {path: update for path, update in updates["unet"].items() if path in shared}
-            updates = {**updates, SHALLOW: kept}
-        before, self.updates = self.updates, updates
-        changed = [name for name in REACHED if name in self._open and (name in before or name in updates)]
-        try:
-            for name in changed:
-                self._open[name].set_adapters(updates.get(name, {}))
-        except BaseException:
-            self.updates = before
-            for name in changed:
-                self._open[name].set_adapters(before.get(name, {}))
-            raise
-
-    def close(self) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
 
 
 class Pipeline(TakesLoras):

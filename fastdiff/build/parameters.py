@@ -6,7 +6,7 @@ from typing import Any
 
 from fastdiff.build.capture import CapturedModule
 from fastdiff.build.lower import Layer, Lowered
-from fastdiff.lora.update import REACHED
+from fastdiff.lora.update import MODULES
 
 __all__ = ["adaptable_shapes", "source_layers", "source_shapes"]
 
@@ -25,7 +25,7 @@ def adaptable_shapes(name: str, source: Any) -> dict[str, tuple[int, ...]]:
     """As ``source_shapes``, of a library's own module."""
     from torch import nn
 
-    if name not in REACHED:
+    if name not in MODULES:
         return {}
     return {
         path: tuple(layer.weight.shape)

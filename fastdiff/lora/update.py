@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MODULES", "REACHED", "LowRank"]
+__all__ = ["MODULES", "LowRank"]
 
-MODULES = ("unet", "text_encoder", "text_encoder_2")
-"""Modules of an engine that LoRAs are for."""
-
-REACHED = (*MODULES, "unet_shallow")
-"""These and modules that hold some of their weights again."""
+MODULES = {
+    "unet": "unet",
+    "unet_shallow": "unet",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+}
+"""Modules of an engine that LoRAs are for, and what files call the part that they are made of. One that is a
+share of another, as DeepCache's is of the U-Net, has the updates of the layers that it has."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from torch import Tensor
 from fastdiff.build.capture import CapturedModule
 from fastdiff.build.lower import Lowered, lower_module
 from fastdiff.build.modules import ModuleSpec, random_inputs
+from fastdiff.build.parameters import source_layers
 from fastdiff.config import Precision
 from fastdiff.kernels.triton import binaries
-from fastdiff.targets import Compiled, CompileOptions
+from fastdiff.targets import Compiled, CompileOptions, parameters
 from fastdiff.targets.cuda import file
 from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.choices import Choices
@@ -27,6 +28,7 @@ from fastdiff.targets.cuda.plan import Plan
 from fastdiff.targets.cuda.ranges import (
     Scales,
     calibration_inputs,
+    exponent_of,
     measure_ranges,
     plan_scales,
     scaled,
@@ -64,7 +66,8 @@ def compile_module(
     OutputError.
     """
     machine = machine or Machine.here()
-    graph = with_layers(lower_module(captured))
+    lowered = lower_module(captured)
+    graph = with_layers(lowered)
     sizes = options.sizes or smallest_sizes(captured.spec)
     scales = Scales((0,) * len(graph.values), frozenset())
     if options.precision is Precision.FP16:
@@ -107,7 +110,33 @@ def compile_module(
             "islands": len(scales.islands),
         },
     }
-    return Compiled(names, tactics, requirements(machine))
+    places = parameters.write(folder, captured.name, _places(captured, lowered, graph))
+    return Compiled((*names, *places), tactics, requirements(machine))
+
+
+def _places(captured: CapturedModule, lowered: Lowered, graph: Graph) -> dict[str, parameters.Layer]:
+    """Of each layer of the checkpoint the weights that hold it, its first row there, and their scale."""
+    weights: dict[str, list[tuple[int, int]]] = {}
+    for key in {layer.key for layer in lowered.layers}:
+        for index, weight in enumerate(graph.weights):
+            exponent = exponent_of(weight.name, key)
+            if exponent is not None:
+                weights.setdefault(key, []).append((index, exponent))
+    return {
+        path: parameters.Layer(
+            shape,
+            tuple(
+                sorted(
+                    {
+                        (index, first, exponent)
+                        for layer, first in layers
+                        for index, exponent in weights.get(layer.key, ())
+                    }
+                )
+            ),
+        )
+        for path, (shape, layers) in source_layers(captured, lowered).items()
+    }
 
 
 def _planned(

@@ -137,6 +137,24 @@ class Executor:
         result = chosen.run(call, option.config)
         return result if call.node.op in _VIEWS else _dense(result)
 
+    def replace_weight(self, index: int, value: Tensor) -> None:
+        """Other values for a weight and for all that was made of it, where they are: captured graphs have
+        their addresses.
+        """
+        stored = self.weights[index]
+        with torch.inference_mode():  # what was prepared in that mode cannot change outside of it
+            stored.copy_(value)
+            kept = [(key, made) for key, made in self._prepared.items() if key[0] == index]
+            for (_, name, dtype), made in sorted(kept, key=lambda item: bool(item[0][1])):  # casts first
+                made.copy_(self._prepare(index, name)(self._weight(index, dtype)) if name else stored)
+
+    def _prepare(self, index: int, name: str) -> Callable[[Tensor], Tensor]:
+        """What an implementation that was chosen for a layer makes of its weight."""
+        op = next(node.op for node in self.graph.nodes if node.weights.get("layer") == index)
+        prepare = implementation(op, name).prepare
+        assert prepare is not None
+        return prepare
+
     def _run(self, index: int, node: Node, values: dict[int, Tensor], sizes: Mapping[str, int]) -> None:
         call = self.call(node, values, sizes)
         result = self.perform(call, self._choose(call))

@@ -235,6 +235,19 @@ class GraphCache:
             finally:
                 self._running.remove(key)
 
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """No graph of the device runs meanwhile, and the device is current.
+
+        Raises InputError from the callback of a loop.
+        """
+        with self._lock, self.backend.active():
+            if self._running:
+                raise InputError("weights cannot change from the callback of a loop; do it when it has ended")
+            self.backend.record().synchronize()
+            yield
+            self.backend.record().synchronize()
+
     def get(self, key: Key, capture: Callable[[], C], fits: Callable[[C], bool] | None = None) -> C:
         """The entry with ``key``; from ``capture`` when there is none, or none that ``fits``.
 

@@ -26,7 +26,15 @@ from fastdiff.targets.cuda.calls import Call
 from fastdiff.targets.cuda.executor import Executor
 from fastdiff.targets.graph import Graph, Node, Weight
 
-__all__ = ["LIMIT", "Scales", "calibration_inputs", "measure_ranges", "plan_scales", "scaled"]
+__all__ = [
+    "LIMIT",
+    "Scales",
+    "calibration_inputs",
+    "exponent_of",
+    "measure_ranges",
+    "plan_scales",
+    "scaled",
+]
 
 LIMIT = 2.0**12
 """Largest measured magnitude that is stored as it is: a sixteenth of what a half holds, as a picture may be
@@ -36,6 +44,7 @@ _AMPLITUDES = (1.0, 8.0)
 """Latents have unit variance in the loop, and the decoder gets them divided by the model's scaling factor,
 which is between 1/8 and 1 for all that are published."""
 
+_TIMES = "_times_2_"
 _VIEWS = ("reshape", "expand", "slice", "permute", "copy")
 _SAME = ("add", "subtract", "avg_pool2d", "concat", "mul_scalar", "relu", "upsample_nearest2d")
 _LAYERS = ("conv2d", "linear")
@@ -169,7 +178,7 @@ def scaled(graph: Graph, scales: Scales) -> Graph:
             source = graph.weights[weight]
             weights.append(
                 Weight(
-                    f"{source.name}_times_2_{exponent}".replace("-", "m"),
+                    f"{source.name}{_TIMES}{exponent}".replace("-", "m"),
                     source.kind,
                     source.shape,
                     lambda: np.ldexp(source.load(), exponent),
@@ -179,6 +188,14 @@ def scaled(graph: Graph, scales: Scales) -> Graph:
 
     nodes = tuple(_scaled_node(node, scales.exponents, times) for node in graph.nodes)
     return _without_unused(dataclasses.replace(graph, nodes=nodes, weights=tuple(weights)))
+
+
+def exponent_of(weight: str, layer: str) -> int | None:
+    """The exponent that ``scaled`` put into a weight, None where it is no weight of ``layer``."""
+    if weight == layer:
+        return 0
+    name, mark, exponent = weight.rpartition(_TIMES)
+    return int(exponent.replace("m", "-")) if mark and name == layer else None
 
 
 def _scaled_node(node: Node, exponents: Sequence[int], times: Callable[[int, int], int]) -> Node:

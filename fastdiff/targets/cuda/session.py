@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ import torch
 
 from fastdiff.errors import EngineDamagedError, InputError
 from fastdiff.manifest import ModuleEntry
+from fastdiff.targets import parameters
 from fastdiff.targets.cuda import file
+from fastdiff.targets.cuda.adapters import PLACE, Adapters
 from fastdiff.targets.cuda.backend import Backend, EagerBackend
 from fastdiff.targets.cuda.call import GraphedCall
 from fastdiff.targets.cuda.choices import Choices
@@ -24,6 +27,7 @@ from fastdiff.targets.cuda.threshold import table_threshold
 from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
+    from fastdiff.lora.update import LowRank
     from fastdiff.samplers import Callback, NoiseSource, StepTable
 
 __all__ = ["CHECK_FINITE", "CudaSession", "open_session"]
@@ -42,9 +46,17 @@ class CudaSession(Session):
     waits_per_step = False
 
     def __init__(
-        self, name: str, entry: ModuleEntry, stages: Stages, graphs: GraphCache, table_step: TableStep
+        self,
+        name: str,
+        entry: ModuleEntry,
+        stages: Stages,
+        graphs: GraphCache,
+        table_step: TableStep,
+        adapters: Callable[[], Adapters],
     ) -> None:
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
+        self._graphs = graphs
+        self._make_adapters = adapters
         self._call: GraphedCall | None = GraphedCall(graphs, stages.whole)
         self._loop = DeviceLoop(graphs, stages, table_step) if stages.has_steps else None
         self.has_loop = self._loop is not None
@@ -92,6 +104,20 @@ class CudaSession(Session):
             raise InputError(f"{self.name} has been closed, or has no steps")
         return self._loop.sample(table, latents, inputs, guidance, noise, callback, chunk)
 
+    def adaptable(self) -> Mapping[str, tuple[int, ...]]:
+        """As of every session; of an engine that was built without, TargetError."""
+        return {path: layer.shape for path, layer in self._adapters.layers.items()}
+
+    def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
+        """Weights are updated where they are, which captured graphs see."""
+        if updates or "_adapters" in vars(self):
+            with self._graphs.exclusive():
+                self._adapters.set(updates)
+
+    @cached_property
+    def _adapters(self) -> Adapters:
+        return self._make_adapters()
+
     def close(self) -> None:
         """Free what was captured; weights go with the session."""
         if self._call is not None:
@@ -126,7 +152,11 @@ def open_session(folder: Path, name: str, entry: ModuleEntry, device: torch.devi
     if checked:
         executor.watch(check_finite(name))
     graphs = GraphCache(EagerBackend(device), 1 << 62) if checked else _graphs(device)
-    return CudaSession(name, entry, Stages(executor), graphs, table_step_on(device))
+
+    def adapters() -> Adapters:
+        return Adapters(executor, parameters.read(folder, name, entry, PLACE))
+
+    return CudaSession(name, entry, Stages(executor), graphs, table_step_on(device), adapters)
 
 
 @cache
