@@ -23,12 +23,15 @@ from numpy.typing import NDArray
 from fastdiff.denoise import Denoiser, SplitDenoiser, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
-from fastdiff.errors import FastdiffWarning
-from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.errors import FastdiffWarning, InputError
+from fastdiff.inputs import default_sampler
 from fastdiff.prompts import PromptEncoder
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import Callback, Generator, Guidance, NoiseSchedule, NoiseSource
+from fastdiff.samplers import Callback, Guidance, NoiseSchedule, NoiseSource
+from fastdiff.tasks.methods import Tasks
+from fastdiff.tasks.plan import Plan
+from fastdiff.tasks.text_to_image import check_from_noise, text_to_image
 from fastdiff.tokenizer import ClipTokenizer
 from fastdiff.vae import Vae
 
@@ -73,8 +76,8 @@ class Modules(Mapping[str, "Session"]):
             self._open.popitem()[1].close()
 
 
-class Pipeline:
-    """Text to pictures on an open engine. ``modules[name](**arrays)`` runs a single module.
+class Pipeline(Tasks):
+    """Text and pictures to pictures on an open engine. ``modules[name](**arrays)`` runs a single module.
 
     With a ``guidance_device`` the unconditional half of guidance runs there, beside the conditional half.
     """
@@ -98,7 +101,7 @@ class Pipeline:
         self.modules = Modules(engine, threads, device, own_threads)
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
         self.prompts = PromptEncoder(engine, self.modules)
-        self.vae = Vae(engine.manifest.model, self.modules)
+        self.vae = Vae(engine.manifest.model, self.modules, engine.manifest.modules)
         for name in _NEEDED:
             self.modules[name]  # opened here: the first picture takes no longer than the second
 
@@ -117,6 +120,10 @@ class Pipeline:
         eta: float | None = None,
         sampler_options: Mapping[str, Any] | None = None,
         latents: Array | None = None,
+        variation_seed: int | None = None,
+        variation_strength: float | None = None,
+        denoising_end: float | None = None,
+        output: str = "pictures",
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Result:
@@ -129,6 +136,9 @@ class Pipeline:
         of fresh noise, None being the sampler's own. ``sampler_options`` replace entries of the checkpoint's
         scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME`` lists them.
         ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn noise.
+        ``variation_strength``, 0 to 1, leads the noise towards that of ``variation_seed``. ``denoising_end``
+        stops after that share of the way; with ``output`` "latents", which decodes nothing, another model can
+        go on (``img2img``).
         ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step`` counting
         from 1; copy the latents to keep them. ``progress`` draws a bar.
         Raises InputError for a value that cannot be used and NumericError when NaN or infinity comes out.
@@ -148,7 +158,9 @@ class Pipeline:
             eta=eta,
             sampler_options=sampler_options,
         )
-        return self.run(request, latents, None, callback, progress)
+        options = check_from_noise(denoising_end, output, variation_seed, variation_strength)
+        plan = text_to_image(self, request, latents, None, options)
+        return self.carry_out(request, plan, callback, progress)
 
     def run(
         self,
@@ -159,26 +171,37 @@ class Pipeline:
         progress: bool = False,
     ) -> Result:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
+        return self.carry_out(request, text_to_image(self, request, latents, noise), callback, progress)
+
+    def carry_out(
+        self, request: Request, plan: Plan, callback: Callback | None = None, progress: bool = False
+    ) -> Result:
+        """A call that a task has planned: prompt, steps, pictures."""
         from fastdiff.image import to_images
 
-        begin = time.perf_counter()
-        check_shapes(self.engine, request, self._others is not None)
-        table = call_table(self.schedule, request, latents is not None)
-        generator = Generator(request.seed)
-        start = unit_noise(self.engine.manifest.model, request, latents, generator)
-        start = start * np.float32(table.init_noise_sigma)
-
+        if self.engine.manifest.model.condition_channels and "condition" not in plan.conditions:
+            raise InputError("this model paints parts of a picture: use inpaint with a picture and a mask")
         embed_begin = time.perf_counter()
-        denoise = self._denoiser(request)
+        denoise = self._denoiser(request, plan)
         embedded = time.perf_counter()
-        source = generator if noise is None else noise
-        final, seconds = run_table(table, denoise, start, request, source, callback, progress)
+        final, seconds = run_table(
+            plan.table, denoise, plan.start, request, plan.source, callback, progress, plan.edit
+        )
         decode_begin = time.perf_counter()
-        images = to_images(self.vae.decode(final))
+        images, task = [], dict(plan.task)
+        if plan.output == "pictures":
+            images = to_images(self.vae.decode(final))
+            images = images if plan.finish is None else plan.finish(images)
+            task["vae"] = self.vae.way
         end = time.perf_counter()
-        timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
-        metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
+        timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - plan.begin)
+        metadata = picture_metadata(request, self.engine.engine_hash, task)
         return Result(images, final, request.seed, timings, metadata)
+
+    @property
+    def splits_guidance(self) -> bool:
+        """Whether the halves of guidance run on devices of their own."""
+        return self._others is not None
 
     @property
     def tokenizer(self) -> ClipTokenizer:
@@ -196,9 +219,9 @@ class Pipeline:
             self._others.close()
         self.prompts.forget()
 
-    def _denoiser(self, request: Request) -> Denoiser | SplitDenoiser:
+    def _denoiser(self, request: Request, plan: Plan) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""
-        branches = self.prompts.branches(request)
+        branches = [{**branch, **plan.conditions} for branch in self.prompts.branches(request)]
         if len(branches) == 1:
             self._warn_without_guidance(request)
             return Denoiser(self.modules["unet"], branches[0], None)

@@ -52,7 +52,8 @@ def unipc(
         estimates = {j: step.carry * coef for j, coef in correction.items()}
         estimates[i] = estimates.get(i, 0.0) + step.scale * step.w(0)
         _add(estimates, i, base, predicted, ratios)
-        moves.append(Move({i: step.carry}, estimates))
+        carried = step.carry if correction else 0.0
+        moves.append(Move({i: step.carry}, estimates, carried=carried))
 
         correction = {}
         if i not in uncorrected and i + 1 < len(orders):

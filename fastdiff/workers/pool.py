@@ -23,7 +23,9 @@ from fastdiff.progress import progress_bar
 from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
 from fastdiff.samplers import Generator, Guidance, NoiseSchedule
+from fastdiff.tasks.variations import Variation, check_variation
 from fastdiff.workers.process import Crew, Job, Place
+from fastdiff.workers.refused import OneDeviceTasks
 from fastdiff.workers.wire import Message
 
 __all__ = ["PipelinePool", "load_many"]
@@ -31,7 +33,7 @@ __all__ = ["PipelinePool", "load_many"]
 Array = NDArray[np.float32]
 
 
-class PipelinePool:
+class PipelinePool(OneDeviceTasks):
     """An engine open in one process per device. Called like a Pipeline, it gives the same pictures.
 
     The pictures of a call are a queue: whichever device is free takes the next ``batch`` of them. Their
@@ -73,6 +75,8 @@ class PipelinePool:
         eta: float | None = None,
         sampler_options: Mapping[str, Any] | None = None,
         latents: Array | None = None,
+        variation_seed: int | None = None,
+        variation_strength: float | None = None,
         progress: bool = False,
     ) -> Result:
         """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
@@ -96,12 +100,16 @@ class PipelinePool:
             eta=eta,
             sampler_options=sampler_options,
         )
-        jobs = self._jobs(request, latents)
+        variation = check_variation(variation_seed, variation_strength)
+        jobs = self._jobs(request, latents, variation)
+        task: dict[str, Any] = {"settings": variation.settings() if variation else {}}
+        if latents is not None:
+            task["latents"] = "given"  # the settings alone do not repeat the picture
         with self._lock:
             replies = self._run(jobs, progress)
         for text in dict.fromkeys(text for body, _ in replies for text in body["warnings"]):
             warnings.warn(text, FastdiffWarning, stacklevel=2)
-        metadata = picture_metadata(request, self.engine.engine_hash, latents is not None)
+        metadata = picture_metadata(request, self.engine.engine_hash, task)
         return _joined(replies, request.seed, metadata, begin)
 
     def close(self) -> None:
@@ -117,10 +125,14 @@ class PipelinePool:
     ) -> None:
         self.close()
 
-    def _jobs(self, request: Request, latents: Array | None) -> list[Job]:
+    def _jobs(self, request: Request, latents: Array | None, variation: Variation | None) -> list[Job]:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
         table = call_table(self.schedule, request, latents is not None)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
+        if variation is not None:
+            if latents is not None:
+                raise InputError("variation_seed beside latents: leave one of them out")
+            start = variation.apply(start)
         jobs: list[Job] = []
         for begin in range(0, request.pictures, self._batch):
             rows = range(begin, min(begin + self._batch, request.pictures))
