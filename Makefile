@@ -1,9 +1,12 @@
 # make test   set up, lint, all tests       make demo    set up, build an engine, generate pictures
 # make smoke  half a minute of tests        make lint    ruff, mypy, clang-format    make format  apply them
+# make test-full  models of the published size: hours, 24 GB of memory and 60 GB of disk (docs/memory.md)
 # make sanitize  the C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer, then with ThreadSanitizer
 # Needs python3 (3.11 or newer, with its headers), a C++ compiler and make; everything else is installed in .venv.
 
 PYTHON ?= python3
+# Processes that share the tests.
+TEST_WORKERS ?= 2
 # 1 turns compiler warnings into errors; continuous integration sets it.
 FASTDIFF_WERROR ?= 0
 export FASTDIFF_WERROR
@@ -19,14 +22,20 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: test lint format smoke demo sanitize venv clean
+.PHONY: test test-full lint format smoke demo sanitize venv clean
 .DELETE_ON_ERROR:
 
 test: venv lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+# FULL_REPORT=FOLDER writes the measured figures there, FULL_FOLDER=FOLDER keeps checkpoints and engines there,
+# FULL_MODELS="sd15 sdxl" takes these alone.
+test-full: venv
+	$(BIN)/python -m pytest -m full -v $(if $(FULL_REPORT),--full-report=$(FULL_REPORT)) \
+	  $(if $(FULL_FOLDER),--full-folder=$(FULL_FOLDER)) $(foreach model,$(FULL_MODELS),--full-model=$(model))
 
 smoke: venv
-	$(BIN)/python -m pytest -m smoke
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m smoke
 
 demo: venv
 	$(BIN)/python -m fastdiff.zoo.demo

@@ -2,15 +2,18 @@
 
 Sizes that change from call to call are symbols: ``batch``, ``tokens`` and, always counted in *latent*
 pixels, ``height`` and ``width``. A picture-sized dimension is a multiple of a latent one and is written
-``"8*height"``.
+``"8*height"``, one on a U-Net's lower levels is a part of it, ``"height/2"``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fractions import Fraction
 
+from fastdiff.control.spec import ControlSpec
 from fastdiff.errors import InputError
 
 __all__ = [
@@ -29,7 +32,7 @@ __all__ = [
 MODULES = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 """Modules of an engine, in the order in which they are built."""
 
-_SYMBOL = re.compile(r"(?:([1-9][0-9]{0,8})\*)?([a-z][a-z0-9_]*)", re.ASCII)
+_SYMBOL = re.compile(r"(?:([1-9][0-9]{0,8})\*)?([a-z][a-z0-9_]*)(?:/([1-9][0-9]{0,8}))?", re.ASCII)
 
 
 class Precision(StrEnum):
@@ -69,27 +72,35 @@ def parse_precision(text: str | Precision) -> Precision:
 class TensorSpec:
     """Name, NumPy dtype name and shape of a module's input or output.
 
-    ``shape`` holds integers and symbolic sizes: ``"batch"``, ``"height"``, ``"8*height"``.
+    ``shape`` holds integers and symbolic sizes: ``"batch"``, ``"height"``, ``"8*height"``, ``"height/2"``.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
 
-    def factors(self) -> tuple[tuple[int, str | None], ...]:
+    def factors(self) -> tuple[tuple[int | Fraction, str | None], ...]:
         """The shape as ``(factor, symbol)`` pairs; a fixed size is ``(size, None)``.
 
         Raises ValueError for a size that is neither positive nor a symbol.
         """
         return tuple(_factor(size) for size in self.shape)
 
+    def concrete(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape for given sizes. Raises KeyError for a symbol that ``sizes`` does not give."""
+        return tuple(
+            int(factor) if symbol is None else int(factor * sizes[symbol])
+            for factor, symbol in self.factors()
+        )
 
-def _factor(size: int | str) -> tuple[int, str | None]:
+
+def _factor(size: int | str) -> tuple[int | Fraction, str | None]:
     if isinstance(size, str):
         match = _SYMBOL.fullmatch(size)
         if match is None:
             raise ValueError(f"{size!r} is not a symbolic size")
-        return int(match[1] or 1), match[2]
+        factor = Fraction(int(match[1] or 1), int(match[3] or 1))
+        return factor.numerator if factor.denominator == 1 else factor, match[2]
     if size < 1:
         raise ValueError(f"{size!r} is not a positive size")
     return size, None
@@ -159,7 +170,12 @@ class ModelSpec:
     ``condition_channels`` how many channels the U-Net takes beside the latents, such as inpainting's mask,
     ``num_classes`` how many class labels it knows; 0 each for models without. ``text_encoders`` are in the
     order in which their hidden states are put side by side; an engine that names none has one, which
-    ``max_tokens`` and ``hidden_size`` describe.
+    ``max_tokens`` and ``hidden_size`` describe, or with 0 of both takes no prompt.
+    A model on pixels has no VAE: its latents are pictures, with a ``vae_scale_factor`` of 1. ``latents_mean``
+    and ``latents_std``, a number per channel, stand for mean and deviation where a VAE has them: then
+    ``latent = (mean - latents_mean) * scaling_factor / latents_std``. ``latent_codes`` is the size of a
+    VQ-VAE's codebook, 0 for others; ``latent_variance`` says whether the encoder gives a variance.
+    ``control`` is what an engine was built with that steers the U-Net by pictures.
     """
 
     family: str
@@ -180,3 +196,18 @@ class ModelSpec:
     num_classes: int = field(default=0, metadata=OPTIONAL)
     picture_channels: int = field(default=3, metadata=OPTIONAL)
     text_encoders: tuple[TextEncoderSpec, ...] = field(default=(), metadata=OPTIONAL)
+    latents_mean: tuple[float, ...] = field(default=(), metadata=OPTIONAL)
+    latents_std: tuple[float, ...] = field(default=(), metadata=OPTIONAL)
+    latent_codes: int = field(default=0, metadata=OPTIONAL)
+    latent_variance: bool = field(default=True, metadata=OPTIONAL)
+    control: ControlSpec = field(default=ControlSpec(), metadata=OPTIONAL)
+
+    @property
+    def takes_prompt(self) -> bool:
+        """Whether pictures are made of prompts."""
+        return self.hidden_size > 0
+
+    @property
+    def on_pixels(self) -> bool:
+        """Whether the U-Net works on pictures themselves, without a VAE."""
+        return self.vae_scale_factor == 1

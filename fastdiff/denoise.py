@@ -30,7 +30,7 @@ from fastdiff.samplers.loop import Edit, Outputs
 if TYPE_CHECKING:
     from fastdiff.targets.session import Session
 
-__all__ = ["Denoiser", "Evaluation", "Inputs", "Predict", "SplitDenoiser", "run_table"]
+__all__ = ["Denoiser", "Evaluation", "Inputs", "Predict", "SplitDenoiser", "evaluated", "run_table"]
 
 Array = NDArray[np.float32]
 
@@ -221,6 +221,16 @@ def _joined(first: Inputs, second: Inputs) -> dict[str, NDArray[Any]]:
 def _predict(unet: Session, sample: Array, timestep: float, inputs: Inputs) -> Array:
     output: Array = unet(sample=sample, timestep=np.float32(timestep), **inputs)["sample"]
     return output
+
+
+def evaluated(unet: Session) -> Predict:
+    """The U-Net alone, as what can be put in its place."""
+
+    def predict(evaluation: Evaluation, inputs: dict[str, NDArray[Any]]) -> Array:
+        output: Array = unet(**inputs)["sample"]
+        return output
+
+    return predict
 
 
 def run_table(

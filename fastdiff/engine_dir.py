@@ -6,6 +6,7 @@
       engine.json           the manifest: see fastdiff.manifest
       <module>…             the files of each module's target
       tokenizer/            vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json
+      tokenizer_2/          of a second text encoder, where there is one
 
 fastdiff.engine_writer writes it into a hidden folder ``.<name>.<token>.partial`` beside its destination and
 renames that, so whatever stands under the destination's name is complete.
@@ -66,7 +67,7 @@ class Engine:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder with the tokenizer's files."""
+        """The folder with the first tokenizer's files."""
         return self.path / TOKENIZER_FOLDER
 
     def entry(self, name: str) -> ModuleEntry:

@@ -23,18 +23,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def to_images(sample: NDArray[np.float32]) -> list[Image.Image]:
-    """The VAE's output [N, 3, H, W], nominally in -1..1, as N pictures of 8 bits per channel.
+    """The VAE's output [N, 3, H, W], nominally in -1..1, as N pictures of 8 bits per channel, or grey.
 
     The arithmetic is that of diffusers' ``VaeImageProcessor``: to 0..1 in float32, clamped, times 255,
     rounded half to even. Raises InputError for another shape or for values that are not numbers.
     """
-    if sample.ndim != 4 or sample.shape[1] != 3:
-        raise InputError(f"pictures have shape {list(sample.shape)}: it must be [N, 3, height, width]")
+    if sample.ndim != 4 or sample.shape[1] not in (1, 3):
+        raise InputError(
+            f"pictures have shape {list(sample.shape)}: it must be [N, 3, height, width] or 1 channel"
+        )
     if not np.isfinite(sample).all():
         raise InputError("pictures hold NaN or infinity: they cannot be shown")
     scaled = np.clip(sample * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
     pixels = np.ascontiguousarray(scaled.round().astype(np.uint8).transpose(0, 2, 3, 1))
-    return [Image.fromarray(picture) for picture in pixels]
+    return [Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture) for picture in pixels]
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:

@@ -82,7 +82,9 @@ def check_shapes(engine: Engine, request: Request, split_guidance: bool = False)
     """
     factor = engine.manifest.model.vae_scale_factor
     rows = request.pictures * (1 if split_guidance else request.branches)
-    batches = [("unet", rows), ("vae_decoder", request.pictures)]
+    batches = [("unet", rows)]
+    if not engine.manifest.model.on_pixels:
+        batches.append(("vae_decoder", request.pictures))
     if isinstance(request.guidance, Guidance) and request.guidance.interval is not None:
         batches.append(("unet", request.pictures))  # in the steps outside
     for module, batch in batches:

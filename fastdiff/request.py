@@ -19,7 +19,7 @@ from fastdiff.errors import InputError
 from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
 from fastdiff.samplers.guidance.read import written
 
-__all__ = ["Request", "check_request", "request_from", "request_values"]
+__all__ = ["Request", "check_number", "check_request", "request_from", "request_values"]
 
 _MAX_SEED = 2**64 - 1
 
@@ -29,7 +29,9 @@ class Request:
     """A checked call. ``prompts`` and ``negatives`` are of one length; ``num`` pictures are made of each.
 
     ``height`` and ``width`` are in picture pixels. ``eta`` None is the sampler's own. ``listed`` says whether
-    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values.
+    the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values. ``class_labels``
+    has one for each picture, or none. ``embedded`` says that the model is told the guidance scale, so that
+    nothing is computed twice; ``prompted`` that it takes a prompt at all: else that is one empty text.
     """
 
     prompts: tuple[str, ...]
@@ -44,6 +46,9 @@ class Request:
     eta: float | None
     listed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    class_labels: tuple[int, ...] = ()
+    embedded: bool = False
+    prompted: bool = True
 
     @property
     def guided(self) -> bool:
@@ -55,7 +60,7 @@ class Request:
         """The most outputs of the model in one step: 1, with guidance 2, and 3 if a method needs them."""
         if isinstance(self.guidance, Guidance):
             return self.guidance.branches
-        return 2 if self.guidance > 1.0 else 1
+        return 2 if self.guidance > 1.0 and not self.embedded else 1
 
     @property
     def scale(self) -> float:
@@ -69,18 +74,23 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """The call as keyword arguments of the pipeline, in JSON values: enough to repeat it."""
-        return {
+        texts: dict[str, Any] = {
             "prompt": list(self.prompts) if self.listed else self.prompts[0],
             "negative": list(self.negatives) if self.listed else self.negatives[0],
+        }
+        scale = written(self.guidance) if isinstance(self.guidance, Guidance) else self.guidance
+        return {
+            **(texts if self.prompted else {}),
             "steps": self.steps,
             "sampler": self.sampler,
-            "guidance": written(self.guidance) if isinstance(self.guidance, Guidance) else self.guidance,
+            **({"guidance": scale} if self.prompted else {}),
             "seed": self.seed,
             "num": self.num,
             "height": self.height,
             "width": self.width,
             "eta": self.eta,
             **({"sampler_options": dict(self.options)} if self.options else {}),
+            **({"class_label": list(self.class_labels)} if self.class_labels else {}),
         }
 
 
@@ -98,11 +108,18 @@ def check_request(
     width: object,
     eta: object,
     sampler_options: object = None,
+    class_label: object = None,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
 
-    ``seed`` None draws one of 32 bits; ``height`` or ``width`` None takes the engine's default.
+    ``seed`` None draws one of 32 bits; ``height`` or ``width`` None takes the engine's default, ``guidance``
+    None the model's.
     """
+    guidance = _default_guidance(model) if guidance is None and model.takes_prompt else guidance
+    if not model.takes_prompt:
+        prompt, negative, guidance = _unprompted(prompt, negative, guidance)
+    elif prompt is None:
+        raise InputError("prompt is missing: this engine makes pictures of one")
     prompts = _texts("prompt", prompt)
     negatives = _texts("negative", negative)
     if isinstance(negative, str):
@@ -113,12 +130,17 @@ def check_request(
         )
     if not isinstance(sampler, str):
         raise InputError(f"sampler is {_show(sampler)}: it must be a name, such as 'ddim'")
-    share = None if eta is None else _number("eta", eta)
+    share = None if eta is None else check_number("eta", eta)
     if share is not None and not 0.0 <= share <= 1.0:
         raise InputError(f"eta is {share:g}: it must be from 0 (DDIM) to 1 (DDPM)")
     guidance = _guidance(guidance)
     if isinstance(guidance, Guidance) and isinstance(guidance.method, PerpNeg) and not any(negatives):
         raise InputError("guidance 'perp_neg' without a negative prompt: give one, or use 'cfg'")
+    if model.guidance_embedding and isinstance(guidance, Guidance):
+        raise InputError(
+            "guidance is a Guidance: this model is told the scale itself, so it must be a number, such as 8"
+        )
+    pictures = _integer("num", num, minimum=1)
     return Request(
         prompts=prompts,
         negatives=negatives,
@@ -126,13 +148,46 @@ def check_request(
         sampler=sampler,
         guidance=guidance,
         seed=secrets.randbits(32) if seed is None else _integer("seed", seed, 0, _MAX_SEED),
-        num=_integer("num", num, minimum=1),
+        num=pictures,
         height=_side("height", height, model.default_height, model.size_multiple),
         width=_side("width", width, model.default_width, model.size_multiple),
         eta=share,
         listed=not isinstance(prompt, str),
         options=_options(sampler_options),
+        class_labels=_class_labels(model, class_label, len(prompts) * pictures),
+        embedded=model.guidance_embedding > 0,
+        prompted=model.takes_prompt,
     )
+
+
+def _default_guidance(model: ModelSpec) -> float:
+    """The scale of a call that gives none: 5, or as diffusers 8.5 for models that are told the scale."""
+    return 8.5 if model.guidance_embedding else 5.0
+
+
+def _unprompted(prompt: object, negative: object, guidance: object) -> tuple[str, str, float]:
+    """What stands for the texts and the guidance of a model without a prompt. Raises InputError for any."""
+    for name, value in (("prompt", prompt), ("negative", negative or None), ("guidance", guidance)):
+        if value is not None:
+            raise InputError(f"{name} is {_show(value)}: this engine takes no prompt; leave it out")
+    return "", "", 1.0
+
+
+def _class_labels(model: ModelSpec, value: object, pictures: int) -> tuple[int, ...]:
+    """A label for each picture; none for a model without classes. Raises InputError."""
+    if not model.num_classes:
+        if value is not None:
+            raise InputError(f"class_label is {_show(value)}: this engine knows no classes; leave it out")
+        return ()
+    last = model.num_classes - 1
+    if value is None:
+        raise InputError(f"class_label is missing: give the number of a class, from 0 to {last}")
+    each = list(value) if isinstance(value, (list, tuple)) else [value] * pictures
+    if len(each) != pictures:
+        raise InputError(
+            f"{len(each)} class labels for {pictures} pictures: give one for each, or one number"
+        )
+    return tuple(_integer("class_label", label, 0, last) for label in each)
 
 
 def _options(value: object) -> dict[str, Any]:
@@ -157,15 +212,15 @@ def request_values(request: Request) -> dict[str, Any]:
 
 def request_from(values: dict[str, Any]) -> Request:
     """The call that `request_values` made JSON of."""
-    texts = {name: tuple(values[name]) for name in ("prompts", "negatives")}
-    return Request(**{**values, **texts, "guidance": _guidance(values["guidance"])})
+    tuples = {name: tuple(values[name]) for name in ("prompts", "negatives", "class_labels")}
+    return Request(**{**values, **tuples, "guidance": _guidance(values["guidance"])})
 
 
 def _guidance(value: object) -> float | Guidance:
     """A scale, a Guidance, or one in JSON values."""
     guidance = read_guidance(value) if isinstance(value, dict) else value
     if not isinstance(guidance, Guidance):
-        guidance = _number("guidance", guidance)
+        guidance = check_number("guidance", guidance)
     scale = guidance.scale if isinstance(guidance, Guidance) else guidance
     if scale < 0.0:
         raise InputError(f"guidance is {scale:g}: it must be 0 or more; 1 switches it off")
@@ -204,7 +259,8 @@ def _integer(name: str, value: object, minimum: int, maximum: int | None = None)
     return number
 
 
-def _number(name: str, value: object) -> float:
+def check_number(name: str, value: object) -> float:
+    """The argument called ``name`` as a finite number. Raises InputError."""
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from fastdiff.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from fastdiff.control.request import ControlRequest
 
 __all__ = ["Result", "Timings", "picture_metadata"]
 
@@ -64,14 +66,21 @@ class Result:
 
 
 def picture_metadata(
-    request: Request, engine_hash: str, task: Mapping[str, Any] | None = None
+    request: Request,
+    engine_hash: str,
+    task: Mapping[str, Any] | None = None,
+    loras: Sequence[Mapping[str, Any]] = (),
+    control: ControlRequest | None = None,
 ) -> list[dict[str, Any]]:
     """One JSON object for each picture of a call; ``settings`` is the call itself.
 
     ``task`` is that of a `fastdiff.tasks.Plan`, with the ``vae``'s way to decode: its ``settings`` are added
-    to those of the request, those that it is ``without`` are left out, the rest stands beside them.
+    to those of the request, those that it is ``without`` are left out, the rest stands beside them. ``loras``
+    are the records of those that had an effect.
     """
     common: dict[str, Any] = {"fastdiff": __version__, "engine": engine_hash}
+    if loras:
+        common["loras"] = list(loras)
     more = dict(task or {})
     settings, without, way = more.pop("settings", {}), more.pop("without", ()), more.pop("vae", None)
     if way is not None and way.tile is not None:
@@ -80,6 +89,9 @@ def picture_metadata(
     common["settings"] = {
         key: value for key, value in {**request.settings(), **settings}.items() if key not in without
     }
+    if control:
+        common.update(control.metadata())
+        common["settings"].update(control.settings())
     return [
         {
             **common,

@@ -54,16 +54,25 @@ class Vae:
     def decode(self, latents: Array) -> Array:
         """Pictures [batch, channels, height, width], about −1 to 1, of latents [batch, channels, h, w].
 
+        Of a model on pixels they are the latents. A VQ-VAE decodes the codes that are nearest to them.
         Raises NumericError when NaN or infinity comes out.
         """
-        model, module = self._model, self._modules["vae_decoder"]
-        scaled = latents / np.float32(model.scaling_factor) + np.float32(model.shift_factor)
+        model, factor = self._model, self._model.vae_scale_factor
+        if model.on_pixels:
+            self.way = Way(None, len(latents))
+            return latents
+        module = self._modules["vae_decoder"]
+        if model.latent_codes:
+            scores = self._modules["vae_quantizer"](latent_sample=self._unscaled(latents))["scores"]
+            decoded: Array = module(codes=scores.argmin(axis=1))["sample"]
+            self.way = Way(None, len(latents))
+        else:
 
-        def run(part: Array) -> tuple[Array, ...]:
-            return (module(latent_sample=part)["sample"],)
+            def run(part: Array) -> tuple[Array, ...]:
+                return (module(latent_sample=part)["sample"],)
 
-        self.way = self._choose("vae_decoder", (len(latents), *latents.shape[2:]))
-        (decoded,) = _in_parts(run, scaled, self.way, 1, model.vae_scale_factor)
+            self.way = self._choose("vae_decoder", (len(latents), *latents.shape[2:]))
+            (decoded,) = _in_parts(run, self._unscaled(latents), self.way, 1, factor)
         if not np.isfinite(decoded).all():
             raise NumericError(
                 "the VAE gave NaN or infinity from finite latents: check the engine with fastdiff verify"
@@ -77,8 +86,10 @@ class Vae:
         them. Raises InputError for an engine without an encoder and NumericError for NaN or infinity.
         """
         model = self._model
-        if "vae_encoder" not in self._modules:
-            raise InputError("this engine has no vae_encoder, which pictures need: build it again with one")
+        if "vae_encoder" not in self._modules or model.latent_codes:
+            raise InputError(
+                "this engine has no vae_encoder of latents, which pictures need: use another model"
+            )
         module = self._modules["vae_encoder"]
 
         def run(part: Array) -> tuple[Array, ...]:
@@ -93,8 +104,29 @@ class Vae:
                 "the VAE gave NaN or infinity for a picture: check the engine with fastdiff verify"
             )
         sample = mean + np.exp(np.float32(0.5) * logvar) * noise.randn(mean.shape)
-        latents: Array = (sample - np.float32(model.shift_factor)) * np.float32(model.scaling_factor)
-        return latents
+        return self._scaled(sample)
+
+    def _scaled(self, sample: Array) -> Array:
+        """What the encoder gives as the U-Net takes it."""
+        model = self._model
+        if model.latents_mean:
+            mean, std = (
+                np.array(values, np.float32)[:, None, None]
+                for values in (model.latents_mean, model.latents_std)
+            )
+            return np.asarray((sample - mean) * np.float32(model.scaling_factor) / std)
+        return np.asarray((sample - np.float32(model.shift_factor)) * np.float32(model.scaling_factor))
+
+    def _unscaled(self, latents: Array) -> Array:
+        """Latents as the decoder takes them."""
+        model = self._model
+        if model.latents_mean:
+            mean, std = (
+                np.array(values, np.float32)[:, None, None]
+                for values in (model.latents_mean, model.latents_std)
+            )
+            return np.asarray(latents * std / np.float32(model.scaling_factor) + mean)
+        return np.asarray(latents / np.float32(model.scaling_factor) + np.float32(model.shift_factor))
 
     def _choose(self, name: str, shape: tuple[int, int, int]) -> Way:
         factor, entry = self._model.vae_scale_factor, self._entries.get(name)

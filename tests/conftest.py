@@ -10,11 +10,26 @@ import pytest
 
 from fastdiff import _C
 from fastdiff.zoo import resolve
+from tests import schedule
 from tests.builds import build_captured, build_native
+from tests.schedule import pytest_xdist_make_scheduler
+
+__all__ = ["pytest_xdist_make_scheduler"]
+
+# Before PyTorch is imported.
+schedule.share_cores()
 
 # Before transformers or diffusers are imported: no test may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the tests marked ``full``, which ``make test-full`` runs."""
+    group = parser.getgroup("full", "models of the published size")
+    group.addoption("--full-model", action="append", default=[], help="this model alone; may be repeated")
+    group.addoption("--full-folder", help="keep checkpoints, engines and results of PyTorch here")
+    group.addoption("--full-report", help="write what was measured into this folder, as JSON and Markdown")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -116,6 +116,20 @@ class NativeSession {
         const py::gil_scoped_release release;
         return session_.arena_bytes();
     }
+    // `updates` maps the id of a layer's value to its parts (first row, down, up, scale).
+    void set_adapters(const std::map<int, std::vector<AdapterPart>>& updates) {
+        std::vector<LayerUpdate> layers;
+        for (const auto& [value, parts] : updates) {
+            LayerUpdate& update = layers.emplace_back(LayerUpdate{value, {}});
+            for (const AdapterPart& part : parts) update.parts.push_back(parse_low_rank(part));
+        }
+        const py::gil_scoped_release release;
+        session_.set_adapters(layers);
+    }
+    std::size_t adapter_bytes() {
+        const py::gil_scoped_release release;
+        return session_.adapter_bytes();
+    }
     std::size_t threads() const { return session_.threads(); }
     void set_threads(std::size_t threads) {
         const py::gil_scoped_release release;
@@ -240,6 +254,8 @@ void bind_native(py::module_& module) {
              py::arg("guidance") = 1.0, py::arg("noise") = nullptr, py::arg("callback") = py::none())
         .def("plan", &NativeSession::plan, py::arg("sizes"), py::arg("rows") = 0)
         .def("planned_bytes", &NativeSession::planned_bytes, py::arg("sizes"), py::arg("rows") = 0)
+        .def("set_adapters", &NativeSession::set_adapters, py::arg("updates"))
+        .def_property_readonly("adapter_bytes", &NativeSession::adapter_bytes)
         .def_property_readonly("arena_bytes", &NativeSession::arena_bytes)
         .def_property("threads", &NativeSession::threads, &NativeSession::set_threads);
 }

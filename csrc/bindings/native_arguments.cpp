@@ -138,4 +138,19 @@ SamplerTable parse_table(const py::object& table) {
     return result;
 }
 
+LowRank parse_low_rank(const AdapterPart& part) {
+    const auto& [first, down, up, scale] = part;
+    const float* const down_data = input(down, "down");
+    const float* const up_data = input(up, "up");
+    const Shape down_shape = shape_of(down), up_shape = shape_of(up);
+    if (down_shape.size() < 2 || up_shape.size() != 2 || up_shape[1] != down_shape[0] || down_shape[0] < 1) {
+        throw InputError("down has shape " + to_string(down_shape) + " and up " + to_string(up_shape) +
+                         ", wanted [rank, in, ...] and [out, rank]");
+    }
+    const auto rank = static_cast<std::size_t>(down_shape[0]);
+    return {
+        first, static_cast<std::size_t>(up_shape[0]), rank, size_of(down_shape) / rank, down_data, up_data,
+        scale};
+}
+
 }  // namespace fastdiff::bindings

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "runtime/loop.h"
@@ -27,5 +28,10 @@ Stage parse_stage(const std::string& name);
 SamplerTable parse_table(const py::object& table);
 // The array's data, after checking type and contiguity; its sizes are appended to `shape`.
 const void* read_array(const py::object& object, const Value& value, fastdiff::Shape& shape);
+
+// (first row, down, up, scale) of a low-rank update; up has two axes, down the layer's.
+using AdapterPart = std::tuple<std::size_t, py::object, py::object, float>;
+// It refers to the arrays' data.
+LowRank parse_low_rank(const AdapterPart& part);
 
 }  // namespace fastdiff::bindings

@@ -97,6 +97,23 @@ void Session::set_threads(std::size_t threads) {
     pool_ = std::move(pool);
 }
 
+void Session::set_adapters(std::span<const LayerUpdate> updates) {
+    const std::lock_guard lock(turn_);
+    if (updates.empty() && !adapted_) return;
+    std::shared_ptr<const AdaptedGraph> adapted;
+    if (!updates.empty()) {
+        adapted = std::make_shared<const AdaptedGraph>(module_->graph(), updates, pool_->parallel());
+    }
+    plans_.clear();
+    use(nullptr);
+    adapted_ = std::move(adapted);
+}
+
+std::size_t Session::adapter_bytes() {
+    const std::lock_guard lock(turn_);
+    return adapted_ ? adapted_->bytes() : 0;
+}
+
 std::shared_ptr<const Plan> Session::plan(const Sizes& sizes, std::size_t rows) {
     const std::lock_guard lock(turn_);
     return find_plan(sizes, rows);
@@ -109,8 +126,15 @@ std::shared_ptr<const Plan> Session::find_plan(const Sizes& sizes, std::size_t r
     if (known != plans_.end()) {
         plans_.splice(plans_.begin(), plans_, known);
     } else {
-        plans_.push_front(
-            std::make_shared<const Plan>(make_plan(module_->graph(), sizes, rows, pool_->threads())));
+        // A plan points into its graph, so it keeps that alive.
+        struct Held {
+            std::shared_ptr<const Module> module;
+            std::shared_ptr<const AdaptedGraph> adapted;
+            Plan plan;
+        };
+        auto held = std::make_shared<const Held>(
+            Held{module_, adapted_, make_plan(graph(), sizes, rows, pool_->threads())});
+        plans_.push_front({held, &held->plan});
         if (plans_.size() > kept_plans) plans_.pop_back();
     }
     return plans_.front();
@@ -132,7 +156,7 @@ void Session::run(const Sizes& sizes, const Arrays& arrays, const Cancel& cancel
     const std::lock_guard lock(turn_);
     use(find_plan(sizes, 0));
     for (Stage stage : {Stage::prompt, Stage::schedule, Stage::step}) {
-        check_arrays(module_->graph(), *current_, stage, arrays);
+        check_arrays(graph(), *current_, stage, arrays);
         if (stage == Stage::prompt && seconds == nullptr && knows_prompt(arrays)) continue;
         execute(stage, 0, arrays, cancel, seconds);
         if (stage == Stage::prompt) keep_prompt(arrays);
@@ -149,9 +173,9 @@ void Session::for_prompt_inputs(const Arrays& arrays, F&& f) const {
             const Buffer& buffer = current_->buffers[static_cast<std::size_t>(view.buffer)];
             if (buffer.place != Place::input || seen[buffer.index]) continue;
             seen[buffer.index] = true;
-            f(std::span(static_cast<const std::byte*>(arrays.inputs[buffer.index]),
-                        bytes_of(module_->graph(), module_->graph().inputs[buffer.index],
-                                 current_->input_shapes[buffer.index])));
+            f(std::span(
+                static_cast<const std::byte*>(arrays.inputs[buffer.index]),
+                bytes_of(graph(), graph().inputs[buffer.index], current_->input_shapes[buffer.index])));
         }
     }
 }
@@ -183,7 +207,7 @@ void Session::run_stage(Stage stage, const Sizes& sizes, std::size_t rows, std::
                          ", wanted one below the number of rows");
     }
     use(find_plan(sizes, rows));
-    check_arrays(module_->graph(), *current_, stage, arrays);
+    check_arrays(graph(), *current_, stage, arrays);
     if (stage == Stage::step) {
         for (const Step& step : current_->steps) {
             if (step.stage == Stage::step || done_[static_cast<std::size_t>(step.stage)]) continue;

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/adapters.h"
 #include "runtime/arena.h"
 #include "runtime/engine_file.h"
 #include "runtime/plan.h"
@@ -58,7 +59,13 @@ class Session {
     // Discards plans and what the prompt and schedule stages left.
     void set_threads(std::size_t threads);
 
-    // The plan for these sizes, from the cache or new; valid until the next call. Throws as make_plan does.
+    // Runs with these updates of the module's weights from now on, in place of those that it had; without any
+    // as if it never had some. Discards what set_threads does. Throws InputError, and stays as it was then.
+    void set_adapters(std::span<const LayerUpdate> updates);
+    // Bytes of the updates, which are this session's own.
+    std::size_t adapter_bytes();
+
+    // The plan for these sizes, from the cache or new. Throws as make_plan does.
     std::shared_ptr<const Plan> plan(const Sizes& sizes, std::size_t rows = 0);
 
     // Runs all stages. Throws InputError for sizes out of range, a missing array or outputs that overlap an
@@ -84,6 +91,8 @@ class Session {
     std::size_t arena_bytes();
 
   private:
+    // The module's, or that with updates.
+    [[nodiscard]] const Graph& graph() const { return adapted_ ? adapted_->graph() : module_->graph(); }
     std::shared_ptr<const Plan> find_plan(const Sizes& sizes, std::size_t rows);
     void use(std::shared_ptr<const Plan> plan);
     void execute(Stage stage, std::size_t row, const Arrays& arrays, const Cancel& cancel,
@@ -99,6 +108,7 @@ class Session {
 
     std::recursive_mutex turn_;
     std::shared_ptr<const Module> module_;
+    std::shared_ptr<const AdaptedGraph> adapted_;  // null without updates
     std::unique_ptr<ThreadPool> pool_;
     std::list<std::shared_ptr<const Plan>> plans_;  // the last used first
     std::shared_ptr<const Plan> current_;           // whose results the arena holds

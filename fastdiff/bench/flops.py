@@ -27,7 +27,7 @@ def count_flops(folder: Path, module: str, model: ModelSpec, case: Case) -> int:
     sizes = case.sizes(model)
     inputs = []
     for tensor in spec.inputs:
-        shape = [factor * sizes[symbol] if symbol else factor for factor, symbol in tensor.factors()]
+        shape = tensor.concrete(sizes)
         inputs.append(torch.empty(shape, dtype=getattr(torch, tensor.dtype), device="meta"))
     # as two matrix products, which the counter knows on every version
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastdiff.bench.case import KINDS, Case
 from fastdiff.bench.configs import PUBLISHED
-from fastdiff.config import MODULES
 from fastdiff.engine_dir import MANIFEST_NAME, open_engine
 from fastdiff.errors import EngineMismatchError, InputError
 
@@ -66,8 +65,9 @@ class Model:
             if kind not in KINDS:
                 raise InputError(f"unknown measurement {kind!r}: known are {', '.join(KINDS)}")
         for module in modules:
-            if module not in MODULES:
-                raise InputError(f"unknown module {module!r}: known are {', '.join(MODULES)}")
+            if module not in self.checkpoint.modules:
+                known = ", ".join(self.checkpoint.modules)
+                raise InputError(f"unknown module {module!r}: known are {known}")
         if "step" in kinds and (device == "cpu" or "unet" not in modules):
             raise InputError(f"steps of {self.name}: they are measured of its unet, on cuda")
         if self.published:
@@ -125,7 +125,7 @@ class Model:
 
     def engine(self, target: str, case: Case, task: Task) -> Path:
         """An engine with the case's module, or with all for pictures, built once per size and target."""
-        modules = [case.module] if case.module else list(MODULES)
+        modules = [case.module] if case.module else list(self.checkpoint.modules)
         key = ("engine", target, case.module, f"{case.height}x{case.width}")
         if key not in self._files:
             self.folder.mkdir(parents=True, exist_ok=True)

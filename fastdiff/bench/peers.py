@@ -271,14 +271,7 @@ class _OpenVino(Contestant):
         model = core.read_model(Path(self.job.onnx))
         spec = module_spec(self.job.case.module, self.job.model)
         sizes = self.job.case.sizes(self.job.model)
-        model.reshape(
-            {
-                tensor.name: [
-                    factor * sizes[symbol] if symbol else factor for factor, symbol in tensor.factors()
-                ]
-                for tensor in spec.inputs
-            }
-        )
+        model.reshape({tensor.name: list(tensor.concrete(sizes)) for tensor in spec.inputs})
         self.outputs = [out.name for out in spec.outputs]
         options = {
             "PERFORMANCE_HINT": "LATENCY",

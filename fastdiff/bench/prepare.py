@@ -38,11 +38,7 @@ _VOCABULARY = 49408
 
 @dataclass(frozen=True)
 class PublishedCheckpoint(Checkpoint):
-    """A published configuration as a checkpoint that has one part only, without tokenizer or schedule."""
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """None."""
-        return {}
+    """A published configuration as a checkpoint that has one part only, without tokenizers or schedule."""
 
     def sha256(self) -> str:
         """Hash over the part's weights."""

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
+from fastdiff.build.control import add_control
+from fastdiff.build.memory import release
 from fastdiff.build.modules import ModuleSpec, module_spec
 from fastdiff.build.passes import run_passes
 from fastdiff.build.provenance import provenance
-from fastdiff.build.verify import ModuleError, measure, verification_device, verification_sizes
-from fastdiff.config import MODULES, ModelSpec, Precision, parse_precision
+from fastdiff.build.verify import (
+    Expected,
+    ModuleError,
+    expect,
+    measure,
+    verification_device,
+    verification_sizes,
+)
+from fastdiff.config import ModelSpec, Precision, parse_precision
 from fastdiff.engine_dir import TOKENIZER_FOLDER
 from fastdiff.engine_writer import EngineWriter
 from fastdiff.errors import InputError
@@ -41,6 +49,7 @@ __all__ = [
     "build_engine",
     "captured_module",
     "copy_tokenizer",
+    "expected_of",
     "summarise",
     "verified",
 ]
@@ -107,8 +116,12 @@ def build_engine(
     device: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    modules: tuple[str, ...] = MODULES,
+    modules: tuple[str, ...] | None = None,
     refit: bool = False,
+    controlnets: Sequence[str | os.PathLike[str]] = (),
+    t2i_adapters: Sequence[str | os.PathLike[str]] = (),
+    ip_adapter: str | os.PathLike[str] | None = None,
+    image_encoder: str | os.PathLike[str] | None = None,
 ) -> BuildSummary:
     """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
 
@@ -116,11 +129,13 @@ def build_engine(
     ``height`` and ``width`` (picture pixels) and ``batch`` are the defaults that the engine records and is
     verified at; other sizes run as well. The native target is tuned for them, with weights that may take
     ``memory`` times their bytes in float32. ``device`` is for a target that compiles for several, such as
-    ``"cuda"`` of ``onnxruntime``; None is its own. With some of the ``modules`` only, the engine runs these
-    but makes no pictures. With ``refit`` fastdiff.build.refit can replace its weights later, on a target that
-    can do so. Errors: InputError, CheckpointError, CaptureError, TargetError,
-    OutputError, VerificationError when a module's relative L2 error against PyTorch is over the tolerance
-    of the precision. Whatever happens, ``output`` is either a complete engine or as it was before.
+    ``"cuda"`` of ``onnxruntime``; None is its own. ``modules`` None are all of the checkpoint; with some of
+    them only, the engine runs these but makes no pictures. With ``refit`` fastdiff.build.refit can replace
+    its weights later, on a target that can do so. ``controlnets``, ``t2i_adapters``, ``ip_adapter`` and
+    ``image_encoder`` are what fastdiff.build.control.add_control takes: their modules come after the others.
+    Errors: InputError, CheckpointError, CaptureError, TargetError, OutputError, VerificationError when a
+    module's relative L2 error against PyTorch is over the tolerance of the precision. Whatever happens,
+    ``output`` is either a complete engine or as it was before.
     """
     started = time.perf_counter()
     target = resolve_target(target)
@@ -132,7 +147,16 @@ def build_engine(
         raise InputError(f"memory is {memory}: give 1 or more, a multiple of the weights in float32")
     with EngineWriter(output, force) as writer:
         source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+        if controlnets or t2i_adapters or ip_adapter is not None or image_encoder is not None:
+            source = add_control(
+                source,
+                controlnets=controlnets,
+                t2i_adapters=t2i_adapters,
+                ip_adapter=ip_adapter,
+                image_encoder=image_encoder,
+            )
         model = _with_defaults(source.spec, height, width, batch)
+        modules = _chosen(source, modules)
         builder = _Builder(source, model, target, precision, memory, device, writer, progress, modules, refit)
         entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(
@@ -141,7 +165,7 @@ def build_engine(
             scheduler=source.scheduler,
             modules=entries,
             tokenizer_files=copy_tokenizer(source, writer),
-            provenance=provenance(source.name, source.shipped, source.sha256()),
+            provenance=provenance(source.name, source.shipped, source.sha256(), _control_hashes(source)),
         )
         writer.finish(manifest)
     return BuildSummary(
@@ -200,9 +224,11 @@ class _Builder:
             requires=compiled.requires,
         )
         self._announce(name, "verify")
-        entry = verified(entry, module, self.writer.folder, self.model, self.checkpoint.vocab_size)
-        del module
-        gc.collect()
+        expected = expected_of(entry, module, self.model, self.checkpoint.vocab_size)
+        del module  # a session opens when PyTorch's module is gone: both would be two copies of the weights
+        release()
+        entry = verified(entry, name, self.writer.folder, expected)
+        release()
         return dataclasses.replace(entry, seconds=time.perf_counter() - started)
 
     def _announce(self, module: str, stage: str, fraction: float = 0.0) -> None:
@@ -218,17 +244,19 @@ def announce(
         progress(Stage(module, stage, index, len(modules) * len(_STAGES), fraction))
 
 
-def verified(
-    entry: ModuleEntry, module: CapturedModule, folder: Path, model: ModelSpec, vocab_size: int
-) -> ModuleEntry:
-    """The entry with the error of its compiled module in ``folder``. Raises VerificationError."""
+def expected_of(entry: ModuleEntry, module: CapturedModule, model: ModelSpec, vocab_size: int) -> Expected:
+    """What PyTorch computes of a compiled module that has this entry."""
     spec = dataclasses.replace(module.spec, shapes=entry.shapes)
     module = dataclasses.replace(module, spec=spec, program=None)
     computes = computes_in(entry.target, entry.precision)
-    device = verification_device(entry)
-    with get_target(entry.target).open(folder, module.name, entry, None) as session:
-        error = measure(module, session, model, vocab_size, entry.precision, computes, device)
-    error.check(module.name, entry.precision)
+    return expect(module, model, vocab_size, entry.precision, computes, verification_device(entry))
+
+
+def verified(entry: ModuleEntry, name: str, folder: Path, expected: Expected) -> ModuleEntry:
+    """The entry with the error of its compiled module in ``folder``. Raises VerificationError."""
+    with get_target(entry.target).open(folder, name, entry, None) as session:
+        error = measure(session, expected)
+    error.check(name, entry.precision)
     return dataclasses.replace(entry, error=_error_entry(error))
 
 
@@ -263,6 +291,11 @@ def summarise(name: str, entry: ModuleEntry) -> ModuleSummary:
     )
 
 
+def _control_hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """The hash of each network that controls the U-Net, by its part."""
+    return checkpoint.additions.sha256() if checkpoint.additions is not None else {}
+
+
 def _with_defaults(model: ModelSpec, height: int | None, width: int | None, batch: int) -> ModelSpec:
     """The model with the requested default sizes. Raises InputError for sizes that it cannot have."""
     least = 2 * model.size_multiple
@@ -282,10 +315,24 @@ def _with_defaults(model: ModelSpec, height: int | None, width: int | None, batc
     return dataclasses.replace(model, default_batch=batch, **chosen)
 
 
+def _chosen(checkpoint: Checkpoint, modules: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The modules to build. Raises InputError for one that the checkpoint does not have."""
+    for name in modules or ():
+        if name not in checkpoint.modules:
+            raise InputError(
+                f"{checkpoint.name} has no module {name!r}: it has {', '.join(checkpoint.modules)}"
+            )
+    return checkpoint.modules if modules is None else modules
+
+
 def copy_tokenizer(checkpoint: Checkpoint, writer: EngineWriter) -> dict[str, str]:
-    """Write the tokenizer's files into the engine; their SHA-256 sums by name."""
+    """Write the files of the tokenizers into the engine; their SHA-256 sums by name."""
     names = []
-    for name, contents in checkpoint.tokenizer_files().items():
-        names.append(f"{TOKENIZER_FOLDER}/{name}")
-        (writer.folder / TOKENIZER_FOLDER / name).write_bytes(contents)
+    for folder in checkpoint.tokenizers:
+        (writer.folder / folder).mkdir(exist_ok=True)
+        for name, contents in checkpoint.tokenizer_files(folder).items():
+            names.append(f"{folder}/{name}")
+            (writer.folder / folder / name).write_bytes(contents)
+    if TOKENIZER_FOLDER not in checkpoint.tokenizers:
+        (writer.folder / TOKENIZER_FOLDER).rmdir()
     return writer.hash_files(names)[0]

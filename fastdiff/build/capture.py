@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def capture(module: CapturedModule) -> CapturedModule:
     dims = {symbol: _dim(spec, symbol) for symbol in spec.shapes}
     dynamic = tuple(
         {
-            axis: _scaled(spec, dims, factor, symbol)
+            axis: _scaled(dims, factor, symbol)
             for axis, (factor, symbol) in enumerate(tensor.factors())
             if symbol is not None
         }
@@ -87,7 +88,9 @@ def run_eager(
     """Run a torch module on arrays, or tensors; the outputs by name, as arrays, floating ones in float32."""
     with torch.inference_mode():
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-        results = module(*(torch.as_tensor(arrays[tensor.name], device=device) for tensor in inputs))
+        results = module(
+            *(torch.as_tensor(_writable(arrays[tensor.name]), device=device) for tensor in inputs)
+        )
     tensors = (results,) if isinstance(results, Tensor) else tuple(results)
     return {
         tensor.name: np.asarray((value.float() if value.is_floating_point() else value).cpu().numpy())
@@ -95,28 +98,38 @@ def run_eager(
     }
 
 
-def _dim(spec: ModuleSpec, symbol: str) -> Any:
-    """The exporter's dimension; one that must be a multiple is derived from a dimension of blocks."""
+def _writable(array: NDArray[Any] | Tensor) -> NDArray[Any] | Tensor:
+    """The array, or a copy of one that is read-only, of which PyTorch warns."""
+    return array.copy() if isinstance(array, np.ndarray) and not array.flags.writeable else array
+
+
+def _dim(spec: ModuleSpec, symbol: str) -> tuple[int, Any]:
+    """The exporter's dimension, as a number of blocks and how long a block is."""
     size = spec.shapes[symbol]
     maximum = size.maximum
     if symbol == "batch":
         maximum = min(maximum or _LARGEST_CAPTURED_BATCH, _LARGEST_CAPTURED_BATCH)
     if size.multiple_of == 1:
-        return Dim(symbol, min=size.minimum, max=maximum)
+        return 1, Dim(symbol, min=size.minimum, max=maximum)
     blocks = Dim(
         f"{symbol}_blocks",
         min=size.minimum // size.multiple_of,
         max=maximum and maximum // size.multiple_of,
     )
-    return size.multiple_of * blocks
+    return size.multiple_of, blocks
 
 
-def _scaled(spec: ModuleSpec, dims: dict[str, Any], factor: int, symbol: str) -> Any:
-    return dims[symbol] if factor == 1 else factor * dims[symbol]
+def _scaled(dims: dict[str, tuple[int, Any]], factor: int | Fraction, symbol: str) -> Any:
+    """A dimension that is ``factor`` times a size; a part of one must be a whole number of its blocks."""
+    multiple, blocks = dims[symbol]
+    whole = factor * multiple
+    if whole != int(whole):
+        raise ValueError(f"{factor} times {symbol}, a multiple of {multiple}, need not be a whole number")
+    return blocks if whole == 1 else int(whole) * blocks
 
 
 def _example_sizes(spec: ModuleSpec) -> dict[str, int]:
-    small = {"batch": 2, "tokens": 7, "height": 6, "width": 10}
+    small = {"batch": 2, "tokens": 7, "height": 6, "width": 10, "image_tokens": 3}
     return {
         symbol: min(small[symbol] * size.multiple_of, size.maximum or 10**9)
         for symbol, size in spec.shapes.items()

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,15 @@ _LIBRARIES = (
 )
 
 
-def provenance(name: str, shipped: bool, sha256: str) -> dict[str, Any]:
-    """The manifest's ``provenance`` for a checkpoint of that name and hash."""
+def provenance(
+    name: str, shipped: bool, sha256: str, control: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The manifest's ``provenance`` for a checkpoint of that name and hash.
+
+    ``control`` has the hash of each network that was added to control the U-Net.
+    """
     return {
+        **({"control": dict(control)} if control else {}),
         "checkpoint": {"name": name, "shipped": shipped, "sha256": sha256},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "fastdiff": {"version": __version__, "commit": _commit()},

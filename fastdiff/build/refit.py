@@ -7,7 +7,6 @@ are in place in the time that writing the graph and checking the result take.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import os
 import time
 from pathlib import Path
@@ -19,10 +18,12 @@ from fastdiff.build.build import (
     announce,
     captured_module,
     copy_tokenizer,
+    expected_of,
     summarise,
     verified,
 )
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
+from fastdiff.build.memory import release
 from fastdiff.build.modules import module_spec
 from fastdiff.build.provenance import provenance
 from fastdiff.config import ModelSpec
@@ -41,6 +42,13 @@ _ARCHITECTURE = (
     "size_multiple",
     "max_tokens",
     "hidden_size",
+    "pooled_size",
+    "time_ids",
+    "guidance_embedding",
+    "condition_channels",
+    "num_classes",
+    "picture_channels",
+    "text_encoders",
 )
 
 
@@ -62,6 +70,10 @@ def refit_engine(
     """
     started = time.perf_counter()
     engine = open_engine(output)
+    if added := engine.manifest.model.control.modules():
+        raise InputError(
+            f"{engine.path} has {added[0]}, which --refit does not replace: build it again with --force"
+        )
     for name, entry in engine.manifest.modules.items():
         if not hasattr(get_target(entry.target), "refit") or not entry.tactics.get("refittable"):
             raise InputError(
@@ -134,7 +146,9 @@ def _refit(
     files, size = writer.hash_files(target.refit(module, engine.path, writer.folder, entry))
     entry = dataclasses.replace(entry, files=files, bytes=size)
     announce(progress, modules, name, "verify")
-    entry = verified(entry, module, writer.folder, model, source.vocab_size)
+    expected = expected_of(entry, module, model, source.vocab_size)
     del module
-    gc.collect()
+    release()
+    entry = verified(entry, name, writer.folder, expected)
+    release()
     return dataclasses.replace(entry, seconds=time.perf_counter() - started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import nn
 
 from fastdiff.build.capture import CapturedModule, run_eager
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
+from fastdiff.build.control import add_control
+from fastdiff.build.memory import release
 from fastdiff.build.modules import ModuleSpec, module_spec, random_inputs
 from fastdiff.config import TOLERANCES, YARDSTICKS, ModelSpec, Precision, SizeRange
 from fastdiff.engine_dir import Engine
@@ -21,7 +24,18 @@ from fastdiff.errors import EngineMismatchError, VerificationError
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Session, computes_in, runs_on_gpu
 
-__all__ = ["ModuleError", "measure", "verification_device", "verification_sizes", "verify_engine"]
+__all__ = [
+    "Expected",
+    "ModuleError",
+    "expect",
+    "measure",
+    "verification_device",
+    "verification_sizes",
+    "verify_engine",
+]
+
+Arrays = dict[str, NDArray[Any]]
+"""Outputs of a module by name."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,10 @@ class ModuleError:
             )
 
 
+_ONCE = ("vae", "t2i_adapter", "image_encoder", "ip_adapter")
+"""Parts that guidance gives no second half."""
+
+
 def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int]]:
     """The sizes that a module is verified at: those of its use, and others that share none of them.
 
@@ -51,18 +69,21 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
     height = model.default_height // model.vae_scale_factor
     width = model.default_width // model.vae_scale_factor
     block = spec.shapes["height"].multiple_of if "height" in spec.shapes else 1
-    guided = 2 if spec.name in ("text_encoder", "unet") else 1
+    guided = 1 if spec.part in _ONCE or spec.name.endswith("_embedding") else 2
+    tokens = model.control.ip_adapter.tokens if model.control.ip_adapter is not None else 1
     usual = {
         "batch": guided * model.default_batch,
         "height": height,
         "width": width,
         "tokens": model.max_tokens,
+        "image_tokens": tokens,
     }
     other = {
         "batch": 1 if usual["batch"] > 1 else 3,
         "height": max(spec.shapes["height"].minimum, block * 3) if "height" in spec.shapes else 1,
         "width": max(spec.shapes["width"].minimum, block * 5) if "width" in spec.shapes else 1,
         "tokens": max(1, model.max_tokens // 2),
+        "image_tokens": 2 * tokens,
     }
     return [
         {symbol: _within(sizes[symbol], allowed) for symbol, allowed in spec.shapes.items()}
@@ -80,41 +101,58 @@ def verification_device(entry: ModuleEntry) -> str:
     return "cuda" if runs_on_gpu(entry) and torch.cuda.is_available() else "cpu"
 
 
-def measure(
+@dataclass(frozen=True)
+class Expected:
+    """What PyTorch computes of a module at its ``verification_sizes``: inputs and outputs of each, and the
+    relative L2 error that a session may have against them.
+    """
+
+    inputs: tuple[dict[str, Any], ...]
+    outputs: tuple[Arrays, ...]
+    allowed: float
+
+
+def expect(
     module: CapturedModule,
-    session: Session,
     model: ModelSpec,
     vocab_size: int,
     precision: Precision,
     computes: bool = False,
     device: str = "cpu",
-) -> ModuleError:
-    """Error of a session against the eager module, over all ``verification_sizes``.
+    sizes: Sequence[dict[str, int]] | None = None,
+) -> Expected:
+    """Run the eager module. Nothing of it is kept, so that it can go before a session opens.
 
-    ``computes`` says that the session's target computes in ``precision``, so that the yardstick is PyTorch
-    doing the same; otherwise it is PyTorch in float32 with rounded weights. For a precision with a yardstick
-    the eager module stays changed: a copy would double the memory that a large model takes. ``device`` is
-    where the eager module runs, in float32 without TF32.
+    ``sizes`` None stands for the ``verification_sizes``. ``computes`` says that the session's target computes
+    in ``precision``, so that the yardstick is PyTorch doing the same; otherwise it is PyTorch in float32 with
+    rounded weights. For a precision with a yardstick the eager module stays changed: a copy would double the
+    memory that a large model takes. ``device`` is where the eager module runs, in float32 without TF32.
     """
     spec = module.spec
     module.eager.to(device)
-    inputs = [
+    inputs = tuple(
         random_inputs(spec, sizes, seed, vocab_size)
-        for seed, sizes in enumerate(verification_sizes(spec, model), start=1)
-    ]
+        for seed, sizes in enumerate(sizes or verification_sizes(spec, model), start=1)
+    )
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]
-    found = _largest([session(**arrays) for arrays in inputs], expected)
     allowed = TOLERANCES[Precision.FP32]
     if precision in YARDSTICKS:
+        given = list(inputs)
         if computes:
             module.eager.to(_TYPES[precision])
-            inputs = [_rounded_inputs(arrays, _TYPES[precision]) for arrays in inputs]
+            given = [_rounded_inputs(arrays, _TYPES[precision]) for arrays in inputs]
         else:
             _round_weights(module.eager, _TYPES[precision])
-        rounded = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in inputs]
+        rounded = [run_eager(module.eager, spec.inputs, spec.outputs, arrays) for arrays in given]
         allowed = max(allowed, YARDSTICKS[precision] * _largest(rounded, expected)[0])
-    return ModuleError(*found, allowed)
+    return Expected(inputs, tuple(expected), allowed)
+
+
+def measure(session: Session, expected: Expected) -> ModuleError:
+    """Error of a session over all sizes."""
+    found = [session(**arrays) for arrays in expected.inputs]
+    return ModuleError(*_largest(found, expected.outputs), expected.allowed)
 
 
 def _round_weights(module: nn.Module, dtype: torch.dtype) -> None:
@@ -136,10 +174,7 @@ def _rounded_inputs(arrays: dict[str, Any], dtype: torch.dtype) -> dict[str, Any
     }
 
 
-Outputs = list[dict[str, NDArray[Any]]]
-
-
-def _largest(results: Outputs, expected: Outputs) -> tuple[float, float]:
+def _largest(results: Sequence[Arrays], expected: Sequence[Arrays]) -> tuple[float, float]:
     """Largest relative L2 error and largest absolute error of all outputs at all sizes."""
     pairs = [
         _error(result[name], wanted[name])
@@ -164,11 +199,14 @@ def _nan_last(values: Any) -> list[float]:
     return [math.inf if math.isnan(value) else value for value in values]
 
 
-def verify_engine(engine: Engine, checkpoint: str | Path | None = None) -> dict[str, ModuleError]:
+def verify_engine(
+    engine: Engine, checkpoint: str | Path | None = None, **control: Any
+) -> dict[str, ModuleError]:
     """Measure every module of an engine against PyTorch again; the errors by module name.
 
     ``checkpoint`` is a folder or shipped name; None means the shipped model that the engine was built from,
     and an empty result when it was built from a folder (the hashes were checked when it was opened).
+    ``control`` is what the engine was built with for fastdiff.build.control.add_control.
     Raises EngineMismatchError for another checkpoint than the engine's and VerificationError for an error
     over the tolerance.
     """
@@ -184,7 +222,24 @@ def verify_engine(engine: Engine, checkpoint: str | Path | None = None) -> dict[
             f"{engine.path} was built from another checkpoint ({str(wanted)[:12]}) than {checkpoint}"
             f" ({found[:12]}): give the one it was built from, or build again"
         )
+    source = _with_control(engine, source, control)
     return {name: _verify_module(engine, name, source) for name in engine.manifest.modules}
+
+
+def _with_control(engine: Engine, source: Checkpoint, control: dict[str, Any]) -> Checkpoint:
+    """The checkpoint with the networks that the engine has. Raises EngineMismatchError for others."""
+    if any(control.values()):
+        source = add_control(source, **control)
+    wanted = engine.manifest.provenance.get("control", {})
+    found = source.additions.sha256() if source.additions is not None else {}
+    for part in (*wanted, *found):
+        if found.get(part) != wanted.get(part):
+            given, built = (str(hashes.get(part, "none"))[:12] for hashes in (found, wanted))
+            raise EngineMismatchError(
+                f"{engine.path} was built with another {part} ({built}) than is given ({given}): give the one"
+                f" it was built with, as --{part.rstrip('_0123456789').replace('_', '-')}"
+            )
+    return source
 
 
 def _verify_module(engine: Engine, name: str, checkpoint: Checkpoint) -> ModuleError:
@@ -195,10 +250,13 @@ def _verify_module(engine: Engine, name: str, checkpoint: Checkpoint) -> ModuleE
         raise EngineMismatchError(f"{engine.path}: module {name} is not known to this fastdiff") from None
     part, precision = checkpoint.load(spec.part), engine.entry(name).precision
     spec = replace(spec, shapes=engine.entry(name).shapes)
+    computes = computes_in(engine.entry(name).target, precision)
+    device = verification_device(engine.entry(name))
     module = CapturedModule(spec, spec.wrap(part), part)
+    expected = expect(module, model, checkpoint.vocab_size, precision, computes, device)
+    del module, part
+    release()
     with engine.open_module(name) as session:
-        computes = computes_in(engine.entry(name).target, precision)
-        device = verification_device(engine.entry(name))
-        error = measure(module, session, model, checkpoint.vocab_size, precision, computes, device)
+        error = measure(session, expected)
     error.check(name, precision)
     return error

@@ -16,7 +16,8 @@ from fastdiff.errors import CheckpointError
 
 __all__ = ["load_part", "quiet", "weight_files"]
 
-_STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_LIBRARY_STEM, _TEXT_STEM = "diffusion_pytorch_model", "model"
+"""Names of weight files, without their endings, as diffusers and transformers write them."""
 _IGNORED_KEYS = re.compile(r"(^|\.)position_ids$")
 """Buffers that old versions of the libraries saved and new ones compute."""
 
@@ -31,7 +32,8 @@ def weight_files(folder: Path, part: str) -> list[Path]:
 
 def _find_weights(folder: Path, part: str) -> tuple[list[Path], str | None]:
     """The files and the variant that they belong to."""
-    stem = _STEMS[part]
+    transformers = part.startswith("text_encoder") or part == "image_encoder"
+    stem = _TEXT_STEM if transformers else _LIBRARY_STEM
     for variant in (None, "fp16"):
         infix = f".{variant}" if variant else ""
         single = folder / f"{stem}{infix}.safetensors"
@@ -65,8 +67,9 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def load_part(folder: Path, part: str) -> Any:
-    """A part as a float32 module in evaluation mode, from local safetensors only.
+def load_part(folder: Path, part: str, class_name: str | None = None) -> Any:
+    """A part as a float32 module in evaluation mode, from local safetensors only, in the library's class
+    ``class_name``, None being the part's usual one.
 
     Raises CheckpointError for files that are missing, truncated or corrupted, for tensors that are missing,
     unknown, of another shape or not finite, and for configs that the library refuses.
@@ -80,7 +83,7 @@ def load_part(folder: Path, part: str) -> Any:
         if file.suffix == ".safetensors":
             _check_readable(file)
     with quiet():
-        kind = part_class(part)
+        kind = part_class(part, class_name)
         try:
             model, info = kind.from_pretrained(
                 folder,

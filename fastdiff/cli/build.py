@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdiff.cli.control import add_control_sources, chosen_sources
 from fastdiff.cli.values import byte_size, number, on_terminal, require_build_extra, whole
 from fastdiff.errors import InputError
 from fastdiff.progress import progress_bar
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tensorrt: weights can be replaced later; where ENGINE was built so, replace its weights",
     )
     parser.add_argument("--force", action="store_true", help="replace an engine that exists")
+    add_control_sources(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -92,26 +94,29 @@ def run(arguments: argparse.Namespace) -> None:
                 force=arguments.force,
                 progress=progress,
                 refit=arguments.refit,
+                **chosen_sources(arguments),
             )
     finally:
         if progress is not None:
             progress.close()
     chosen = f"auto chose {summary.target}" if arguments.target == "auto" and not replace else summary.target
     print(f"{summary.path}: target {chosen}, {summary.precision.value}, hash {summary.engine_hash[:16]}")
-    print(f"{'module':<14} {'target':<12} {'size':>9} {'error':>9} {'seconds':>8}")
+    print(f"{'module':<22} {'target':<12} {'size':>9} {'error':>9} {'seconds':>8}")
     for module in summary.modules:
         print(
-            f"{module.name:<14} {module.target:<12} {byte_size(module.bytes):>9} {module.relative_l2:>9.1e} "
+            f"{module.name:<22} {module.target:<12} {byte_size(module.bytes):>9} {module.relative_l2:>9.1e} "
             f"{module.seconds:>8.1f}"
         )
     total = sum(module.bytes for module in summary.modules)
-    print(f"{'total':<14} {'':<12} {byte_size(total):>9} {'':>9} {summary.seconds:>8.1f}")
+    print(f"{'total':<22} {'':<12} {byte_size(total):>9} {'':>9} {summary.seconds:>8.1f}")
 
 
 def _settled(arguments: argparse.Namespace) -> str:
     """The first option given of those that an existing engine has settled already."""
     defaults = {"height": None, "width": None, "batch": 1, "memory": 2.0, "device": None}
-    return next((f"--{name}" for name, value in defaults.items() if getattr(arguments, name) != value), "")
+    control: dict[str, Any] = {"controlnet": [], "t2i_adapter": [], "ip_adapter": None, "image_encoder": None}
+    given = (name for name, value in {**defaults, **control}.items() if getattr(arguments, name) != value)
+    return next((f"--{name.replace('_', '-')}" for name in given), "")
 
 
 class _Progress:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastdiff.cli.control import add_control, chosen_control
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
-from fastdiff.cli.values import number, on_terminal, option, whole
+from fastdiff.cli.values import lora, number, on_terminal, option, whole
 
 if TYPE_CHECKING:
     from fastdiff.pipeline import Pipeline
@@ -18,7 +19,12 @@ SUMMARY = "generate pictures from a prompt with an engine"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("engine", metavar="ENGINE", help="engine folder, as fastdiff build writes it")
-    parser.add_argument("prompt", metavar="PROMPT", help="what the picture shows")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        nargs="?",
+        help="what the picture shows; none for an engine that takes none",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -47,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
     )
     parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
+    parser.add_argument(
+        "--class-label",
+        metavar="N",
+        type=whole,
+        help="the class of the pictures, for an engine that knows classes",
+    )
     parser.add_argument("--height", metavar="H", type=whole, help="pixels (default: the engine's)")
     parser.add_argument("--width", metavar="W", type=whole, help="pixels (default: the engine's)")
     parser.add_argument(
@@ -54,6 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         type=number,
         help="share of fresh noise, 0 to 1, for samplers that have one (default: the sampler's own)",
+    )
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        type=lora,
+        action="append",
+        default=[],
+        help="a LoRA's .safetensors file and how much of its effect to have (default: 1); may be given "
+        "several times",
     )
     parser.add_argument("--threads", metavar="T", type=whole, help="CPU threads (default: every core)")
 
@@ -75,16 +96,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the two --devices for one picture: the half without the prompt runs on the second",
     )
     add_guidance(parser)
+    add_control(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate, write and name the pictures. Raises FastdiffError before anything is written."""
+    from fastdiff.errors import InputError
     from fastdiff.image import check_output
     from fastdiff.samplers import find_sampler
 
     check_output(arguments.output)
     guidance = chosen_guidance(arguments)
     pipe = _open(arguments)
+    for file, scale in arguments.lora:
+        if scale == 0:
+            raise InputError(f"--lora {file}:0 has no effect: leave it out, or give another scale")
+        pipe.load_lora(file, scale)
     result = pipe(
         arguments.prompt,
         negative=arguments.negative,
@@ -97,7 +124,9 @@ def run(arguments: argparse.Namespace) -> None:
         width=arguments.width,
         eta=arguments.eta,
         sampler_options=dict(arguments.sampler_option),
+        class_label=arguments.class_label,
         progress=on_terminal(),
+        **chosen_control(arguments),
     )
     pipe.close()
     names = result.save(arguments.output)

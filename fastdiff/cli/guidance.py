@@ -31,7 +31,8 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
         "--guidance",
         metavar="G",
         type=number,
-        help="scale; 1 switches guidance off and halves the time (default: 5; for cfg_pp 0.6, of 0 to 1)",
+        help="scale; 1 switches guidance off and halves the time (default: 5; for "
+        "models that are told the scale 8.5; for cfg_pp 0.6, of 0 to 1)",
     )
     group.add_argument(
         "--guidance-method",
@@ -88,8 +89,11 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_guidance(arguments: argparse.Namespace) -> float | Guidance:
-    """A number for plain guidance, else a Guidance. Raises InputError for options that do not go together."""
+def chosen_guidance(arguments: argparse.Namespace) -> float | Guidance | None:
+    """A number for plain guidance, else a Guidance; None where nothing was given.
+
+    Raises InputError for options that do not go together.
+    """
     from fastdiff.errors import InputError
     from fastdiff.samplers import read_guidance
 
@@ -109,6 +113,8 @@ def chosen_guidance(arguments: argparse.Namespace) -> float | Guidance:
     if arguments.guidance_interval is not None:
         value["interval"] = _interval(arguments.guidance_interval)
     scale = arguments.guidance
+    if scale is None and value == {"method": {"name": "cfg"}} and arguments.guidance_schedule is None:
+        return None
     if arguments.guidance_schedule is not None:
         value["schedule"] = _schedule(arguments.guidance_schedule, arguments.guidance_floor)
         if "factors" in value["schedule"]:

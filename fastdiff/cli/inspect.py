@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastdiff.cli.values import byte_size
 
 if TYPE_CHECKING:
+    from fastdiff.config import ModelSpec
     from fastdiff.manifest import Manifest
 
 SUMMARY = "show what an engine holds and check its files"
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = {
         "engine": f"{engine.path}, hash {engine.engine_hash[:16]}, format {manifest.format_version}",
         "model": f"{model.family}, pictures {model.default_width} x {model.default_height}, sides in "
-        f"multiples of {model.size_multiple}, prompts up to {model.max_tokens} tokens",
+        f"multiples of {model.size_multiple}, {_condition(model)}",
         "scheduler": f"{manifest.scheduler.get('_class_name', 'unknown')}",
         **{
             key.replace("_", " "): value
@@ -57,13 +58,25 @@ def run(arguments: argparse.Namespace) -> None:
             print(
                 f"{key.replace('_', ' '):<20} {', '.join(f'{name} {item}' for name, item in value.items())}"
             )
-    print(f"\n{'module':<14} {'target':<12} {'precision':<9} {'size':>9} {'error':>9} {'seconds':>8}")
+    print(f"\n{'module':<22} {'target':<12} {'precision':<9} {'size':>9} {'error':>9} {'seconds':>8}")
     for name, entry in manifest.modules.items():
         error = entry.error.get("relative_l2", float("nan"))
         print(
-            f"{name:<14} {entry.target:<12} {entry.precision:<9} {byte_size(entry.bytes):>9} {error:>9.1e} "
+            f"{name:<22} {entry.target:<12} {entry.precision:<9} {byte_size(entry.bytes):>9} {error:>9.1e} "
             f"{entry.seconds:>8.1f}"
         )
+
+
+def _condition(model: ModelSpec) -> str:
+    """What pictures are made of."""
+    parts = [f"prompts up to {model.max_tokens} tokens" if model.takes_prompt else "no prompt"]
+    if model.num_classes:
+        parts.append(f"{model.num_classes} classes")
+    if model.guidance_embedding:
+        parts.append("guidance as an input")
+    if model.condition_channels:
+        parts.append(f"{model.condition_channels} channels beside the latents")
+    return ", ".join(parts)
 
 
 def _print_tactics(manifest: Manifest) -> None:

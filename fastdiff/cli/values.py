@@ -10,7 +10,7 @@ from typing import Any
 
 from fastdiff.errors import TargetError
 
-__all__ = ["byte_size", "number", "on_terminal", "option", "require_build_extra", "whole"]
+__all__ = ["byte_size", "lora", "number", "on_terminal", "option", "require_build_extra", "whole"]
 
 _BUILD_EXTRA = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
@@ -40,6 +40,17 @@ def option(text: str) -> tuple[str, Any]:
         return key.strip(), json.loads(f"[{value}]" if "," in value and "[" not in value else value)
     except ValueError:
         return key.strip(), value
+
+
+def lora(text: str) -> tuple[str, float]:
+    """``FILE`` or ``FILE:SCALE``, for argparse; the scale is 1 where none is given."""
+    file, colon, scale = text.rpartition(":")
+    if not colon:
+        return text, 1.0
+    try:
+        return file, float(scale)
+    except ValueError:
+        return text, 1.0
 
 
 def byte_size(count: float) -> str:

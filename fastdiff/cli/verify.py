@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from fastdiff.cli.control import add_control_sources, chosen_sources
 from fastdiff.cli.values import on_terminal, require_build_extra
 
 SUMMARY = "check an engine's files, and its modules against PyTorch"
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="what the engine was built from; needed unless that is a shipped model",
     )
+    add_control_sources(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -37,11 +39,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     if on_terminal():
         print("comparing with PyTorch ...", file=sys.stderr)
-    errors = verify_engine(engine, arguments.checkpoint)
-    print(f"{'module':<14} {'target':<12} {'error':>9} {'allowed':>9} {'at build':>9}")
+    errors = verify_engine(engine, arguments.checkpoint, **chosen_sources(arguments))
+    print(f"{'module':<22} {'target':<12} {'error':>9} {'allowed':>9} {'at build':>9}")
     for name, error in errors.items():
         entry = engine.entry(name)
         print(
-            f"{name:<14} {entry.target:<12} {error.relative_l2:>9.1e} {error.allowed:>9.1e} "
+            f"{name:<22} {entry.target:<12} {error.relative_l2:>9.1e} {error.allowed:>9.1e} "
             f"{entry.error['relative_l2']:>9.1e}"
         )

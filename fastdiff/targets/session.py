@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.config import SizeRange, TensorSpec
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, TargetError
 
 if TYPE_CHECKING:
+    from fastdiff.lora.update import LowRank
     from fastdiff.samplers import Callback, NoiseSource, StepTable
 
 __all__ = ["Session"]
@@ -102,6 +104,39 @@ class Session(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} takes arrays of the host")
 
+    def adaptable(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the weights that ``set_adapters`` takes updates of, by the path of their layer in the
+        checkpoint's module. Raises TargetError where the target, or this engine, takes none.
+        """
+        raise TargetError(f"{self.name}: its target takes no LoRA on an open engine")
+
+    def set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
+        """Run with these updates of layers' weights from the next call on, in place of those that it had.
+
+        Several of a layer add up. Without any the session computes what it computed at first, bit for bit.
+        Raises InputError for an update that does not fit, TargetError as ``adaptable`` does, and the session
+        is as it was then.
+        """
+        if not updates:
+            self._set_adapters({})
+            return
+        shapes = self.adaptable()
+        for path, parts in updates.items():
+            if path not in shapes:
+                raise InputError(f"{self.name} has no layer {path} that takes updates")
+            for part in parts:
+                if part.shape != shapes[path]:
+                    raise InputError(
+                        f"{self.name}: an update of {path} has shape {list(part.shape)}:"
+                        f" it must be {list(shapes[path])}"
+                    )
+        self._set_adapters(updates)
+
+    def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
+        """``set_adapters`` with updates that fit. Without adapters there is nothing to take back."""
+        if updates:
+            raise NotImplementedError(f"{type(self).__name__} names layers, and takes no updates of them")
+
     def close(self) -> None:  # noqa: B027 (closing is optional for a target)
         """Free what the session holds. It cannot be called afterwards."""
 
@@ -159,8 +194,8 @@ class Session(ABC):
                 continue
             if size % factor:
                 raise InputError(f"{found}: {size} is no multiple of {factor}, it must be {described}")
-            known, source = sizes.setdefault(symbol, (size // factor, spec.name))
-            if known != size // factor:
+            known, source = sizes.setdefault(symbol, (int(size // factor), spec.name))
+            if known != int(size // factor):
                 raise InputError(f"{found}: {symbol} is {known} in {source}, it must be {described}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from fastdiff.targets.session import Array, Session
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
+    from fastdiff.lora.update import LowRank
 
 __all__ = ["NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
 
@@ -42,14 +44,17 @@ def availability() -> Availability:
 
 def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
     """Store the part that the module is made from, in float32 safetensors."""
+    from fastdiff.build.control.ip_adapter import save_attention
     from fastdiff.build.weights import quiet
 
     part = folder / _FOLDER / captured.spec.part
     if not part.is_dir():
         with quiet():
-            captured.source.save_pretrained(part, safe_serialization=True)
+            # a file is copied before it is written, so large parts are several
+            captured.source.save_pretrained(part, safe_serialization=True, max_shard_size="2GB")
+            save_attention(captured.source, part)
     files = sorted(path.relative_to(folder).as_posix() for path in part.iterdir() if path.is_file())
-    return Compiled(tuple(files), {"part": captured.spec.part})
+    return Compiled(tuple(files), {"part": captured.spec.part, "class": type(captured.source).__name__})
 
 
 def open(
@@ -64,30 +69,57 @@ def open(
         raise TargetError(f"target 'torch' cannot run here: {available.reason}; {available.fix}")
     import torch
 
+    from fastdiff.build.control.ip_adapter import ImageProjection, load_attention
     from fastdiff.build.modules import PART_CLASSES, module_wrapper
+    from fastdiff.build.modules.control import control_kind
     from fastdiff.build.weights import load_part
 
-    part = entry.tactics.get("part")
-    if part not in PART_CLASSES:
+    part = str(entry.tactics.get("part"))
+    if part not in PART_CLASSES and control_kind(part) is None:
         raise EngineDamagedError(f"{folder}: module {name} has no part for the torch target; build it again")
+    files = folder / _FOLDER / part
     try:
-        source = load_part(folder / _FOLDER / str(part), str(part))
+        kind = entry.tactics.get("class")
+        source = ImageProjection.load(files) if part == "ip_adapter" else load_part(files, part, kind)
+        source = load_attention(source, files) if part == "unet" else source
     except FastdiffError as error:
         raise EngineDamagedError(f"{folder}: {error}; build it again") from error
     if threads is not None:
         torch.set_num_threads(threads)
-    return _TorchSession(name, entry, module_wrapper(name, source))
+    module = module_wrapper(name, source, entry.inputs, entry.outputs)
+    return _TorchSession(name, entry, source, module)
 
 
 class _TorchSession(Session):
-    def __init__(self, name: str, entry: ModuleEntry, module: Any) -> None:
+    def __init__(self, name: str, entry: ModuleEntry, source: Any, module: Any) -> None:
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
+        self._source: Any = source
         self._module: Any = module
+        self._originals: dict[str, Any] = {}  # of the weights that are updated
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         from fastdiff.build.capture import run_eager
 
         return run_eager(self._module, self.inputs, self.outputs, arrays)
 
+    def adaptable(self) -> Mapping[str, tuple[int, ...]]:
+        from fastdiff.build.parameters import adaptable_shapes
+
+        return adaptable_shapes(self.name, self._source)
+
+    def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
+        """Weights are added to in place; copies of what they were are kept."""
+        import torch
+
+        with torch.no_grad():
+            for path in {*self._originals, *updates}:
+                weight = self._source.get_submodule(path).weight
+                original = self._originals.setdefault(path, weight.detach().clone())
+                weight.copy_(original)
+                for part in updates.get(path, ()):
+                    weight.add_(torch.from_numpy(part.matrix()))
+        self._originals = {path: self._originals[path] for path in updates}
+
     def close(self) -> None:
-        self._module = None
+        self._module = self._source = None
+        self._originals = {}

@@ -25,7 +25,7 @@ __all__ = ["high_resolution", "upscale"]
 
 def high_resolution(
     pipe: Pipeline,
-    prompt: str | list[str],
+    prompt: str | list[str] | None,
     scale: object,
     method: object,
     strength: object,
@@ -36,7 +36,7 @@ def high_resolution(
 ) -> Result:
     """See `fastdiff.tasks.methods.Tasks.high_resolution`."""
     factor, by, share = check_scale(scale), check_method(method), check_share("strength", strength)
-    base = pipe.request(prompt, **options)
+    base, control = pipe.parsed(prompt, options)
     large = _enlarged_request(pipe, base, factor)
     latent = by.startswith("latent_")
     first = pipe(
@@ -56,14 +56,14 @@ def high_resolution(
         plan = image_to_image(pipe, large, pictures, None, chosen)
     settings = {"scale": factor, "method": by, "strength": share, "height": base.height, "width": base.width}
     plan = replace(plan, task={"task": "high_resolution", "settings": settings})
-    second = pipe.carry_out(large, plan, callback, progress)
+    second = pipe.carry_out(large, plan, callback, progress, control)
     return replace(second, timings=_sum(first.timings, second.timings))
 
 
 def upscale(
     pipe: Pipeline,
     image: object,
-    prompt: str | list[str],
+    prompt: str | list[str] | None,
     scale: object,
     method: object,
     strength: object,
@@ -81,7 +81,7 @@ def upscale(
     sizes = {
         side: scaled_side(getattr(pictures[0].image, side), factor, multiple) for side in ("height", "width")
     }
-    request = pipe.request(prompt, **{**options, **sizes})
+    request, control = pipe.parsed(prompt, {**options, **sizes})
     if by.startswith("latent_"):
         from fastdiff.pictures import to_sample
 
@@ -101,7 +101,7 @@ def upscale(
         "inputs": {"image": [one.source for one in pictures]},
         "without": ("height", "width"),
     }
-    return pipe.carry_out(request, replace(plan, task=task), callback, progress)
+    return pipe.carry_out(request, replace(plan, task=task), callback, progress, control)
 
 
 def _enlarged_request(pipe: Pipeline, request: Request, scale: float) -> Request:

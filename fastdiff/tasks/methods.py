@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from fastdiff.arguments import show
+from fastdiff.control.request import ControlRequest, check_control
 from fastdiff.errors import InputError
 from fastdiff.request import Request, check_request
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Tasks"]
 
+_CONTROL = ("control_", "adapter_", "ip_", "guess_")
+"""How the names of options begin that `fastdiff.control` reads."""
+
 
 class Tasks:
     """What a `fastdiff.pipeline.Pipeline` does with pictures. ``options`` of each method are those of a call:
@@ -25,7 +30,7 @@ class Tasks:
     def img2img(
         self,
         image: Any = None,
-        prompt: str | list[str] = "",
+        prompt: str | list[str] | None = None,
         *,
         strength: float | None = None,
         fit: str = "exact",
@@ -82,15 +87,15 @@ class Tasks:
                 "height": side_of(pictures, "height", fit, multiple) if height is None else height,
                 "width": side_of(pictures, "width", fit, multiple) if width is None else width,
             }
-        request = self.request(prompt, **sizes, **options)
+        request, control = self.parsed(prompt, {**options, **sizes})
         plan = image_to_image(pipe, request, pictures, given, chosen)
-        return pipe.carry_out(request, plan, callback, progress)
+        return pipe.carry_out(request, plan, callback, progress, control)
 
     def inpaint(
         self,
         image: Any,
         mask: Any,
-        prompt: str | list[str] = "",
+        prompt: str | list[str] | None = None,
         *,
         strength: float = 1.0,
         fit: str = "exact",
@@ -122,14 +127,14 @@ class Tasks:
             multiple = pipe.engine.manifest.model.size_multiple
             for name, side in sizes.items():
                 sizes[name] = side_of([picture], name, fit, multiple) if side is None else side
-        request = self.request(prompt, **sizes, **options)
+        request, control = self.parsed(prompt, {**options, **sizes})
         plan = inpaint(pipe, request, picture, hole, inside)
-        return pipe.carry_out(request, plan, callback, progress)
+        return pipe.carry_out(request, plan, callback, progress, control)
 
     def upscale(
         self,
         image: Any,
-        prompt: str | list[str] = "",
+        prompt: str | list[str] | None = None,
         *,
         scale: float = 2.0,
         method: str = "lanczos",
@@ -153,7 +158,7 @@ class Tasks:
 
     def high_resolution(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *,
         scale: float = 2.0,
         method: str = "latent_bilinear",
@@ -177,18 +182,25 @@ class Tasks:
     def request(self, prompt: Any, **options: Any) -> Request:
         """The checked request of a call with ``options``. Raises InputError, also for unknown options."""
         takes = inspect.signature(check_request).parameters
-        defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(type(self).__call__).parameters.items()
-            if name in takes and parameter.default is not parameter.empty
-        }
+        defaults = _defaults(type(self), lambda name: name in takes and name != "prompt")
         unknown = [name for name in options if name not in defaults]
         if unknown:
             raise InputError(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(defaults))}")
         values = {**defaults, **options}
+        if prompt is None and self._pipeline.engine.manifest.model.takes_prompt:
+            prompt = ""
         if values.get("sampler") is None:
             values["sampler"] = self._pipeline.default_sampler()
         return check_request(self._pipeline.engine.manifest.model, prompt=prompt, **values)
+
+    def parsed(self, prompt: Any, options: dict[str, Any]) -> tuple[Request, ControlRequest]:
+        """Request and control of a call with ``options`` of both."""
+        defaults = _defaults(type(self), lambda name: name.startswith(_CONTROL))
+        request = self.request(
+            prompt, **{name: value for name, value in options.items() if name not in defaults}
+        )
+        values = {name: options.get(name, default) for name, default in defaults.items()}
+        return request, check_control(self._pipeline.engine.manifest.model, request, values)
 
     @property
     def _pipeline(self) -> Pipeline:
@@ -204,3 +216,9 @@ class Tasks:
     @tile.setter
     def tile(self, value: str | int) -> None:
         self._pipeline.vae.tile = value
+
+
+def _defaults(kind: type[Any], wanted: Callable[[str], bool]) -> dict[str, Any]:
+    """The defaults of those options of a call from noise that are ``wanted``."""
+    parameters = inspect.signature(kind.__call__).parameters
+    return {name: option.default for name, option in parameters.items() if wanted(name)}

@@ -32,9 +32,13 @@ def open_pipeline(path: str, threads: int | None, device: Any) -> Pipeline:
 def generate(pipe: Pipeline, body: dict[str, Any], latents: Any) -> Message:
     """The pictures of one job: some rows of a call, with their rows of its noise.
 
-    ``body`` has the ``request`` and, for a stochastic sampler, ``noise``: the ``batch`` of the whole call,
-    the first row (``begin``), and whether the call's latents were ``drawn`` before its steps' noise.
+    ``body`` has the ``loras`` that shall have an effect, the ``request`` and, for a stochastic sampler,
+    ``noise``: the ``batch`` of the whole call, the first row (``begin``), and whether the call's latents were
+    ``drawn`` before its steps' noise.
     """
+    pipe.match_loras(body["loras"])
+    if body["request"] is None:  # to see whether the LoRAs can be had
+        return {"warnings": []}, {}
     request = request_from(body["request"])
     noise: NoiseSource | None = None
     if body["noise"] is not None:
@@ -88,7 +92,7 @@ def main() -> None:
                     pipe = open_pipeline(**body)
                     reply: Message = ({"engine_hash": pipe.engine.engine_hash}, {})
                 else:
-                    reply = generate(pipe, body, arrays["latents"])
+                    reply = generate(pipe, body, arrays.get("latents"))
             except Exception as error:  # noqa: BLE001 (told to the parent, which stops everything)
                 reply = (_failure(error), {})
             send(replies, *reply)

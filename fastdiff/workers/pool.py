@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -16,9 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.devices import Device, check_devices, device_name, share_threads
-from fastdiff.engine_dir import Engine, open_engine
+from fastdiff.engine_dir import Engine, file_sha256, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.lora import Lora, Loras
+from fastdiff.lora.interface import TakesLoras
+from fastdiff.lora.loaded import LoadedLora
+from fastdiff.pipeline import Pipeline
 from fastdiff.progress import progress_bar
 from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
@@ -33,7 +39,7 @@ __all__ = ["PipelinePool", "load_many"]
 Array = NDArray[np.float32]
 
 
-class PipelinePool(OneDeviceTasks):
+class PipelinePool(TakesLoras, OneDeviceTasks):
     """An engine open in one process per device. Called like a Pipeline, it gives the same pictures.
 
     The pictures of a call are a queue: whichever device is free takes the next ``batch`` of them. Their
@@ -55,6 +61,7 @@ class PipelinePool(OneDeviceTasks):
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
         self._batch = batch
         self._places = _places(engine, devices, threads)
+        self._loras = Loras(lambda path: Lora(Path(path), _sha256(path), {}), self._try_loras)
         self._crew: Crew | None = None
         self._stop: weakref.finalize[[], PipelinePool] | None = None
         self._lock = threading.Lock()
@@ -62,22 +69,24 @@ class PipelinePool(OneDeviceTasks):
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *,
         negative: str | list[str] = "",
         steps: int = 20,
         sampler: str | None = None,
-        guidance: float | Guidance | dict[str, Any] = 5.0,
+        guidance: float | Guidance | dict[str, Any] | None = None,
         seed: int | None = None,
         num: int = 1,
         height: int | None = None,
         width: int | None = None,
         eta: float | None = None,
         sampler_options: Mapping[str, Any] | None = None,
+        class_label: int | list[int] | None = None,
         latents: Array | None = None,
         variation_seed: int | None = None,
         variation_strength: float | None = None,
         progress: bool = False,
+        **control: Any,
     ) -> Result:
         """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
 
@@ -85,6 +94,7 @@ class PipelinePool(OneDeviceTasks):
         the other, ``total`` is the time that the call took. A device that fails is named in the error.
         """
         begin = perf_counter()
+        _refuse_control(control)
         manifest = self.engine.manifest
         request = check_request(
             manifest.model,
@@ -99,6 +109,7 @@ class PipelinePool(OneDeviceTasks):
             width=width,
             eta=eta,
             sampler_options=sampler_options,
+            class_label=class_label,
         )
         variation = check_variation(variation_seed, variation_strength)
         jobs = self._jobs(request, latents, variation)
@@ -109,7 +120,7 @@ class PipelinePool(OneDeviceTasks):
             replies = self._run(jobs, progress)
         for text in dict.fromkeys(text for body, _ in replies for text in body["warnings"]):
             warnings.warn(text, FastdiffWarning, stacklevel=2)
-        metadata = picture_metadata(request, self.engine.engine_hash, task)
+        metadata = picture_metadata(request, self.engine.engine_hash, task, self._loras.records())
         return _joined(replies, request.seed, metadata, begin)
 
     def close(self) -> None:
@@ -124,6 +135,12 @@ class PipelinePool(OneDeviceTasks):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _try_loras(self, loras: Sequence[LoadedLora]) -> None:
+        """Let a process have these LoRAs. Raises what a Pipeline does, with the device's name in front."""
+        body = {"loras": [loaded.request() for loaded in loras], "request": None}
+        with self._lock:
+            self._run([Job(0, (body, {}))], progress=False)
 
     def _jobs(self, request: Request, latents: Array | None, variation: Variation | None) -> list[Job]:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
@@ -141,18 +158,23 @@ class PipelinePool(OneDeviceTasks):
                 prompts=tuple(request.prompts[row // request.num] for row in rows),
                 negatives=tuple(request.negatives[row // request.num] for row in rows),
                 num=1,
+                class_labels=request.class_labels[rows.start : rows.stop],
             )
             if not jobs:
                 check_shapes(self.engine, part)
             noise = {"batch": request.pictures, "begin": begin, "drawn": latents is None}
-            body = {"request": request_values(part), "noise": noise if table.stochastic else None}
+            body = {
+                "loras": self._loras.requests(),
+                "request": request_values(part),
+                "noise": noise if table.stochastic else None,
+            }
             jobs.append(Job(len(jobs), (body, {"latents": start[rows.start : rows.stop]})))
         return jobs
 
     def _run(self, jobs: list[Job], progress: bool) -> list[Message]:
         """Replies in the order of ``jobs``."""
         crew = self._crew or self._start()
-        pictures = sum(len(job.message[1]["latents"]) for job in jobs)
+        pictures = sum(_pictures(job.message) for job in jobs)
         bar = progress_bar(pictures, "picture", keep=True) if progress else None
         replies: dict[int, Message] = {}
         try:
@@ -162,7 +184,7 @@ class PipelinePool(OneDeviceTasks):
                 index, reply = crew.next_result()
                 replies[index] = reply
                 if bar is not None:
-                    bar.update(len(reply[1]["latents"]))
+                    bar.update(_pictures(reply))
         except BaseException:  # Ctrl-C too
             self._end()
             raise
@@ -189,6 +211,28 @@ class PipelinePool(OneDeviceTasks):
         if self._stop is not None:
             self._stop()
         self._crew = self._stop = None
+
+
+def _refuse_control(given: Mapping[str, Any]) -> None:
+    """Raises InputError for an option that only a Pipeline has, TypeError for one that nobody knows."""
+    known = inspect.signature(Pipeline.__call__).parameters
+    for name, value in given.items():
+        if name not in known:
+            raise TypeError(f"a pool has no argument {name!r}")
+        if value is not None and value is not False:
+            raise InputError(f"{name} on several devices at once: use one device, or leave it out")
+
+
+def _pictures(message: Message) -> int:
+    """How many pictures a job or its reply is about."""
+    return len(message[1]["latents"]) if "latents" in message[1] else 0
+
+
+def _sha256(path: str | os.PathLike[str]) -> str:
+    try:
+        return file_sha256(Path(path))
+    except OSError as error:
+        raise InputError(f"LoRA file {os.fspath(path)} cannot be read: {error.strerror}") from error
 
 
 def _places(engine: Engine, devices: Sequence[Device], threads: int | None) -> list[Place]:

@@ -50,7 +50,7 @@ BAD = [
     (("build", "c", "--outptu", "x"), ("unknown option '--outptu'", "--output")),
     (("generate", "e", "p", "-x"), ("unexpected argument '-x'",)),
     (("generate", "e", "two", "prompts"), ("unexpected argument 'prompts'",)),
-    (("generate", "e"), ("PROMPT", "fastdiff generate --help")),
+    (("generate",), ("ENGINE", "fastdiff generate --help")),
     (("build", "c"), ("-o/--output", "fastdiff build --help")),
     (("generate", "e", "p", "--steps", "many"), ("--steps", "'many' is not a whole number")),
     (("generate", "e", "p", "--steps", "2.5"), ("--steps", "'2.5' is not a whole number")),

@@ -56,7 +56,9 @@ def theirs(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scheduler = getattr(diffusers, name).from_config(base.scheduler.config, **{**config, **(options or {})})
+        scheduler = getattr(diffusers, name).from_config(
+            base.scheduler.config, **{**config, **(options or {})}
+        )
         pipe = getattr(diffusers, pipeline)(**base.components, requires_safety_checker=False)
         pipe.scheduler = scheduler  # set afterwards, as its constructor would change DDIM's clip_sample
         pipe.set_progress_bar_config(disable=True)

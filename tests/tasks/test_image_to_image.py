@@ -167,7 +167,10 @@ def test_options_that_cannot_be_used(pipe: fastdiff.Pipeline, call: dict[str, An
         ({"latents": np.zeros((1, 3, 8, 8), np.float32)}, r"float32 \[1, 3, 8, 8\]: they must be float32"),
         ({"latents": np.full((1, 4, 8, 8), np.nan, np.float32)}, "NaN or infinity"),
         ({"latents": np.zeros((1, 4, 8, 8), np.float32), "fit": "crop"}, "fit is 'crop' with latents"),
-        ({"latents": np.zeros((1, 4, 8, 8), np.float32), "height": 64}, "height is 64, but the latents make 32"),
+        (
+            {"latents": np.zeros((1, 4, 8, 8), np.float32), "height": 64},
+            "height is 64, but the latents",
+        ),
         (
             {"latents": np.zeros((1, 4, 8, 8), np.float32), "denoising_start": 0.5, "strength": 0.5},
             "strength beside denoising_start",

@@ -23,6 +23,8 @@ _PROMPT = (
     "class_labels",
     "condition",
 )
+_CONTROL = ("control_embedding", "mid_residual", "image_embeds", "image_scale")
+_CONTROL_LEVELS = ("down_residual_", "adapter_feature_")
 _SCHEDULE = ("timestep",)
 """Inputs that stay the same over a picture's steps, and those that are known before its first.
 
@@ -38,7 +40,7 @@ def lower_module(captured: CapturedModule) -> Lowered:
     names = dict(zip((tensor.name for tensor in captured.spec.inputs), _input_names(program), strict=True))
     of_nodes = stages(
         program,
-        [names[name] for name in _PROMPT if name in names],
+        [names[name] for name in names if name in _PROMPT + _CONTROL or name.startswith(_CONTROL_LEVELS)],
         [names[name] for name in _SCHEDULE if name in names],
     )
     return lower(program, captured.spec, {node: stage.value for node, stage in of_nodes.items()})

@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 
 from fastdiff.build.lower.selection import find_selections
 from fastdiff.build.lower.symbols import Symbols
+from fastdiff.build.passes.rewrite import Part, parameters_of
 from fastdiff.errors import CaptureError
 from fastdiff.targets.graph import Dim, Graph, Node, Value, Weight
 
@@ -40,12 +41,15 @@ class Layer:
     weight  returns the float32 weight, (out, in, kernel_h, kernel_w) or (out, in), when it is wanted
     shape   of the weight
     key     the same for layers that share a weight
+    parts   parameters of the captured module that the weight's rows are, in their order; empty where they are
+            none, or changed by more than their axes
     """
 
     node: int
     weight: Callable[[], NDArray[np.float32]]
     shape: tuple[int, ...]
     key: str
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,10 @@ class Lowering:
         path = self._parameters.get(weight, "").rpartition(".")[0]
         self.emit(node, op, inputs, attributes, weights, path)
         shape = tuple(weight.meta["val"].shape)
-        self._layers.append(Layer(len(self._nodes) - 1, lambda: _float32(load()), shape, weight.name))
+        parts = parameters_of(weight, self._program.graph_signature)
+        if sum(rows for _, rows in parts) != shape[0]:
+            parts = ()
+        self._layers.append(Layer(len(self._nodes) - 1, lambda: _float32(load()), shape, weight.name, parts))
 
     def same(self, node: fx.Node, value: int) -> None:
         """Let ``node`` stand for a value that is there already."""

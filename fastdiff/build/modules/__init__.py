@@ -7,7 +7,7 @@ has a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,33 +15,54 @@ from torch import nn
 from fastdiff.build.modules.autoencoder import (
     vae_decoder_spec,
     vae_encoder_spec,
+    vae_quantizer_spec,
     wrap_vae_decoder,
     wrap_vae_encoder,
+    wrap_vae_quantizer,
 )
+from fastdiff.build.modules.control import control_kind
 from fastdiff.build.modules.inputs import random_inputs
 from fastdiff.build.modules.parts import PART_CLASSES, part_class
 from fastdiff.build.modules.spec import ModuleSpec
 from fastdiff.build.modules.text_encoder import text_encoder_spec, wrap_text_encoder
 from fastdiff.build.modules.unet import unet_spec, wrap_unet
-from fastdiff.config import ModelSpec
+from fastdiff.config import ModelSpec, TensorSpec
 
 __all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
 
-_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[[Any], nn.Module]]] = {
+_KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn.Module]]] = {
     "text_encoder": (text_encoder_spec, wrap_text_encoder),
+    "text_encoder_2": (text_encoder_spec, wrap_text_encoder),
     "unet": (unet_spec, wrap_unet),
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
     "vae_encoder": (vae_encoder_spec, wrap_vae_encoder),
+    "vae_quantizer": (vae_quantizer_spec, wrap_vae_quantizer),
 }
 
 
-def module_wrapper(name: str, part: Any) -> nn.Module:
-    """The torch module called ``name`` around a part that the library loaded, in evaluation mode."""
-    return _KINDS[name][1](part).eval()
+def module_wrapper(
+    name: str,
+    part: Any,
+    inputs: Sequence[TensorSpec] | None = None,
+    outputs: Sequence[TensorSpec] | None = None,
+) -> nn.Module:
+    """The torch module called ``name`` around a part that the library loaded, in evaluation mode.
+
+    ``inputs`` and ``outputs`` are those of its spec, for kinds that do not always have the same; None leaves
+    them to the part.
+    """
+    control = control_kind(name)
+    if control is not None:
+        return control[1](part, inputs or (), outputs or ()).eval()
+    wrap = _KINDS[name][1]
+    return (wrap(part, inputs) if wrap is wrap_unet else wrap(part)).eval()
 
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:
     """The spec of a module for a model. Raises ValueError for a name that is unknown."""
+    control = control_kind(name)
+    if control is not None:
+        return control[0](name, model)
     if name not in _KINDS:
         raise ValueError(f"unknown module {name!r}")
     return _KINDS[name][0](name, model)

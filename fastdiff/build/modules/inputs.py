@@ -13,6 +13,8 @@ __all__ = ["random_inputs"]
 
 _TIME_IDS = (1024, 1024, 0, 0, 1024, 1024)
 """What SDXL is told of a picture of its own size that was not cropped."""
+_REFINER_IDS = (1024, 1024, 0, 0, 6)
+"""What its refiner is told: the aesthetic score that it shall have, in place of its own size."""
 
 
 def random_inputs(
@@ -26,15 +28,14 @@ def random_inputs(
     rng = np.random.default_rng(seed)
     arrays: dict[str, NDArray[Any]] = {}
     for tensor in spec.inputs:
-        shape = tuple(
-            factor if symbol is None else factor * sizes[symbol] for factor, symbol in tensor.factors()
-        )
+        shape = tensor.concrete(sizes)
         if tensor.dtype == "int64":
-            arrays[tensor.name] = rng.integers(0, vocab_size, shape)
+            arrays[tensor.name] = rng.integers(0, spec.labels or vocab_size, shape)
         elif tensor.name == "timestep":
             arrays[tensor.name] = rng.integers(0, 1000, shape).astype(np.float32)
         elif tensor.name == "time_ids":
-            arrays[tensor.name] = np.broadcast_to(np.array(_TIME_IDS, np.float32), shape).copy()
+            ids = _REFINER_IDS if shape[1] == len(_REFINER_IDS) else _TIME_IDS
+            arrays[tensor.name] = np.broadcast_to(np.array(ids, np.float32), shape).copy()
         else:
             arrays[tensor.name] = rng.standard_normal(shape, np.float32)
     return arrays

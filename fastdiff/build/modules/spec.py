@@ -17,19 +17,23 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class ModuleSpec:
-    """Name, source part, inputs, outputs and size ranges of a module."""
+    """Name, source part, inputs, outputs and size ranges of a module.
+
+    ``labels`` is how many values its integer input may have, classes or codes; 0: those of token ids.
+    """
 
     name: str
     part: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     shapes: dict[str, SizeRange]
+    labels: int = 0
 
     def wrap(self, part: Any) -> nn.Module:
         """The module around a loaded part, in evaluation mode."""
         from fastdiff.build.modules import module_wrapper
 
-        return module_wrapper(self.name, part)
+        return module_wrapper(self.name, part, self.inputs, self.outputs)
 
 
 def latent(model: ModelSpec) -> tuple[int | str, ...]:

@@ -28,10 +28,13 @@ def wrap_text_encoder(part: Any) -> nn.Module:
 
 def text_encoder_spec(name: str, model: ModelSpec) -> ModuleSpec:
     """The spec of a text encoder."""
+    encoder = next((encoder for encoder in model.text_encoders if encoder.module == name), None)
+    width = model.hidden_size if encoder is None else encoder.hidden_size
+    window = model.max_tokens if encoder is None else encoder.window
     return ModuleSpec(
         name,
         name,
         (TensorSpec("input_ids", "int64", ("batch", "tokens")),),
-        (TensorSpec("last_hidden_state", "float32", ("batch", "tokens", model.hidden_size)),),
-        {"batch": SizeRange(), "tokens": SizeRange(1, model.max_tokens)},
+        (TensorSpec("last_hidden_state", "float32", ("batch", "tokens", width)),),
+        {"batch": SizeRange(), "tokens": SizeRange(1, window)},
     )

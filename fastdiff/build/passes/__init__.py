@@ -11,6 +11,7 @@ from fastdiff.build.passes.attention import fuse_attention
 from fastdiff.build.passes.canonical import canonical
 from fastdiff.build.passes.channels_last import channels_last
 from fastdiff.build.passes.epilogues import fuse_epilogues
+from fastdiff.build.passes.functional import functional
 from fastdiff.build.passes.group_norm_silu import fuse_group_norm_silu
 from fastdiff.build.passes.halves import halves
 from fastdiff.build.passes.normalise import normalise
@@ -24,6 +25,7 @@ __all__ = [
     "Stage",
     "canonical",
     "channels_last",
+    "functional",
     "fuse_activations",
     "fuse_attention",
     "fuse_epilogues",
@@ -38,7 +40,7 @@ __all__ = [
 
 Pass = Callable[[ExportedProgram], ExportedProgram]
 
-PASSES: tuple[Pass, ...] = (normalise,)
+PASSES: tuple[Pass, ...] = (functional, normalise)
 """What every target's graph goes through, in this order; the result is ATen alone."""
 FUSIONS: tuple[Pass, ...] = (
     fuse_attention,

@@ -142,7 +142,8 @@ def _one_projection(rewrite: Rewrite, projections: list[fx.Node]) -> list[fx.Nod
         return projections
     name = f"{query.name}_qkv"
     weight = torch.cat([w for w in weights if w is not None]).detach()
-    arguments = [query.args[0], rewrite.add_constant(f"{name}_weight", weight, query)]
+    parts = tuple(part for p in projections for part in rewrite.parts(p.args[1]))  # type: ignore[arg-type]
+    arguments = [query.args[0], rewrite.add_constant(f"{name}_weight", weight, query, parts)]
     if biases[0] is not None:
         bias = torch.cat([b for b in biases if b is not None]).detach()
         arguments.append(rewrite.add_constant(f"{name}_bias", bias, query))

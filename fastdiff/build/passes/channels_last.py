@@ -112,7 +112,9 @@ def _conv2d(layout: _Layout, node: Any) -> bool:
     rewrite, last = layout.rewrite, layout.last(node, x)
     weight = rewrite.value(form.weight)
     if weight is not None and weight.shape[2:] == (1, 1) and form.stride == 1 and not any(padding):
-        matrix = rewrite.add_constant(f"{form.weight.name}_matrix", weight.detach().flatten(1), node)
+        matrix = rewrite.add_constant(
+            f"{form.weight.name}_matrix", weight.detach().flatten(1), node, rewrite.parts(form.weight)
+        )
         op = library.linear._opoverload
         layout.mirrors[node] = rewrite.call(node, op, last, matrix, form.bias, None, "none", 1.0)
     else:

@@ -15,8 +15,12 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fastdiff.errors import CaptureError
 
-__all__ = ["Rewrite", "calls", "same_size"]
+__all__ = ["Part", "Rewrite", "calls", "parameters_of", "same_size"]
 
+Part = tuple[str, int]
+"""Name of a parameter of the captured module, and how many rows of a weight are its own."""
+
+_PARTS = "parameter_parts"
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -83,8 +87,15 @@ class Rewrite:
                 return stored if isinstance(stored, Tensor) else None
         return None
 
-    def add_constant(self, name: str, value: Tensor, like: fx.Node) -> fx.Node:
-        """A new input of the graph that carries ``value``; ``like`` is any node whose value is a tensor."""
+    def parts(self, node: fx.Node) -> tuple[Part, ...]:
+        """The parameters that a weight's rows are, in their order; none for a node that is no weight."""
+        return parameters_of(node, self.signature)
+
+    def add_constant(self, name: str, value: Tensor, like: fx.Node, parts: tuple[Part, ...] = ()) -> fx.Node:
+        """A new input of the graph that carries ``value``; ``like`` is any node whose value is a tensor.
+
+        ``parts`` says which parameters its rows are, where they are that with other axes at most.
+        """
         while name in self._constants or name in self._state:
             name += "_"
         kinds = [spec.kind for spec in self.signature.input_specs]
@@ -93,6 +104,7 @@ class Rewrite:
             node = self.graph.placeholder(f"c_{name}")
         mode = like.meta["val"].fake_mode
         node.meta["val"] = mode.from_tensor(value, static_shapes=True)
+        node.meta[_PARTS] = parts
         self._constants[name] = value
         spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(node.name), name, None)
         self.signature.input_specs.insert(position, spec)
@@ -137,6 +149,18 @@ class Rewrite:
         used = {spec.target for spec in kept}
         self._state = {name: value for name, value in self._state.items() if name in used}
         self._constants = {name: value for name, value in self._constants.items() if name in used}
+
+
+def parameters_of(node: fx.Node, signature: ExportGraphSignature) -> tuple[Part, ...]:
+    """The parameters of the captured module that the rows of a weight are, in their order.
+
+    None for a node that is no weight, and for one whose rows are not those of parameters.
+    """
+    if _PARTS in node.meta:
+        return tuple(node.meta[_PARTS])
+    name = signature.inputs_to_parameters.get(node.name)
+    value = node.meta.get("val")
+    return ((name, int(value.shape[0])),) if name and isinstance(value, Tensor) and value.dim() else ()
 
 
 def _input_shapes(graph: fx.Graph) -> dict[str, str]:

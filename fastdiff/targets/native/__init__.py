@@ -6,18 +6,22 @@ read when a kernel first wants them.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import Precision
 from fastdiff.errors import EngineDamagedError, InputError, TargetError
 from fastdiff.manifest import ModuleEntry
-from fastdiff.targets import Availability, Compiled, CompileOptions
+from fastdiff.targets import Availability, Compiled, CompileOptions, parameters
 from fastdiff.targets.session import Array, Session
+from fastdiff.targets.shared import open_shared
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
+    from fastdiff.lora.update import LowRank
     from fastdiff.samplers import Callback, NoiseSource, StepTable
 
 __all__ = ["NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
@@ -57,14 +61,19 @@ def open(
     file = next((file for file in entry.files if file.endswith(SELF_CHECKING)), None)
     if file is None:
         raise EngineDamagedError(f"{folder}: module {name} lists no .fdn file; build the engine again")
-    module = _C.NativeModule(str(folder / file))
-    return _NativeSession(name, entry, _C.NativeSession(module, threads or len(os.sched_getaffinity(0))))
+    path = folder / file
+    module = open_shared(path, "native", lambda: _C.NativeModule(str(path)))
+    threads = threads or len(os.sched_getaffinity(0))
+    return _NativeSession(folder, name, entry, module, _C.NativeSession(module, threads))
 
 
 class _NativeSession(Session):
-    def __init__(self, name: str, entry: ModuleEntry, session: Any) -> None:
+    def __init__(self, folder: Path, name: str, entry: ModuleEntry, module: Any, session: Any) -> None:
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
+        self._module = module  # the next session of the file finds it as long as somebody refers to it
         self._session: Any = session
+        self._folder = folder
+        self._entry = entry
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         results: dict[str, Array] = self._session.run(arrays)
@@ -97,5 +106,21 @@ class _NativeSession(Session):
         result: Array = self._session.sample(table, latents, inputs, guidance, state, callback)
         return result
 
+    def adaptable(self) -> Mapping[str, tuple[int, ...]]:
+        return {path: layer.shape for path, layer in self._layers.items()}
+
+    def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
+        """Updates are computed beside the layers, whose weights stay: csrc/runtime/adapters.h."""
+        layers = self._layers if updates else {}
+        values: dict[int, list[tuple[int, Array, Array, float]]] = {}
+        for path, parts in updates.items():
+            for value, first in layers[path].places:
+                values.setdefault(value, []).extend((first, p.down, p.up, p.scale) for p in parts)
+        self._session.set_adapters(values)
+
+    @functools.cached_property
+    def _layers(self) -> dict[str, parameters.Layer]:
+        return parameters.read(self._folder, self.name, self._entry, (int, int))
+
     def close(self) -> None:
-        self._session = None
+        self._session = self._module = None

@@ -11,8 +11,9 @@ from typing import Any
 from fastdiff import _C
 from fastdiff.build.capture import CapturedModule
 from fastdiff.build.lower import Layer, Lowered, lower_module
+from fastdiff.build.parameters import source_layers
 from fastdiff.config import Precision
-from fastdiff.targets import Compiled, CompileOptions
+from fastdiff.targets import Compiled, CompileOptions, parameters
 from fastdiff.targets.graph import Node
 from fastdiff.targets.native import file
 from fastdiff.targets.native.pack import algorithms, holds_halves, pack, packed_bytes, stored_type
@@ -37,7 +38,7 @@ _LONG = 0.02
 
 
 def compile_module(captured: CapturedModule, folder: Path, options: CompileOptions) -> Compiled:
-    """Write ``<module>.fdn`` into ``folder``. Raises CaptureError and OutputError."""
+    """Write ``<module>.fdn`` and what LoRAs need into ``folder``. Raises CaptureError and OutputError."""
     lowered = lower_module(captured)
     halves = frozenset(
         layer.key
@@ -48,6 +49,7 @@ def compile_module(captured: CapturedModule, folder: Path, options: CompileOptio
     graph = pack(lowered, choice.packings, choice.tuned, options.precision, halves)
     name = f"{captured.name}.fdn"
     file.write(folder / name, graph)
+    places = parameters.write(folder, captured.name, _places(captured, lowered))
     tactics: dict[str, Any] = {
         "format": "fdn",
         "memory": options.memory,
@@ -56,7 +58,17 @@ def compile_module(captured: CapturedModule, folder: Path, options: CompileOptio
         "layers": choice.layers,
         "measured": choice.measured,
     }
-    return Compiled((name,), tactics)
+    return Compiled((name, *places), tactics)
+
+
+def _places(captured: CapturedModule, lowered: Lowered) -> dict[str, parameters.Layer]:
+    """Of each layer of the checkpoint the values that it computes here, and its first row in their layers."""
+    return {
+        path: parameters.Layer(
+            shape, tuple((lowered.graph.nodes[layer.node].output, first) for layer, first in layers)
+        )
+        for path, (shape, layers) in source_layers(captured, lowered).items()
+    }
 
 
 def _choose(

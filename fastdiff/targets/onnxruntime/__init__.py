@@ -14,22 +14,26 @@ falls back to the CPU silently.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import Precision
 from fastdiff.errors import CaptureError, EngineDamagedError, FastdiffError, TargetError
 from fastdiff.manifest import ModuleEntry
-from fastdiff.targets import Availability, Compiled, CompileOptions
+from fastdiff.targets import Availability, Compiled, CompileOptions, parameters
 from fastdiff.targets.onnxruntime import cuda
+from fastdiff.targets.onnxruntime.weights import PLACE, find_weights, replace_initializers, updated
 from fastdiff.targets.session import Array, Session
+from fastdiff.targets.shared import open_shared
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
+    from fastdiff.lora.update import LowRank
 
 __all__ = [
     "COMPUTES_IN",
@@ -100,9 +104,9 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
     exported = export_onnx(captured, folder / f"{captured.name}.exported.onnx")
     tactics: dict[str, Any] = {"format": "onnx", "opset": OPSET}
     if len(exported) > 1:  # ONNX refers to external data by file name, so these keep theirs
-        return Compiled(
-            tuple(path.name for path in exported), {**tactics, "optimisation": "basic, when opened"}
-        )
+        files = tuple(path.name for path in exported)
+        places = parameters.write(folder, captured.name, find_weights(captured, folder, files[0]))
+        return Compiled((*files, *places), {**tactics, "optimisation": "basic, when opened"})
     session_options = _options(1, "ORT_ENABLE_BASIC")
     session_options.optimized_model_filepath = str(folder / name)
     try:
@@ -111,7 +115,8 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
         reason = " ".join(str(error).split())[:200]
         raise CaptureError(f"ONNX Runtime cannot prepare {captured.name}: {reason}") from error
     exported[0].unlink()
-    return Compiled((name,), {**tactics, "optimisation": "basic, at build"})
+    places = parameters.write(folder, captured.name, find_weights(captured, folder, name))
+    return Compiled((name, *places), {**tactics, "optimisation": "basic, at build"})
 
 
 def _compile_for_cuda(captured: CapturedModule, folder: Path) -> Compiled:
@@ -152,12 +157,7 @@ def open(
         raise TargetError(f"target 'onnxruntime' cannot run here: {available.reason}; {available.fix}")
     if on_cuda:
         return _open_on_cuda(folder, name, entry, threads, device or 0, stream)
-    optimised = entry.tactics.get("optimisation") == "basic, at build"
-    options = _options(threads, "ORT_DISABLE_ALL" if optimised else "ORT_ENABLE_BASIC")
-    model = _model_file(folder, name, entry)
-    with _refusal(folder, model):
-        session = _open(folder / model, options)
-    return _OnnxRuntimeSession(name, entry, session)
+    return _OnnxRuntimeSession(folder, name, entry, threads)
 
 
 def _open_on_cuda(
@@ -218,17 +218,60 @@ class CudaSession(Session):
 
 
 class _OnnxRuntimeSession(Session):
-    def __init__(self, name: str, entry: ModuleEntry, session: Any) -> None:
+    """A module on the CPU. ONNX Runtime takes weights when it opens a file: others mean to open it again."""
+
+    def __init__(self, folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> None:
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
-        self._session: Any = session
-        self._input_names = [item.name for item in session.get_inputs()]
+        self._folder = folder
+        self._entry = entry
+        self._threads = threads
+        self._values: dict[str, Array] = {}
+        self._replaced: list[Any] = []
+        self._session: Any = self._opened({})
+        self._input_names = [item.name for item in self._session.get_inputs()]
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         results = self._session.run(None, dict(zip(self._input_names, arrays.values(), strict=True)))
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
+    def adaptable(self) -> Mapping[str, tuple[int, ...]]:
+        return {path: layer.shape for path, layer in self._layers.items()}
+
+    def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
+        before, values = self._values, updated(self._folder, self._layers if updates else {}, updates)
+        if not before and not values:
+            return
+        self._session = None  # first, so that the weights are never there twice
+        try:
+            self._session = self._opened(values)
+        except BaseException:
+            self._session = self._opened(before)
+            raise
+
+    def _opened(self, values: dict[str, Array]) -> Any:
+        """The file, opened with some initializers replaced."""
+        model = _model_file(self._folder, self.name, self._entry)
+        optimised = self._entry.tactics.get("optimisation") == "basic, at build"
+        options = _options(self._threads, "ORT_DISABLE_ALL" if optimised else "ORT_ENABLE_BASIC")
+        file = self._folder / model
+        with _refusal(self._folder, model):
+            if values:
+                replaced = replace_initializers(options, values, external=not optimised)
+                session = _open(file, options)
+            else:  # every session of ONNX Runtime has weights of its own, and one may run at once for many
+                replaced = []
+                kind = ("onnxruntime", options.intra_op_num_threads)
+                session = open_shared(file, kind, lambda: _open(file, options))
+        self._values, self._replaced = values, replaced
+        return session
+
+    @functools.cached_property
+    def _layers(self) -> dict[str, parameters.Layer]:
+        return parameters.read(self._folder, self.name, self._entry, PLACE)
+
     def close(self) -> None:
         self._session = None
+        self._values, self._replaced = {}, []
 
 
 def _options(threads: int | None, level: str) -> Any:

@@ -269,10 +269,7 @@ def output_shapes(
         for spec, array in zip(inputs, arrays, strict=True):
             for length, (factor, symbol) in zip(array.shape, spec.factors(), strict=True):
                 if symbol is not None:
-                    sizes[symbol] = length // factor
-        return [
-            tuple(factor if symbol is None else factor * sizes[symbol] for factor, symbol in spec.factors())
-            for spec in outputs
-        ]
+                    sizes[symbol] = int(length // factor)
+        return [spec.concrete(sizes) for spec in outputs]
 
     return shapes

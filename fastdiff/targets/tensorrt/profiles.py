@@ -66,4 +66,4 @@ def input_shapes(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str, tu
 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> Shape:
     """A tensor's shape for given sizes."""
-    return tuple(factor if symbol is None else factor * sizes[symbol] for factor, symbol in spec.factors())
+    return spec.concrete(sizes)

@@ -138,7 +138,7 @@ class TensorRtSession(Session):
 
     def _sizes(self, arrays: Mapping[str, Array]) -> dict[str, int]:
         return {
-            symbol: size // factor
+            symbol: int(size // factor)
             for spec in self.inputs
             for size, (factor, symbol) in zip(arrays[spec.name].shape, spec.factors(), strict=True)
             if symbol is not None

@@ -1,0 +1,111 @@
+"""What one call asks of all networks that control the U-Net, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastdiff.config import ModelSpec
+from fastdiff.control.controlnet import ControlNetRequest, check_controlnet
+from fastdiff.control.ip_adapter import IpAdapterRequest, check_ip_adapter
+from fastdiff.control.t2i_adapter import T2IAdapterRequest, check_t2i_adapter
+
+if TYPE_CHECKING:
+    from fastdiff.request import Request
+
+__all__ = ["ControlRequest", "check_control"]
+
+
+@dataclass(frozen=True)
+class ControlRequest:
+    """The parts of a call; None for networks that it does not use."""
+
+    controlnet: ControlNetRequest | None = None
+    t2i_adapter: T2IAdapterRequest | None = None
+    ip_adapter: IpAdapterRequest | None = None
+
+    def __bool__(self) -> bool:
+        return any(part is not None for part in (self.controlnet, self.t2i_adapter, self.ip_adapter))
+
+    @property
+    def changes(self) -> bool:
+        """Whether what it adds differs from step to step."""
+        adapter = self.t2i_adapter
+        return self.controlnet is not None or (adapter is not None and adapter.end < 1)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it needs to know how many evaluations of the U-Net there are."""
+        adapter = self.t2i_adapter
+        net = self.controlnet is not None and not self.controlnet.whole
+        return net or (adapter is not None and adapter.end < 1)
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the pipeline that repeat the parts whose pictures are files."""
+        found: dict[str, Any] = {}
+        for name, part in self._parts():
+            if all("file" in record for record in self._records()[name]):
+                found.update(part.settings())
+        return found
+
+    def metadata(self) -> dict[str, Any]:
+        """What a picture's metadata says of the pictures; settings that these repeat are not among it."""
+        found: dict[str, Any] = {}
+        for name, part in self._parts():
+            records = self._records()[name]
+            found[name] = records
+            if not all("file" in record for record in records):
+                # the settings alone do not repeat the picture
+                given = part.settings()
+                found.update({key: value for key, value in given.items() if not key.endswith("_image")})
+        return {"control": found} if found else {}
+
+    def _parts(self) -> list[tuple[str, ControlNetRequest | T2IAdapterRequest | IpAdapterRequest]]:
+        parts = (
+            ("control_image", self.controlnet),
+            ("adapter_image", self.t2i_adapter),
+            ("ip_image", self.ip_adapter),
+        )
+        return [(name, part) for name, part in parts if part is not None]
+
+    def _records(self) -> dict[str, list[dict[str, str]]]:
+        """Every picture, by the argument that gave it."""
+        found: dict[str, list[dict[str, str]]] = {}
+        if self.controlnet is not None:
+            found["control_image"] = [one.record() for each in self.controlnet.pictures for one in each]
+        if self.t2i_adapter is not None:
+            found["adapter_image"] = [one.record() for each in self.t2i_adapter.pictures for one in each]
+        if self.ip_adapter is not None:
+            given = [one.record() for one in self.ip_adapter.pictures]
+            found["ip_image"] = given or [{"embeds": "given"}]
+        return found
+
+
+def check_control(model: ModelSpec, request: Request, options: Mapping[str, Any]) -> ControlRequest:
+    """The options of ``Pipeline.__call__`` that control the U-Net, by name. Raises InputError."""
+    return ControlRequest(
+        check_controlnet(
+            model,
+            request,
+            image=options["control_image"],
+            scale=options["control_scale"],
+            start=options["control_start"],
+            end=options["control_end"],
+            guess=options["guess_mode"],
+        ),
+        check_t2i_adapter(
+            model,
+            request,
+            image=options["adapter_image"],
+            scale=options["adapter_scale"],
+            end=options["adapter_end"],
+        ),
+        check_ip_adapter(
+            model,
+            request,
+            image=options["ip_image"],
+            scale=options["ip_scale"],
+            embeds=options["ip_embeds"],
+        ),
+    )

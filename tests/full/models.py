@@ -1,0 +1,51 @@
+"""The full-size models, the bars that they are held to, and what a machine needs for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["FULL", "FullModel"]
+
+
+@dataclass(frozen=True)
+class FullModel:
+    """One published configuration.
+
+    peak      largest resident memory of a build, as a multiple of the weights in float32
+    memory    GiB of memory that the machine must have available, for the build and for diffusers' pipeline
+    disk      GiB for checkpoint, engine and the results of PyTorch
+    pictures  sides in pixels, height first, of pictures that are compared with diffusers; empty: none
+    sizes     batch, height and width in pixels at which single modules are compared, beyond what a build does
+    sampler   fastdiff's name and diffusers' class
+    guidance  guidance scale
+    """
+
+    peak: float
+    memory: int
+    disk: int
+    pictures: tuple[tuple[int, int], ...] = ((256, 256),)
+    sizes: tuple[tuple[int, int, int], ...] = ()
+    sampler: tuple[str, str] = ("euler", "EulerDiscreteScheduler")
+    guidance: float = 5.0
+    modules: tuple[str, ...] = field(default=("text_encoder", "unet", "vae_decoder"))
+
+
+FULL = {
+    # one engine for 512², 768×512 and 1024², and for batches of 1 to 4
+    "sd15": FullModel(
+        peak=2.5,
+        memory=12,
+        disk=18,
+        pictures=((256, 256), (512, 512), (512, 768)),
+        sizes=((1, 512, 512), (2, 512, 512), (3, 512, 512), (4, 512, 512), (1, 512, 768), (1, 1024, 1024)),
+    ),
+    "sd21": FullModel(
+        peak=2.5, memory=12, disk=20, pictures=((256, 256),), sampler=("ddim", "DDIMScheduler")
+    ),
+    "sd15-inpainting": FullModel(peak=2.5, memory=12, disk=18, pictures=()),
+    "lcm-sd15": FullModel(peak=2.5, memory=12, disk=18, sampler=("lcm", "LCMScheduler"), guidance=8.0),
+    "sdxl": FullModel(
+        peak=1.6, memory=22, disk=48, pictures=((512, 512), (1024, 1024)), sizes=((1, 1024, 1024),)
+    ),
+}
+"""By the names of ``fastdiff.published``."""
