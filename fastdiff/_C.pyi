@@ -159,6 +159,27 @@ def timestep_embedding(
     threads: int = 1,
     isa: str | None = None,
 ) -> None: ...
+def token_match(
+    x: FloatArray,
+    merged: int,
+    plan: npt.NDArray[np.int64] | None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
+def token_merge(
+    x: FloatArray,
+    plan: npt.NDArray[np.int64],
+    out: FloatArray | None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
+def token_unmerge(
+    x: FloatArray,
+    plan: npt.NDArray[np.int64],
+    out: FloatArray | None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None: ...
 
 class NativeModule:
     def __init__(self, path: str) -> None: ...

@@ -31,12 +31,14 @@ from fastdiff.errors import (
 )
 
 if TYPE_CHECKING:
+    from fastdiff.compiled.pipeline import CompileReport, compile
     from fastdiff.pipeline import Pipeline, Result, Timings, load
     from fastdiff.workers.pool import PipelinePool, load_many
 
 __all__ = [
     "CaptureError",
     "CheckpointError",
+    "CompileReport",
     "EngineDamagedError",
     "EngineError",
     "EngineMismatchError",
@@ -53,11 +55,13 @@ __all__ = [
     "Timings",
     "VerificationError",
     "__version__",
+    "compile",
     "load",
     "load_many",
 ]
 
 _LAZY = {
+    **dict.fromkeys(("CompileReport", "compile"), "fastdiff.compiled.pipeline"),
     **dict.fromkeys(("Pipeline", "Result", "Timings", "load"), "fastdiff.pipeline"),
     **dict.fromkeys(("PipelinePool", "load_many"), "fastdiff.workers.pool"),
 }

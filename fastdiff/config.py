@@ -175,7 +175,9 @@ class ModelSpec:
     and ``latents_std``, a number per channel, stand for mean and deviation where a VAE has them: then
     ``latent = (mean - latents_mean) * scaling_factor / latents_std``. ``latent_codes`` is the size of a
     VQ-VAE's codebook, 0 for others; ``latent_variance`` says whether the encoder gives a variance.
-    ``control`` is what an engine was built with that steers the U-Net by pictures.
+    ``control`` is what an engine was built with that steers the U-Net by pictures. ``deep_features`` is the
+    channels of the features that DeepCache keeps of ``deep_cache_branch``, and ``token_merging`` the
+    percentage of tokens that are merged before the finest self-attentions; 0 each for an engine without.
     """
 
     family: str
@@ -194,6 +196,9 @@ class ModelSpec:
     guidance_embedding: int = field(default=0, metadata=OPTIONAL)
     condition_channels: int = field(default=0, metadata=OPTIONAL)
     num_classes: int = field(default=0, metadata=OPTIONAL)
+    deep_features: int = field(default=0, metadata=OPTIONAL)
+    deep_cache_branch: int = field(default=0, metadata=OPTIONAL)
+    token_merging: int = field(default=0, metadata=OPTIONAL)
     picture_channels: int = field(default=3, metadata=OPTIONAL)
     text_encoders: tuple[TextEncoderSpec, ...] = field(default=(), metadata=OPTIONAL)
     latents_mean: tuple[float, ...] = field(default=(), metadata=OPTIONAL)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fastdiff.conditioning import call_conditions
 from fastdiff.control.control import add_control_inputs, control_predict
 from fastdiff.control.request import ControlRequest, check_control
+from fastdiff.deep_cache import FeatureReuse, check_deep_cache
 from fastdiff.denoise import Denoiser, SplitDenoiser, evaluated, run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
@@ -176,6 +177,7 @@ class Pipeline(TakesLoras, Tasks):
         ip_image: Any = None,
         ip_scale: float | None = None,
         ip_embeds: NDArray[np.float32] | None = None,
+        deep_cache: int | Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate ``num`` pictures of each prompt, or of none with an engine that takes no prompt.
 
@@ -220,6 +222,7 @@ class Pipeline(TakesLoras, Tasks):
             eta=eta,
             sampler_options=sampler_options,
             class_label=class_label,
+            deep_cache=deep_cache,
         )
         control = check_control(
             self.engine.manifest.model,
@@ -269,9 +272,13 @@ class Pipeline(TakesLoras, Tasks):
         if self.engine.manifest.model.condition_channels and "condition" not in plan.conditions:
             raise InputError("this model paints parts of a picture: use inpaint with a picture and a mask")
         control = control or ControlRequest()
+        adaptive = isinstance(plan.table, AdaptiveRun)
         self._check_control(control, plan.table)
+        if request.deep_cache is not None:
+            check_deep_cache(self.engine, request.sampler if adaptive else None, self._others is not None)
         embed_begin = time.perf_counter()
-        denoise = self._denoiser(request, plan, control)
+        evaluations = None if isinstance(plan.table, AdaptiveRun) else plan.table.evaluations
+        denoise = self._denoiser(request, plan, control, evaluations)
         embedded = time.perf_counter()
         final, seconds = run_table(
             plan.table, denoise, plan.start, request, plan.source, callback, progress, plan.edit
@@ -325,13 +332,23 @@ class Pipeline(TakesLoras, Tasks):
                 self.modules.set_adapters(before)
                 raise
 
-    def _denoiser(self, request: Request, plan: Plan, control: ControlRequest) -> Denoiser | SplitDenoiser:
+    def _denoiser(
+        self, request: Request, plan: Plan, control: ControlRequest, evaluations: int | None
+    ) -> Denoiser | SplitDenoiser:
         """The U-Net with the conditions of the call."""
         own = {**call_conditions(self.engine.manifest.model, request), **plan.conditions}
         branches = [{**branch, **own} for branch in self.prompts.branches(request)]
         model, unet = self.engine.manifest.model, self.modules["unet"]
         add_control_inputs(model, self.modules, request, control, branches)
         predict = control_predict(model, self.modules, request, control, evaluated(unet))
+        if request.deep_cache is not None and evaluations is not None:
+            if predict is not None:
+                raise InputError(
+                    "deep_cache with a control_image, or with adapter_end below 1: what changes from step to"
+                    " step reaches the features that are kept; leave one of them out"
+                )
+            full = request.deep_cache.full(evaluations)
+            predict = FeatureReuse(unet, self.modules["unet_shallow"], full)
         if len(branches) == 1:
             self._warn_without_guidance(request)
             return Denoiser(unet, branches[0], None, predict=predict)

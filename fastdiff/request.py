@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastdiff.config import ModelSpec
+from fastdiff.deep_cache import DeepCache, read_deep_cache
 from fastdiff.errors import InputError
 from fastdiff.samplers.guidance import Guidance, PerpNeg, read_guidance
 from fastdiff.samplers.guidance.read import written
@@ -31,7 +32,8 @@ class Request:
     ``height`` and ``width`` are in picture pixels. ``eta`` None is the sampler's own. ``listed`` says whether
     the caller gave a list of prompts. ``options`` are those of the sampler, in JSON values. ``class_labels``
     has one for each picture, or none. ``embedded`` says that the model is told the guidance scale, so that
-    nothing is computed twice; ``prompted`` that it takes a prompt at all: else that is one empty text.
+    nothing is computed twice; ``prompted`` that it takes a prompt at all: else that is one empty text. With
+    ``deep_cache`` None every step evaluates the whole model.
     """
 
     prompts: tuple[str, ...]
@@ -49,6 +51,7 @@ class Request:
     class_labels: tuple[int, ...] = ()
     embedded: bool = False
     prompted: bool = True
+    deep_cache: DeepCache | None = None
 
     @property
     def guided(self) -> bool:
@@ -91,6 +94,7 @@ class Request:
             "eta": self.eta,
             **({"sampler_options": dict(self.options)} if self.options else {}),
             **({"class_label": list(self.class_labels)} if self.class_labels else {}),
+            **({} if self.deep_cache is None else {"deep_cache": self.deep_cache.setting()}),
         }
 
 
@@ -109,6 +113,7 @@ def check_request(
     eta: object,
     sampler_options: object = None,
     class_label: object = None,
+    deep_cache: object = None,
 ) -> Request:
     """The call as a Request. Raises InputError for the first value that cannot be used.
 
@@ -157,6 +162,7 @@ def check_request(
         class_labels=_class_labels(model, class_label, len(prompts) * pictures),
         embedded=model.guidance_embedding > 0,
         prompted=model.takes_prompt,
+        deep_cache=read_deep_cache(deep_cache),
     )
 
 
@@ -213,7 +219,8 @@ def request_values(request: Request) -> dict[str, Any]:
 def request_from(values: dict[str, Any]) -> Request:
     """The call that `request_values` made JSON of."""
     tuples = {name: tuple(values[name]) for name in ("prompts", "negatives", "class_labels")}
-    return Request(**{**values, **tuples, "guidance": _guidance(values["guidance"])})
+    guidance, cache = _guidance(values["guidance"]), read_deep_cache(values["deep_cache"])
+    return Request(**{**values, **tuples, "guidance": guidance, "deep_cache": cache})
 
 
 def _guidance(value: object) -> float | Guidance:

@@ -19,10 +19,11 @@ _TOGETHER = {
     "tests/targets/onnxruntime/": "models",
     "tests/targets/tensorrt/": "models",
     "tests/targets/test_targets.py": "models",
+    "tests/compiled/": "compiled",
     "tests/control/": "control",
     "tests/csrc/": "csrc",
 }
-"""Beginnings of paths whose tests share the models of tests/published.py, and those that share a folder."""
+"""Beginnings of paths whose tests share models and engines, and those that share a folder."""
 
 
 def group_of(nodeid: str) -> str:

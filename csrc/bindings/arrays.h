@@ -49,5 +49,6 @@ void bind_randn(py::module_& module);
 void bind_resample(py::module_& module);
 void bind_scheduler_step(py::module_& module);
 void bind_timestep_embedding(py::module_& module);
+void bind_token_merging(py::module_& module);
 
 }  // namespace fastdiff::bindings

@@ -55,4 +55,5 @@ PYBIND11_MODULE(_C, module) {
     fastdiff::bindings::bind_resample(module);
     fastdiff::bindings::bind_scheduler_step(module);
     fastdiff::bindings::bind_timestep_embedding(module);
+    fastdiff::bindings::bind_token_merging(module);
 }

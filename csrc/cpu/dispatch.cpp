@@ -18,6 +18,9 @@ constexpr Kernels table{
     .resample = resample<I>,
     .scheduler_step = scheduler_step<I>,
     .timestep_embedding = timestep_embedding<I>,
+    .token_match = token_match<I>,
+    .token_merge = token_merge<I>,
+    .token_unmerge = token_unmerge<I>,
 };
 
 }  // namespace

@@ -13,6 +13,9 @@
 #include "kernels/resample.h"
 #include "kernels/scheduler_step.h"
 #include "kernels/timestep_embedding.h"
+#include "kernels/token_match.h"
+#include "kernels/token_merge.h"
+#include "kernels/token_unmerge.h"
 
 namespace fastdiff {
 
@@ -44,6 +47,12 @@ template <class I>
 void scheduler_step(const SchedulerStepArgs& args);
 template <class I>
 void timestep_embedding(const TimestepEmbeddingArgs& args, const Parallel& parallel);
+template <class I>
+void token_match(const TokenMatchArgs& args, const Parallel& parallel);
+template <class I>
+void token_merge(const TokenMergeArgs& args, const Parallel& parallel);
+template <class I>
+void token_unmerge(const TokenUnmergeArgs& args, const Parallel& parallel);
 
 struct Kernels {
     void (*attention)(const AttentionArgs& args, const Parallel& parallel);
@@ -60,6 +69,9 @@ struct Kernels {
     void (*resample)(const ResampleArgs& args, const Parallel& parallel);
     void (*scheduler_step)(const SchedulerStepArgs& args);
     void (*timestep_embedding)(const TimestepEmbeddingArgs& args, const Parallel& parallel);
+    void (*token_match)(const TokenMatchArgs& args, const Parallel& parallel);
+    void (*token_merge)(const TokenMergeArgs& args, const Parallel& parallel);
+    void (*token_unmerge)(const TokenUnmergeArgs& args, const Parallel& parallel);
 };
 
 // The table of an instruction set for which isa_available is true.

@@ -1,3 +1,4 @@
+#include "kernels/token_match.h"
 #include "runtime/error.h"
 #include "runtime/shapes.h"
 
@@ -65,6 +66,28 @@ class Check {
         rank(x, 3);
         require(ids == Shape{x[0], x[1]}, ids);
         result({x[0], x[2]});
+    }
+    void operator()(const TokenMatchNode& node) const {
+        rank(*x_, 4);
+        const Shape& x = *x_;
+        require(x[1] >= 2 && x[2] >= 2, x);
+        const std::size_t tokens = x[1] * x[2], destinations = token_destinations(x[1], x[2]);
+        require(destinations < (std::size_t{1} << 24) && node.merged(tokens) <= tokens - destinations, x);
+        result({x[0], tokens});
+    }
+    void operator()(const TokenMergeNode&) const {
+        const Shape &x = *x_, &plan = *inputs_[1];
+        rank(x, 3);
+        require(plan == Shape{x[0], x[1]}, plan);
+        rank(y_, 3);
+        require(y_[0] == x[0] && y_[1] <= x[1] && y_[2] == x[2], y_);
+    }
+    void operator()(const TokenUnmergeNode&) const {
+        const Shape &x = *x_, &plan = *inputs_[1];
+        rank(x, 3);
+        rank(plan, 2);
+        require(plan[0] == x[0], plan);
+        result({x[0], plan[1], x[2]});
     }
     void operator()(const TimestepEmbeddingNode& node) const {
         rank(*x_, 1);

@@ -115,6 +115,14 @@ struct ResampleNode {
     std::size_t factor;
     bool pool;
 };
+// Of every `denominator` tokens `numerator` are merged into others.
+struct TokenMatchNode {
+    std::size_t numerator, denominator;
+
+    [[nodiscard]] std::size_t merged(std::size_t tokens) const { return tokens * numerator / denominator; }
+};
+struct TokenMergeNode {};
+struct TokenUnmergeNode {};
 struct ElementwiseNode {
     Elementwise function;
     float scalar, low, high;
@@ -137,8 +145,9 @@ struct ConstantNode {
 
 using NodeKind =
     std::variant<Conv2dNode, LinearNode, GroupNormNode, LayerNormNode, AttentionNode, GegluNode,
-                 EmbeddingNode, SelectTokenNode, TimestepEmbeddingNode, ResampleNode, ElementwiseNode,
-                 ConcatNode, SliceNode, ReshapeNode, ExpandNode, PermuteNode, ConstantNode>;
+                 EmbeddingNode, SelectTokenNode, TimestepEmbeddingNode, ResampleNode, TokenMatchNode,
+                 TokenMergeNode, TokenUnmergeNode, ElementwiseNode, ConcatNode, SliceNode, ReshapeNode,
+                 ExpandNode, PermuteNode, ConstantNode>;
 
 struct Node {
     static constexpr int none = -1;  // an optional input that is not there

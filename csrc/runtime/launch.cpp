@@ -134,6 +134,49 @@ AttentionArgs attention_args(const Step& step, const AttentionNode& node, const 
     return args;
 }
 
+TokenMatchArgs token_match_args(const Step& step, const TokenMatchNode& node, const void* const* inputs,
+                                void* output, void* scratch) {
+    const Shape& x = step.inputs[0].shape;
+    TokenMatchArgs args{};
+    args.batch = x[0];
+    args.height = x[1];
+    args.width = x[2];
+    args.channels = x[3];
+    args.merged = node.merged(x[1] * x[2]);
+    args.x = floats(inputs[0]);
+    args.x_stride = rows_of(step.inputs[0]).stride;
+    args.x_batch = x[1] * x[2] * args.x_stride;
+    args.plan = static_cast<std::int64_t*>(output);
+    args.scratch = scratch;
+    return args;
+}
+
+TokenMergeArgs token_merge_args(const Step& step, const void* const* inputs, void* output, void* scratch) {
+    const Shape& x = step.inputs[0].shape;
+    TokenMergeArgs args{};
+    args.batch = x[0];
+    args.tokens = x[1];
+    args.rows = step.output.shape[1];
+    args.channels = x[2];
+    args.x = floats(inputs[0]);
+    args.x_stride = rows_of(step.inputs[0]).stride;
+    args.x_batch = args.tokens * args.x_stride;
+    args.plan = static_cast<const std::int64_t*>(inputs[1]);
+    args.y = static_cast<float*>(output);
+    args.y_stride = rows_of(step.output).stride;
+    args.y_batch = args.rows * args.y_stride;
+    args.scratch = scratch;
+    return args;
+}
+
+// A plan may come from a file or a caller as well as from token_match.
+void check_plan(const std::int64_t* plan, std::size_t count, std::size_t rows) {
+    const std::size_t invalid = token_plan_invalid(plan, count, rows);
+    if (invalid == count) return;
+    throw InputError("a plan of merged tokens has row " + std::to_string(plan[invalid]) + ", wanted 0 to " +
+                     std::to_string(static_cast<std::int64_t>(rows) - 1));
+}
+
 ElementwiseArgs elementwise_args(Elementwise function, const void* a, const void* b, float* y) {
     ElementwiseArgs args{};
     args.function = function;
@@ -225,6 +268,31 @@ struct Launch {
                         output + i * stride);
         }
     }
+    void operator()(const TokenMatchNode& node) const {
+        kernels.token_match(token_match_args(step, node, inputs, output, scratch), parallel);
+    }
+    void operator()(const TokenMergeNode&) const {
+        const TokenMergeArgs args = token_merge_args(step, inputs, output, scratch);
+        check_plan(args.plan, args.batch * args.tokens, args.rows);
+        kernels.token_merge(args, parallel);
+    }
+    void operator()(const TokenUnmergeNode&) const {
+        const Rows x = rows_of(step.inputs[0]), y = rows_of(step.output);
+        const Shape &from = step.inputs[0].shape, &to = step.output.shape;
+        const TokenUnmergeArgs args{to[0],
+                                    to[1],
+                                    from[1],
+                                    to[2],
+                                    floats(inputs[0]),
+                                    x.stride,
+                                    from[1] * x.stride,
+                                    static_cast<const std::int64_t*>(inputs[1]),
+                                    output,
+                                    y.stride,
+                                    to[1] * y.stride};
+        check_plan(args.plan, args.batch * args.tokens, args.rows);
+        kernels.token_unmerge(args, parallel);
+    }
     void operator()(const TimestepEmbeddingNode& node) const {
         kernels.timestep_embedding({step.inputs[0].shape[0], node.half, floats(inputs[0]), node.frequencies,
                                     output, rows_of(step.output).stride, node.sine_first},
@@ -280,6 +348,12 @@ struct CanRead {
     bool operator()(const SelectTokenNode&) const {
         return input == 1 ? is_contiguous(view) : has_channels(view);
     }
+    bool operator()(const TokenMergeNode&) const {
+        return input == 1 ? is_contiguous(view) : as_rows(view).has_value();
+    }
+    bool operator()(const TokenUnmergeNode&) const {
+        return input == 1 ? is_contiguous(view) : as_rows(view).has_value();
+    }
     bool operator()(const TimestepEmbeddingNode&) const { return is_contiguous(view); }
     bool operator()(const ElementwiseNode&) const { return true; }
     bool operator()(const GegluNode&) const { return true; }
@@ -294,6 +368,7 @@ struct CanWrite {
     const View& view;
 
     bool operator()(const AttentionNode&) const { return attends(view); }
+    bool operator()(const TokenMatchNode&) const { return is_contiguous(view); }
     bool operator()(const ElementwiseNode&) const { return true; }
     bool operator()(const GegluNode&) const { return true; }
     bool operator()(const ConcatNode&) const { return true; }
@@ -340,6 +415,12 @@ std::size_t scratch_bytes(const Step& step, std::size_t threads) {
     }
     if (const auto* norm = std::get_if<GroupNormNode>(&kind)) {
         return group_norm_silu_scratch(group_norm_args(step, *norm, none, nullptr, nullptr));
+    }
+    if (const auto* match = std::get_if<TokenMatchNode>(&kind)) {
+        return token_match_scratch(token_match_args(step, *match, none, nullptr, nullptr));
+    }
+    if (std::holds_alternative<TokenMergeNode>(kind)) {
+        return token_merge_scratch(token_merge_args(step, none, nullptr, nullptr));
     }
     if (const auto* attention = std::get_if<AttentionNode>(&kind)) {
         return attention_scratch(attention_args(step, *attention, none, nullptr, nullptr), threads);

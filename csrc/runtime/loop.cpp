@@ -58,9 +58,8 @@ class Denoiser {
         : session_(session), graph_(session.module().graph()), cancel_(cancel), inputs_(arguments.inputs) {
         sample_ = input_index(graph_, "sample");
         timestep_ = input_index(graph_, "timestep");
-        if (graph_.outputs.size() != 1 || value_of(graph_, graph_.outputs[0]).dtype != DType::float32) {
-            throw InputError("the module has " + std::to_string(graph_.outputs.size()) +
-                             " outputs, wanted a U-Net with one");
+        if (graph_.outputs.empty() || value_of(graph_, graph_.outputs[0]).dtype != DType::float32) {
+            throw InputError("the module's first output is no tensor of float32, wanted a U-Net");
         }
         if (inputs_.size() != graph_.inputs.size() || arguments.shapes.size() != inputs_.size()) {
             throw InputError("found " + std::to_string(inputs_.size()) + " inputs, wanted " +
@@ -83,6 +82,12 @@ class Denoiser {
         }
         model_input_.resize(size_ * copies_);
         output_.resize(size_ * copies_);
+        outputs_ = {output_.data()};
+        for (std::size_t i = 1; i < graph_.outputs.size(); ++i) {
+            const std::size_t width = value_of(graph_, graph_.outputs[i]).dtype == DType::int64 ? 2 : 1;
+            others_.emplace_back(width * plan->output_shapes[i].elements());
+            outputs_.push_back(others_.back().data());
+        }
         scheduled_ = value_of(graph_, graph_.inputs[timestep_]).stage == Stage::schedule;
         if (scheduled_) {
             for (const SamplerStep& step : table.steps)
@@ -116,8 +121,7 @@ class Denoiser {
 
   private:
     void run(Stage stage, std::size_t row) {
-        void* const output = output_.data();
-        session_.run_stage(stage, sizes_, rows_, row, Arrays{inputs_, {&output, 1}}, cancel_);
+        session_.run_stage(stage, sizes_, rows_, row, Arrays{inputs_, outputs_}, cancel_);
     }
 
     Session& session_;
@@ -128,6 +132,9 @@ class Denoiser {
     Sizes sizes_;
     bool scheduled_;
     std::vector<float> timesteps_, model_input_, output_;
+    // Outputs beside the sample's, such as the features that DeepCache keeps, which nobody reads here.
+    std::vector<std::vector<float>> others_;
+    std::vector<void*> outputs_;
 };
 
 // The sample, the slots and the noise of one run. What a step saves is written where it stays: kernels read

@@ -149,6 +149,14 @@ NodeKind make_kind(const RawNode& raw, const Graph& graph, NodeParts& parts) {
     if (op == "geglu") return GegluNode{};
     if (op == "embedding") return embedding(parts);
     if (op == "select_token") return SelectTokenNode{parts.integer("token", -1, max_token)};
+    if (op == "token_match") {
+        const TokenMatchNode node{parts.size("numerator", 0, max_channels),
+                                  parts.size("denominator", 1, max_channels)};
+        if (node.numerator > node.denominator) parts.fail("it merges more tokens than there are");
+        return node;
+    }
+    if (op == "token_merge") return TokenMergeNode{};
+    if (op == "token_unmerge") return TokenUnmergeNode{};
     if (op == "timestep_embedding") {
         TimestepEmbeddingNode node{0, parts.flag("sine_first"), {}};
         node.frequencies = parts.vector("frequencies", node.half);
@@ -182,6 +190,8 @@ struct ArityOf {
     Arity operator()(const LinearNode&) const { return {1, 2}; }
     Arity operator()(const AttentionNode&) const { return {3, 3}; }
     Arity operator()(const SelectTokenNode&) const { return {2, 2}; }
+    Arity operator()(const TokenMergeNode&) const { return {2, 2}; }
+    Arity operator()(const TokenUnmergeNode&) const { return {2, 2}; }
     Arity operator()(const ElementwiseNode& node) const {
         const std::size_t count = node.function >= Elementwise::add ? 2 : 1;
         return {count, count};
@@ -205,7 +215,9 @@ void check_inputs(const Node& node, const Graph& graph, const NodeParts& parts) 
     }
     const DType result = graph.values[static_cast<std::size_t>(node.output)].dtype;
     const bool embeds = std::holds_alternative<EmbeddingNode>(node.kind);
-    const bool selects = std::holds_alternative<SelectTokenNode>(node.kind);
+    const bool selects = std::holds_alternative<SelectTokenNode>(node.kind) ||
+                         std::holds_alternative<TokenMergeNode>(node.kind) ||
+                         std::holds_alternative<TokenUnmergeNode>(node.kind);
     for (std::size_t i = 0; i < found; ++i) {
         if (node.inputs[i] == Node::none) {
             if (i < wanted.required) parts.fail("input " + std::to_string(i) + " is missing");
@@ -217,7 +229,10 @@ void check_inputs(const Node& node, const Graph& graph, const NodeParts& parts) 
         if (dtype != expected)
             parts.fail("input " + std::to_string(i) + " has another dtype than the op takes");
     }
-    if (!node.is_view() && result != DType::float32) parts.fail("its result is not float32");
+    const bool matches = std::holds_alternative<TokenMatchNode>(node.kind);
+    if (!node.is_view() && result != (matches ? DType::int64 : DType::float32)) {
+        parts.fail(matches ? "its result is not int64" : "its result is not float32");
+    }
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastdiff.build.approximations import with_deep_cache, with_token_merging
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
 from fastdiff.build.control import add_control
@@ -122,6 +123,8 @@ def build_engine(
     t2i_adapters: Sequence[str | os.PathLike[str]] = (),
     ip_adapter: str | os.PathLike[str] | None = None,
     image_encoder: str | os.PathLike[str] | None = None,
+    deep_cache: int | None = None,
+    token_merging: float = 0.0,
 ) -> BuildSummary:
     """Build an engine from a diffusers folder or a shipped model into the folder ``output``.
 
@@ -133,6 +136,9 @@ def build_engine(
     them only, the engine runs these but makes no pictures. With ``refit`` fastdiff.build.refit can replace
     its weights later, on a target that can do so. ``controlnets``, ``t2i_adapters``, ``ip_adapter`` and
     ``image_encoder`` are what fastdiff.build.control.add_control takes: their modules come after the others.
+    ``deep_cache`` is a branch of DeepCache, 0 being the
+    outermost and fastest: the engine gets a module more and can reuse features from step to step.
+    ``token_merging`` is the share of tokens that are merged before the finest self-attentions of the U-Net.
     Errors: InputError, CheckpointError, CaptureError, TargetError, OutputError, VerificationError when a
     module's relative L2 error against PyTorch is over the tolerance of the precision. Whatever happens,
     ``output`` is either a complete engine or as it was before.
@@ -157,6 +163,9 @@ def build_engine(
             )
         model = _with_defaults(source.spec, height, width, batch)
         modules = _chosen(source, modules)
+        model = with_token_merging(source, model, token_merging)
+        if deep_cache is not None:
+            model, modules = with_deep_cache(source, model, modules, deep_cache)
         builder = _Builder(source, model, target, precision, memory, device, writer, progress, modules, refit)
         entries = {name: builder.build(name) for name in modules}
         manifest = Manifest(

@@ -88,9 +88,7 @@ def run_eager(
     """Run a torch module on arrays, or tensors; the outputs by name, as arrays, floating ones in float32."""
     with torch.inference_mode():
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-        results = module(
-            *(torch.as_tensor(_writable(arrays[tensor.name]), device=device) for tensor in inputs)
-        )
+        results = module(*(_tensor(arrays[tensor.name], device) for tensor in inputs))
     tensors = (results,) if isinstance(results, Tensor) else tuple(results)
     return {
         tensor.name: np.asarray((value.float() if value.is_floating_point() else value).cpu().numpy())
@@ -98,9 +96,11 @@ def run_eager(
     }
 
 
-def _writable(array: NDArray[Any] | Tensor) -> NDArray[Any] | Tensor:
-    """The array, or a copy of one that is read-only, of which PyTorch warns."""
-    return array.copy() if isinstance(array, np.ndarray) and not array.flags.writeable else array
+def _tensor(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """The array on a device. PyTorch knows no read-only memory and warns of it."""
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        array = array.copy()
+    return torch.as_tensor(array, device=device)
 
 
 def _dim(spec: ModuleSpec, symbol: str) -> tuple[int, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fastdiff.build.capture import CapturedModule
-from fastdiff.build.passes import halves, plain_attention
+from fastdiff.build.passes import halves, plain_attention, plain_token_merging
 from fastdiff.build.weights import quiet
 from fastdiff.config import Precision
 from fastdiff.errors import CaptureError
@@ -71,7 +71,7 @@ def export_onnx(
     if module.program is None:
         raise CaptureError(f"{module.name} has not been captured")
     if precision is Precision.FP16:
-        module = module.with_program(halves(plain_attention(module.program)))
+        module = module.with_program(halves(plain_attention(plain_token_merging(module.program))))
     return write_onnx(module, path)
 
 
@@ -85,6 +85,8 @@ def write_onnx(
     """
     import onnx
 
+    assert module.program is not None
+    module = module.with_program(plain_token_merging(module.program))
     assert module.program is not None
     external = needs_external_data(weight_bytes(module.program))
     try:

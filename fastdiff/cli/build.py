@@ -53,6 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="tensorrt: weights can be replaced later; where ENGINE was built so, replace its weights",
     )
+    parser.add_argument(
+        "--deep-cache",
+        metavar="BRANCH",
+        type=whole,
+        nargs="?",
+        const=0,
+        help="add what fastdiff generate --deep-cache needs: a small module that computes the outermost "
+        "layers of the U-Net alone. BRANCH 0, the default, is the fastest; 1 and 2 compute more and err less",
+    )
+    parser.add_argument(
+        "--token-merging",
+        metavar="R",
+        type=number,
+        default=0.0,
+        help="merge this share of the tokens, such as 0.5, before the U-Net's finest self-attentions: faster "
+        "for large pictures, and not the same picture (default: 0)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an engine that exists")
     add_control_sources(parser)
 
@@ -95,6 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
                 progress=progress,
                 refit=arguments.refit,
                 **chosen_sources(arguments),
+                deep_cache=arguments.deep_cache,
+                token_merging=arguments.token_merging,
             )
     finally:
         if progress is not None:
@@ -115,7 +134,9 @@ def _settled(arguments: argparse.Namespace) -> str:
     """The first option given of those that an existing engine has settled already."""
     defaults = {"height": None, "width": None, "batch": 1, "memory": 2.0, "device": None}
     control: dict[str, Any] = {"controlnet": [], "t2i_adapter": [], "ip_adapter": None, "image_encoder": None}
-    given = (name for name, value in {**defaults, **control}.items() if getattr(arguments, name) != value)
+    approximations: dict[str, Any] = {"deep_cache": None, "token_merging": 0.0}
+    every = {**defaults, **control, **approximations}
+    given = (name for name, value in every.items() if getattr(arguments, name) != value)
     return next((f"--{name.replace('_', '-')}" for name in given), "")
 
 

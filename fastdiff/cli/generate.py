@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastdiff.cli.approximations import add_approximations, chosen_deep_cache
 from fastdiff.cli.control import add_control, chosen_control
 from fastdiff.cli.guidance import add_guidance, chosen_guidance
 from fastdiff.cli.values import lora, number, on_terminal, option, whole
@@ -97,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_guidance(parser)
     add_control(parser)
+    add_approximations(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -106,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
     from fastdiff.samplers import find_sampler
 
     check_output(arguments.output)
-    guidance = chosen_guidance(arguments)
+    guidance, deep_cache = chosen_guidance(arguments), chosen_deep_cache(arguments)
     pipe = _open(arguments)
     for file, scale in arguments.lora:
         if scale == 0:
@@ -127,6 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         class_label=arguments.class_label,
         progress=on_terminal(),
         **chosen_control(arguments),
+        deep_cache=deep_cache,
     )
     pipe.close()
     names = result.save(arguments.output)

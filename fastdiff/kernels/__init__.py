@@ -17,6 +17,9 @@ from fastdiff.kernels.linear import linear, pack_linear
 from fastdiff.kernels.resample import avg_pool2d, upsample_nearest2d
 from fastdiff.kernels.scheduler_step import scheduler_step
 from fastdiff.kernels.timestep_embedding import timestep_embedding
+from fastdiff.kernels.token_match import token_match
+from fastdiff.kernels.token_merge import token_merge
+from fastdiff.kernels.token_unmerge import token_unmerge
 
 __all__ = [
     "attention",
@@ -31,5 +34,8 @@ __all__ = [
     "pack_linear",
     "scheduler_step",
     "timestep_embedding",
+    "token_match",
+    "token_merge",
+    "token_unmerge",
     "upsample_nearest2d",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdiff.kernels import library_gpu, reference
 from fastdiff.kernels.library_gpu import like
+from fastdiff.kernels.reference_tokens import merged_rows
 
 __all__ = [
     "add_group_norm_silu",
@@ -33,6 +34,9 @@ __all__ = [
     "table_step",
     "table_step_",
     "timestep_embedding",
+    "token_match",
+    "token_merge",
+    "token_unmerge",
     "upsample_nearest2d",
 ]
 
@@ -118,6 +122,9 @@ scheduler_step = _register("scheduler_step", _scheduler_step)
 table_step = _register("table_step")
 table_step_ = _register("table_step_", _table_step_, ("sample", "slots"))
 timestep_embedding = _register("timestep_embedding")
+token_match = _register("token_match")
+token_merge = _register("token_merge")
+token_unmerge = _register("token_unmerge")
 upsample_nearest2d = _register("upsample_nearest2d")
 
 
@@ -259,3 +266,21 @@ def _(x: Tensor, factor: int) -> Tensor:
     reference.check_picture(x, factor)
     batch, height, width, channels = x.shape
     return x.new_empty(batch, height * factor, width * factor, channels)
+
+
+@token_match.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor, numerator: int, denominator: int) -> Tensor:
+    reference.check_token_match(x, numerator, denominator)
+    return x.new_empty(x.shape[0], x.shape[1] * x.shape[2], dtype=torch.int64)
+
+
+@token_merge.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor, plan: Tensor, numerator: int, denominator: int) -> Tensor:
+    reference.check_token_plan(x, plan)
+    return x.new_empty(x.shape[0], merged_rows(x.shape[1], numerator, denominator), x.shape[2])
+
+
+@token_unmerge.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor, plan: Tensor) -> Tensor:
+    reference.check_token_plan(x, plan)
+    return x.new_empty(x.shape[0], plan.shape[1], x.shape[2])

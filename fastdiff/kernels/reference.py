@@ -16,6 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdiff.errors import InputError
+from fastdiff.kernels.reference_tokens import (
+    check_token_match,
+    check_token_plan,
+    token_match,
+    token_merge,
+    token_unmerge,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,6 +42,8 @@ __all__ = [
     "check_scheduler_step",
     "check_table_step",
     "check_timestep_embedding",
+    "check_token_match",
+    "check_token_plan",
     "conv2d",
     "epilogue",
     "geglu",
@@ -45,6 +54,9 @@ __all__ = [
     "scheduler_step",
     "table_step",
     "timestep_embedding",
+    "token_match",
+    "token_merge",
+    "token_unmerge",
     "upsample_nearest2d",
 ]
 

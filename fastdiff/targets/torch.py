@@ -54,7 +54,10 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
             captured.source.save_pretrained(part, safe_serialization=True, max_shard_size="2GB")
             save_attention(captured.source, part)
     files = sorted(path.relative_to(folder).as_posix() for path in part.iterdir() if path.is_file())
-    return Compiled(tuple(files), {"part": captured.spec.part, "class": type(captured.source).__name__})
+    tactics: dict[str, Any] = {"part": captured.spec.part, "class": type(captured.source).__name__}
+    if captured.spec.options:
+        tactics["options"] = dict(captured.spec.options)
+    return Compiled(tuple(files), tactics)
 
 
 def open(
@@ -86,7 +89,8 @@ def open(
         raise EngineDamagedError(f"{folder}: {error}; build it again") from error
     if threads is not None:
         torch.set_num_threads(threads)
-    module = module_wrapper(name, source, entry.inputs, entry.outputs)
+    options = entry.tactics.get("options")
+    module = module_wrapper(name, source, entry.inputs, entry.outputs, options)
     return _TorchSession(name, entry, source, module)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdiff.deep_cache import check_deep_cache
 from fastdiff.devices import Device, check_devices, device_name, share_threads
 from fastdiff.engine_dir import Engine, file_sha256, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
@@ -28,7 +29,7 @@ from fastdiff.pipeline import Pipeline
 from fastdiff.progress import progress_bar
 from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import Generator, Guidance, NoiseSchedule
+from fastdiff.samplers import AdaptiveRun, Generator, Guidance, NoiseSchedule
 from fastdiff.tasks.variations import Variation, check_variation
 from fastdiff.workers.process import Crew, Job, Place
 from fastdiff.workers.refused import OneDeviceTasks
@@ -86,6 +87,7 @@ class PipelinePool(TakesLoras, OneDeviceTasks):
         variation_seed: int | None = None,
         variation_strength: float | None = None,
         progress: bool = False,
+        deep_cache: int | Mapping[str, Any] | None = None,
         **control: Any,
     ) -> Result:
         """Generate ``num`` pictures of each prompt; arguments, result and errors are those of a Pipeline.
@@ -110,6 +112,7 @@ class PipelinePool(TakesLoras, OneDeviceTasks):
             eta=eta,
             sampler_options=sampler_options,
             class_label=class_label,
+            deep_cache=deep_cache,
         )
         variation = check_variation(variation_seed, variation_strength)
         jobs = self._jobs(request, latents, variation)
@@ -145,6 +148,9 @@ class PipelinePool(TakesLoras, OneDeviceTasks):
     def _jobs(self, request: Request, latents: Array | None, variation: Variation | None) -> list[Job]:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
         table = call_table(self.schedule, request, latents is not None)
+        if request.deep_cache is not None:
+            adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
+            check_deep_cache(self.engine, adaptive, False)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
         if variation is not None:
             if latents is not None:

@@ -101,6 +101,9 @@ ARGUMENTS: dict[str, list[Callable[[Draw], tuple[Any, ...]]]] = {
     "table_step": [lambda x: _table(x, True, True), lambda x: _table(x, False, False)],
     "table_step_": [lambda x: _table(x, True, False), lambda x: _table(x, False, True)],
     "timestep_embedding": [lambda x: (x(3), x(5), True)],
+    "token_match": [lambda x: (x(2, 5, 6, 8), 1, 2)],
+    "token_merge": [lambda x: (x(2, 6, 7), torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 1, 0, 2, 2]]), 1, 2)],
+    "token_unmerge": [lambda x: (x(2, 3, 7), torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 1, 0, 2, 2]]))],
     "upsample_nearest2d": [lambda x: (x(1, 3, 5, 2), 2)],
 }
 EVERY = [(op, index) for op in library.__all__ for index in range(len(ARGUMENTS[op]))]

@@ -149,6 +149,20 @@ def _timestep_embedding(to: Lowering, node: fx.Node) -> None:
     to.emit(node, "timestep_embedding", inputs, {"sine_first": int(a["sine_first"])}, weights)
 
 
+@lowers(library.token_match._opoverload)
+def _token_match(to: Lowering, node: fx.Node) -> None:
+    a = _arguments(node)
+    attributes = {name: to.integer(a[name], node) for name in ("numerator", "denominator")}
+    to.emit(node, "token_match", (to.value(a["x"], node),), attributes)
+
+
+@lowers(library.token_merge._opoverload, library.token_unmerge._opoverload)
+def _token_merge(to: Lowering, node: fx.Node) -> None:
+    a = _arguments(node)
+    op = "token_merge" if node.target is library.token_merge._opoverload else "token_unmerge"
+    to.emit(node, op, (to.value(a["x"], node), to.value(a["plan"], node)))
+
+
 @lowers(library.upsample_nearest2d._opoverload, library.avg_pool2d._opoverload)
 def _resample(to: Lowering, node: fx.Node) -> None:
     a = _arguments(node)

@@ -7,11 +7,17 @@ has a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from fastdiff.build.modules.approximate import (
+    SHALLOW,
+    approximate_unet,
+    approximate_unet_spec,
+    shallow_unet_spec,
+)
 from fastdiff.build.modules.autoencoder import (
     vae_decoder_spec,
     vae_encoder_spec,
@@ -25,7 +31,7 @@ from fastdiff.build.modules.inputs import random_inputs
 from fastdiff.build.modules.parts import PART_CLASSES, part_class
 from fastdiff.build.modules.spec import ModuleSpec
 from fastdiff.build.modules.text_encoder import text_encoder_spec, wrap_text_encoder
-from fastdiff.build.modules.unet import unet_spec, wrap_unet
+from fastdiff.build.modules.unet import wrap_unet
 from fastdiff.config import ModelSpec, TensorSpec
 
 __all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_class", "random_inputs"]
@@ -33,7 +39,8 @@ __all__ = ["PART_CLASSES", "ModuleSpec", "module_spec", "module_wrapper", "part_
 _KINDS: dict[str, tuple[Callable[[str, ModelSpec], ModuleSpec], Callable[..., nn.Module]]] = {
     "text_encoder": (text_encoder_spec, wrap_text_encoder),
     "text_encoder_2": (text_encoder_spec, wrap_text_encoder),
-    "unet": (unet_spec, wrap_unet),
+    "unet": (approximate_unet_spec, wrap_unet),
+    SHALLOW: (shallow_unet_spec, wrap_unet),
     "vae_decoder": (vae_decoder_spec, wrap_vae_decoder),
     "vae_encoder": (vae_encoder_spec, wrap_vae_encoder),
     "vae_quantizer": (vae_quantizer_spec, wrap_vae_quantizer),
@@ -45,17 +52,21 @@ def module_wrapper(
     part: Any,
     inputs: Sequence[TensorSpec] | None = None,
     outputs: Sequence[TensorSpec] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The torch module called ``name`` around a part that the library loaded, in evaluation mode.
 
     ``inputs`` and ``outputs`` are those of its spec, for kinds that do not always have the same; None leaves
-    them to the part.
+    them to the part. ``options`` are those of its spec as well.
     """
     control = control_kind(name)
     if control is not None:
         return control[1](part, inputs or (), outputs or ()).eval()
     wrap = _KINDS[name][1]
-    return (wrap(part, inputs) if wrap is wrap_unet else wrap(part)).eval()
+    if wrap is not wrap_unet:
+        return wrap(part).eval()
+    module = wrap(part, inputs if name != SHALLOW or inputs is None else inputs[:-1]).eval()
+    return approximate_unet(name, module, options) if options else module
 
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,8 @@ class ModuleSpec:
     """Name, source part, inputs, outputs and size ranges of a module.
 
     ``labels`` is how many values its integer input may have, classes or codes; 0: those of token ids.
+    ``options`` say, in
+    JSON values, what the module has that its part alone does not tell.
     """
 
     name: str
@@ -28,12 +31,13 @@ class ModuleSpec:
     outputs: tuple[TensorSpec, ...]
     shapes: dict[str, SizeRange]
     labels: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def wrap(self, part: Any) -> nn.Module:
         """The module around a loaded part, in evaluation mode."""
         from fastdiff.build.modules import module_wrapper
 
-        return module_wrapper(self.name, part, self.inputs, self.outputs)
+        return module_wrapper(self.name, part, self.inputs, self.outputs, self.options)
 
 
 def latent(model: ModelSpec) -> tuple[int | str, ...]:

@@ -16,6 +16,7 @@ from fastdiff.build.passes.group_norm_silu import fuse_group_norm_silu
 from fastdiff.build.passes.halves import halves
 from fastdiff.build.passes.normalise import normalise
 from fastdiff.build.passes.plain_attention import plain_attention
+from fastdiff.build.passes.plain_token_merging import plain_token_merging
 from fastdiff.build.passes.prologues import Stage, stages
 from fastdiff.build.passes.timestep_embedding import fuse_timestep_embedding
 
@@ -34,6 +35,7 @@ __all__ = [
     "halves",
     "normalise",
     "plain_attention",
+    "plain_token_merging",
     "run_passes",
     "stages",
 ]

@@ -1,6 +1,6 @@
 """``python -m fastdiff.zoo.training COMMAND --run DIR``.
 
-Stages in their order: vae, text_encoder, unet.
+Stages in their order: vae, text_encoder, unet. tiny_vae, for previews, learns from the vae of --output.
 Each resumes what the run folder holds. restore fills a run folder with the shipped weights, to train on from
 there; assemble writes the checkpoint folder; evaluate measures it and writes figures, samples and loss
 curves.
@@ -21,6 +21,7 @@ BUDGETS = {
     "vae": Settings(steps=5_000, batch=16, lr=3e-3, warmup=50, muon=True),
     "text_encoder": Settings(steps=1_600, batch=32, lr=1e-3, warmup=100, ema=0.99),
     "unet": Settings(steps=6_000, batch=64, lr=3e-3, warmup=300, muon=True),
+    "tiny_vae": Settings(steps=4_000, batch=16, lr=3e-3, warmup=50, muon=True),
 }
 
 
@@ -48,7 +49,7 @@ def main() -> None:
         names = ("steps", "batch", "lr", "device", "muon")
         given = {k: v for k in names if (v := getattr(args, k)) is not None}
         settings = Settings(**{**BUDGETS[args.command].__dict__, **given})
-        _train(args.command, args.run, settings, args.processes)
+        _train(args.command, args.run, settings, args.processes, args.output)
     else:
         from fastdiff.zoo.training import assemble, evaluate
 
@@ -61,12 +62,16 @@ def main() -> None:
                 print(f"{name:<12} {value:.4g}" if isinstance(value, float) else f"{name:<12} {value}")
 
 
-def _train(stage: str, run: Path, settings: Settings, processes: int) -> None:
+def _train(stage: str, run: Path, settings: Settings, processes: int, checkpoint: Path) -> None:
     """Run one stage. Its imports take seconds, so only those of the chosen one are made."""
     if stage == "text_encoder":
         from fastdiff.zoo.training.text_encoder import train_text_encoder
 
         train_text_encoder(run, settings)
+    elif stage == "tiny_vae":
+        from fastdiff.zoo.training.tiny_vae import train_tiny_vae
+
+        train_tiny_vae(run, settings, checkpoint)
     elif stage == "unet":
         from fastdiff.zoo.training.unet import prepare_unet, train_unet
 

@@ -97,6 +97,13 @@ def _call(node: Node, inputs: list[Any], weights: dict[str, Tensor], shape: tupl
             x, ids = inputs
             same = ids if a["token"] < 0 else (ids == a["token"]).int()
             return x[torch.arange(len(x)), same.argmax(1)]
+        case "token_match":
+            return reference.token_match(inputs[0], a["numerator"], a["denominator"])
+        case "token_merge":
+            tokens = inputs[0].shape[1]
+            return reference.token_merge(*inputs, tokens - shape[1], tokens)
+        case "token_unmerge":
+            return reference.token_unmerge(*inputs)
         case "timestep_embedding":
             frequencies = weights["frequencies"]
             return reference.timestep_embedding(inputs[0], frequencies, bool(a["sine_first"]))

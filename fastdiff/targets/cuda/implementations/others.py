@@ -52,6 +52,25 @@ def _timestep_embedding(call: Call) -> Tensor:
     return reference.timestep_embedding(call.x, call.weights["frequencies"], bool(call["sine_first"]))
 
 
+def _token_merge(call: Call) -> Tensor:
+    """As the reference, with the number of rows that the graph gives."""
+    x, plan = call.inputs
+    assert x is not None
+    assert plan is not None
+    rows = call.shape[1]
+    ones = torch.ones(plan.shape, dtype=x.dtype, device=x.device)
+    counts = x.new_zeros(len(x), rows).scatter_add(1, plan, ones)
+    index = plan.unsqueeze(-1).expand(x.shape)
+    return x.new_zeros(call.shape).scatter_add(1, index, x) / counts.clamp_min(1).unsqueeze(-1)
+
+
+def _token_unmerge(call: Call) -> Tensor:
+    x, plan = call.inputs
+    assert x is not None
+    assert plan is not None
+    return reference.token_unmerge(x, plan)
+
+
 def _binary(call: Call) -> Tensor:
     a, b = call.inputs
     assert a is not None
@@ -77,6 +96,9 @@ _FUNCTIONS: dict[str, Callable[[Call], Tensor]] = {
     "permute": lambda call: call.x.permute(call["axes"]),
     "reshape": lambda call: call.x.reshape(call.shape),
     "select_token": _select_token,
+    "token_match": lambda call: reference.token_match(call.x, call["numerator"], call["denominator"]),
+    "token_merge": _token_merge,
+    "token_unmerge": _token_unmerge,
     "slice": lambda call: call.x.narrow(call["axis"], call["start"], call.shape[call["axis"]]),
     "timestep_embedding": _timestep_embedding,
     "upsample_nearest2d": lambda call: reference.upsample_nearest2d(call.x, call["factor"]),
