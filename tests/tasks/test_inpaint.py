@@ -59,7 +59,19 @@ def compare(pipe: fastdiff.Pipeline, checkpoint: Path, **call: Any) -> None:
 
 @pytest.mark.parametrize(
     "sampler",
-    ["ddim", "ddpm", "pndm", "lcm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "unipc", "deis"],
+    [
+        "ddim",
+        "ddpm",
+        "pndm",
+        "lcm",
+        "euler",
+        "euler_ancestral",
+        "heun",
+        "dpmpp_2m",
+        "dpmpp_2s",
+        "unipc",
+        "deis",
+    ],
 )
 def test_any_model_keeps_what_lies_outside(
     pipe: fastdiff.Pipeline, tiny_checkpoint: Path, sampler: str
@@ -128,7 +140,9 @@ def test_the_surroundings_of_the_mask(pipe: fastdiff.Pipeline, tiny_checkpoint: 
     assert (np.asarray(ours.images[0])[outside] == np.asarray(image)[outside]).all()
 
 
-@pytest.mark.parametrize(("height", "width", "padding"), [(32, 32, 0), (64, 32, 5), (32, 96, 40), (40, 24, 3)])
+@pytest.mark.parametrize(
+    ("height", "width", "padding"), [(32, 32, 0), (64, 32, 5), (32, 96, 40), (40, 24, 3)]
+)
 def test_regions_are_those_of_diffusers(height: int, width: int, padding: int) -> None:
     from diffusers.image_processor import VaeImageProcessor
 
