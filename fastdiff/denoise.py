@@ -25,7 +25,7 @@ from fastdiff.samplers import (
     sample_adaptive,
 )
 from fastdiff.samplers.loop import Denoiser as CallDenoiser
-from fastdiff.samplers.loop import Outputs
+from fastdiff.samplers.loop import Edit, Outputs
 
 if TYPE_CHECKING:
     from fastdiff.targets.session import Session
@@ -106,20 +106,24 @@ class Denoiser:
         guidance: float | Guidance,
         noise: NoiseSource,
         callback: Callback | None,
+        edit: Edit | None = None,
     ) -> Array:
-        """All steps of ``table`` from ``start``: in the target's own loop where it has one for the table."""
+        """All steps of ``table`` from ``start``: in the target's own loop where it has one for the table.
+
+        ``edit`` changes the latents between the steps, for which the loop is on the host.
+        """
         self._count = 0
         self._total = None if isinstance(table, AdaptiveRun) else table.evaluations
         if isinstance(table, AdaptiveRun) or (isinstance(guidance, Guidance) and not guidance.linear):
-            return _run_on_host(table, self, start, guidance, noise, callback)
+            return _run_on_host(table, self, start, guidance, noise, callback, edit)
         if isinstance(guidance, Guidance):
             table, guidance = guidance.fold(table)
         drawable = not table.stochastic or self._unet.takes_any_noise or isinstance(noise, Generator)
         guided = any(scale != 1 for scale in table.guidance_scales(guidance))
         inputs = self._both if guided else self._conditional
-        own = self._predict is None and inputs is not None and drawable
+        own = self._predict is None and edit is None and inputs is not None and drawable
         if inputs is None or not own or not self._unet.runs(table, guidance):
-            return _run_on_host(table, self, start, guidance, noise, callback)
+            return _run_on_host(table, self, start, guidance, noise, callback, edit)
         latents: Array = self._unet.sample(table, start, inputs, guidance, noise, callback)
         return latents
 
@@ -165,6 +169,7 @@ class SplitDenoiser:
         guidance: float | Guidance,
         noise: NoiseSource,
         callback: Callback | None,
+        edit: Edit | None = None,
     ) -> Array:
         """All steps of ``table`` from ``start``. One thread computes beside the caller's until it returns."""
         with ThreadPoolExecutor(1, "fastdiff-guidance") as thread:
@@ -186,7 +191,7 @@ class SplitDenoiser:
                     case _:
                         return cond, None
 
-            return _run_on_host(table, denoise, start, guidance, noise, callback)
+            return _run_on_host(table, denoise, start, guidance, noise, callback, edit)
 
 
 def _run_on_host(
@@ -196,12 +201,15 @@ def _run_on_host(
     guidance: float | Guidance,
     noise: NoiseSource,
     callback: Callback | None,
+    edit: Edit | None,
 ) -> Array:
     """The project's own loops, which call ``denoise`` for every evaluation."""
     if not isinstance(table, AdaptiveRun):
-        return sample(table, denoise, start, guidance=guidance, noise=noise, callback=callback)
+        return sample(table, denoise, start, guidance=guidance, noise=noise, callback=callback, edit=edit)
     if isinstance(guidance, Guidance):
         raise TypeError(f"sampler {table.sampler!r} takes guidance as a scale")  # call_table refuses others
+    if edit is not None:
+        raise TypeError(f"sampler {table.sampler!r} takes no edits")  # call_table refuses parts of it
     return sample_adaptive(table, denoise, start, guidance=guidance, noise=noise, callback=callback)
 
 
@@ -233,8 +241,11 @@ def run_table(
     noise: NoiseSource,
     callback: Callback | None,
     progress: bool,
+    edit: Edit | None = None,
 ) -> tuple[Array, tuple[float, ...]]:
     """Run the sampler loop; returns the latents and the seconds of each evaluation, callbacks not counted.
+
+    ``edit`` is that of `fastdiff.samplers.loop.sample`.
 
     Raises NumericError at the first step that leaves NaN or infinity in the latents. Where a look at each
     step would hold the target up and nobody asked for one, the steps run at once: the latents are checked
@@ -261,7 +272,7 @@ def run_table(
     try:
         whole = request.guided or isinstance(request.guidance, Guidance)
         guidance = request.guidance if whole else 1.0
-        latents = denoise.run(table, start, guidance, noise, after_step if watched else None)
+        latents = denoise.run(table, start, guidance, noise, after_step if watched else None, edit)
     finally:
         if bar is not None:
             bar.close()

@@ -23,6 +23,7 @@ from fastdiff.samplers import (
     make_table,
     sampler_of,
 )
+from fastdiff.samplers.part import WHOLE, Part
 
 __all__ = ["call_table", "check_shapes", "default_sampler", "unit_noise"]
 
@@ -40,11 +41,13 @@ def default_sampler(scheduler: Mapping[str, Any]) -> str:
     return name
 
 
-def call_table(schedule: NoiseSchedule, request: Request, given_latents: bool) -> StepTable | AdaptiveRun:
+def call_table(
+    schedule: NoiseSchedule, request: Request, given_latents: bool, part: Part = WHOLE
+) -> StepTable | AdaptiveRun:
     """The sampler's table for a call, or what runs a sampler that chooses its own steps.
 
-    ``given_latents``: the call has latents to start from. Raises InputError, also for guidance that the
-    sampler cannot have.
+    ``given_latents``: the call has latents to start from. ``part``: which of the steps it runs. Raises
+    InputError, also for guidance that the sampler cannot have.
     """
     sampler = find_sampler(request.sampler)
     if sampler.inverse and not given_latents:
@@ -52,10 +55,17 @@ def call_table(schedule: NoiseSchedule, request: Request, given_latents: bool) -
             f"sampler {request.sampler!r} leads from a picture to noise: give the picture's latents"
         )
     if sampler.adaptive is None:
-        table = make_table(request.sampler, schedule, request.steps, eta=request.eta, options=request.options)
+        table = make_table(
+            request.sampler, schedule, request.steps, eta=request.eta, options=request.options, part=part
+        )
         if isinstance(request.guidance, Guidance):
             request.guidance.check(table)
         return table
+    if part != WHOLE:
+        raise InputError(
+            f"sampler {request.sampler!r} chooses its own steps, none of which can be left out; use one "
+            "such as 'euler', 'ddim' or 'dpmpp_2m'"
+        )
     if isinstance(request.guidance, Guidance):
         raise InputError(
             f"sampler {request.sampler!r} chooses its own steps and takes guidance as a scale alone, found a "

@@ -13,41 +13,33 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.conditioning import call_conditions
-from fastdiff.control.control import add_control_inputs, control_predict
+from fastdiff.assemble import check_call, make_denoiser
 from fastdiff.control.request import ControlRequest, check_control
-from fastdiff.deep_cache import SHALLOW, FeatureReuse, check_deep_cache
-from fastdiff.denoise import Denoiser, Evaluation, Predict, SplitDenoiser, evaluated, run_table
+from fastdiff.denoise import run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
-from fastdiff.errors import FastdiffWarning, InputError
-from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.inputs import default_sampler
 from fastdiff.lora import Loras, read_lora, stack
 from fastdiff.lora.interface import TakesLoras
 from fastdiff.lora.loaded import LoadedLora
 from fastdiff.modules import Modules
-from fastdiff.preview import LatentColours, Preview, Previewer, check_preview, check_tiny, decode_tiny
+from fastdiff.preview import LatentColours, Preview, decode_tiny
 from fastdiff.prompts import NoPrompts, PromptEncoder, PromptOptions
 from fastdiff.request import Request, check_request
 from fastdiff.result import Result, Timings, picture_metadata
-from fastdiff.samplers import (
-    AdaptiveRun,
-    Callback,
-    Generator,
-    Guidance,
-    NoiseSchedule,
-    NoiseSource,
-    StepTable,
-)
+from fastdiff.samplers import Callback, Guidance, NoiseSchedule, NoiseSource
+from fastdiff.tasks.methods import Tasks
+from fastdiff.tasks.plan import Plan
+from fastdiff.tasks.text_to_image import check_from_noise, text_to_image
 from fastdiff.tokenizer import ClipTokenizer
 from fastdiff.vae import Vae
+from fastdiff.watch import Watch
 
 __all__ = ["Pipeline", "Result", "Timings", "load"]
 
@@ -57,8 +49,8 @@ _UNUSED = ("vae_encoder",)
 """Modules that a picture from noise does not need."""
 
 
-class Pipeline(TakesLoras):
-    """Text to pictures on an open engine. ``modules[name](**arrays)`` runs a single module.
+class Pipeline(TakesLoras, Tasks):
+    """Text and pictures to pictures on an open engine. ``modules[name](**arrays)`` runs a single module.
 
     With a ``guidance_device`` the unconditional half of guidance runs there, beside the conditional half.
     """
@@ -83,8 +75,8 @@ class Pipeline(TakesLoras):
         self.schedule = NoiseSchedule.from_config(engine.manifest.scheduler)
         prompted = engine.manifest.model.takes_prompt
         self.prompts = PromptEncoder(engine, self.modules) if prompted else NoPrompts()
-        self.vae = Vae(engine.manifest.model, self.modules)
-        self._colours: LatentColours | None = None
+        self.vae = Vae(engine.manifest.model, self.modules, engine.manifest.modules)
+        self.latent_colours: LatentColours | None = None
         for name in engine.manifest.modules:
             if name not in _UNUSED:
                 self.modules[name]  # opened here: the first picture takes no longer than the second
@@ -106,6 +98,10 @@ class Pipeline(TakesLoras):
         sampler_options: Mapping[str, Any] | None = None,
         class_label: int | list[int] | None = None,
         latents: Array | None = None,
+        variation_seed: int | None = None,
+        variation_strength: float | None = None,
+        denoising_end: float | None = None,
+        output: str = "pictures",
         callback: Callback | None = None,
         progress: bool = False,
         control_image: Any = None,
@@ -136,10 +132,12 @@ class Pipeline(TakesLoras):
         the checkpoint's scheduler config, such as ``{"use_karras_sigmas": True}``; ``fastdiff samplers NAME``
         lists them. ``class_label`` is the class of all pictures, or a list with one for each, of a model that
         knows classes. ``latents``, float32 [pictures, channels, h, w] of unit variance, replaces the drawn
-        noise. ``callback(step, total, latents)`` is called after each evaluation of the U-Net, ``step``
-        counting from 1; copy the latents to keep them. ``progress`` draws a bar. ``prompt_options`` say how
-        prompts are read, such as ``clip_skip=1``, and what SDXL is told of the picture: see `PromptOptions`
-        and docs/prompts.md.
+        noise. ``variation_strength``, 0 to 1, leads it towards that of ``variation_seed``. ``denoising_end``
+        stops after that share of the way; with ``output`` "latents", which decodes nothing, another model can
+        go on (``img2img``). ``callback(step, total, latents)`` is called after each evaluation of the U-Net,
+        ``step`` counting from 1; copy the latents to keep them. ``progress`` draws a bar. ``prompt_options``
+        say how prompts are read, such as ``clip_skip=1``, and what SDXL is told of the picture: see
+        `PromptOptions` and docs/prompts.md.
 
         On an engine with ControlNets ``control_image`` is what they follow: a file's name, a Pillow image or
         an array of uint8, or a list with one for each prompt; with several ControlNets a list with such an
@@ -150,6 +148,7 @@ class Pipeline(TakesLoras):
         ``ip_image``, one picture or several, is what the IP-Adapter makes the result like, with the weight
         ``ip_scale`` (1); ``ip_embeds``, [pictures, …], are features of the image encoder instead. Pictures
         are resized to the call's size, for the IP-Adapter to the image encoder's.
+
         ``deep_cache`` N evaluates the whole U-Net in every N-th step and its outermost layers in those
         between, on an engine that was built for it ([docs/approximations.md](approximations.md)); fields of a
         `DeepCache` space the whole ones unevenly. ``vae`` "tiny" decodes with the engine's tiny autoencoder.
@@ -175,8 +174,8 @@ class Pipeline(TakesLoras):
             sampler_options=sampler_options,
             class_label=class_label,
             deep_cache=deep_cache,
-            **prompt_options,
             vae=vae,
+            **prompt_options,
         )
         control = check_control(
             self.engine.manifest.model,
@@ -195,7 +194,10 @@ class Pipeline(TakesLoras):
                 "ip_embeds": ip_embeds,
             },
         )
-        return self.run(request, latents, None, callback, progress, control, preview, preview_every)
+        watch = Watch(callback, progress, preview, preview_every)
+        options = check_from_noise(denoising_end, output, variation_seed, variation_strength)
+        plan = text_to_image(self, request, latents, None, options)
+        return self.carry_out(request, plan, watch, control)
 
     def run(
         self,
@@ -203,54 +205,58 @@ class Pipeline(TakesLoras):
         latents: Array | None = None,
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
-        progress: bool = False,
-        control: ControlRequest | None = None,
-        preview: Preview | None = None,
-        preview_every: int = 1,
     ) -> Result:
         """A checked call. ``noise`` is what a stochastic sampler draws from, None: the seed's generator."""
+        plan = text_to_image(self, request, latents, noise)
+        return self.carry_out(request, plan, Watch(callback))
+
+    def carry_out(
+        self,
+        request: Request,
+        plan: Plan,
+        watch: Watch | None = None,
+        control: ControlRequest | None = None,
+    ) -> Result:
+        """A call that a task has planned: prompt, steps, pictures."""
         from fastdiff.image import to_images
 
-        begin = time.perf_counter()
-        check_shapes(self.engine, request, self._others is not None)
-        table = call_table(self.schedule, request, latents is not None)
-        adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
-        control = control or ControlRequest()
-        self._check_control(control, table)
-        if request.deep_cache is not None:
-            check_deep_cache(self.engine, adaptive, self._others is not None)
-        if preview is not None:
-            check_preview(preview, preview_every, self.schedule, adaptive, self._others is not None)
-        if request.vae is not None:
-            check_tiny(self.modules)
-        generator = Generator(request.seed)
-        start = unit_noise(self.engine.manifest.model, request, latents, generator)
-        start = start * np.float32(table.init_noise_sigma)
-
+        watch, control = watch or Watch(), control or ControlRequest()
+        check_call(self, request, plan, watch, control)
         embed_begin = time.perf_counter()
-        evaluations = None if isinstance(table, AdaptiveRun) else table.evaluations
-        denoise = self._denoiser(request, control, evaluations, preview, preview_every)
+        denoise = make_denoiser(self, request, plan, watch, control)
         embedded = time.perf_counter()
-        source = generator if noise is None else noise
-        final, seconds = run_table(table, denoise, start, request, source, callback, progress)
+        final, seconds = run_table(
+            plan.table, denoise, plan.start, request, plan.source, watch.callback, watch.progress, plan.edit
+        )
         decode_begin = time.perf_counter()
-        tiny = request.vae is not None
-        images = to_images(decode_tiny(self.modules, final) if tiny else self.vae.decode(final))
+        images, task = [], dict(plan.task)
+        if plan.output == "pictures":
+            if request.vae is None:
+                images = to_images(self.vae.decode(final))
+                task["vae"] = self.vae.way
+            else:
+                images = to_images(decode_tiny(self.modules, final))
+            images = images if plan.finish is None else plan.finish(images)
         end = time.perf_counter()
-        timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - begin)
+        timings = Timings(embedded - embed_begin, seconds, end - decode_begin, end - plan.begin)
         metadata = picture_metadata(
-            request,
-            self.engine.engine_hash,
-            latents is not None,
-            self._loras.records(),
-            control,
-            self.prompts.inversions,
+            request, self.engine.engine_hash, task, self._loras.records(), control, self.prompts.inversions
         )
         return Result(images, final, request.seed, timings, metadata)
 
     def match_loras(self, requests: list[dict[str, Any]]) -> None:
         """Have the LoRAs of another pipeline; ``Loras.requests`` gives its own."""
         self._loras.match(requests)
+
+    @property
+    def splits_guidance(self) -> bool:
+        """Whether the halves of guidance run on devices of their own."""
+        return self._others is not None
+
+    @property
+    def other_modules(self) -> Modules | None:
+        """Those on the device for the other half of guidance."""
+        return self._others
 
     @property
     def tokenizer(self) -> ClipTokenizer:
@@ -293,86 +299,6 @@ class Pipeline(TakesLoras):
             except BaseException:
                 self.modules.set_adapters(before)
                 raise
-
-    def _denoiser(
-        self,
-        request: Request,
-        control: ControlRequest,
-        evaluations: int | None,
-        preview: Preview | None,
-        preview_every: int,
-    ) -> Denoiser | SplitDenoiser:
-        """The U-Net with the conditions of the call."""
-        own = call_conditions(self.engine.manifest.model, request)
-        branches = [{**branch, **own} for branch in self.prompts.branches(request)]
-        model, unet = self.engine.manifest.model, self.modules["unet"]
-        add_control_inputs(model, self.modules, request, control, branches)
-        predict: Predict | None = control_predict(model, self.modules, request, control, evaluated(unet))
-        if request.deep_cache is not None and evaluations is not None:
-            if predict is not None:
-                raise InputError(
-                    "deep_cache with a control_image, or with adapter_end below 1: what changes from step to"
-                    " step reaches the features that are kept; leave one of them out"
-                )
-            full = request.deep_cache.full(evaluations)
-            predict = FeatureReuse(unet, self.modules[SHALLOW], full)
-        if preview is not None:
-            predict = Previewer(
-                preview,
-                preview_every,
-                self._whole if predict is None else predict,
-                self._decode_preview(),
-                self.schedule,
-                request.scale,
-                request.pictures,
-            )
-        if len(branches) == 1:
-            self._warn_without_guidance(request)
-            return Denoiser(unet, branches[0], None, predict=predict)
-        if self._others is not None:
-            return SplitDenoiser(unet, self._others["unet"], *branches)
-        return Denoiser(unet, *branches, predict=predict)
-
-    def _check_control(self, control: ControlRequest, table: StepTable | AdaptiveRun) -> None:
-        """Raises InputError for control that this call's sampler or devices cannot have."""
-        if control.changes and self._others is not None:
-            raise InputError(
-                "control_image, or adapter_end below 1, with a device for the other half of guidance: the"
-                " halves need each step's control together; leave the second device out"
-            )
-        if control.counts and isinstance(table, AdaptiveRun):
-            raise InputError(
-                f"control_start, control_end or adapter_end with sampler {table.sampler!r}, which chooses its"
-                " own steps: leave them out, or use another sampler"
-            )
-
-    def _whole(self, evaluation: Evaluation, inputs: dict[str, Any]) -> Array:
-        """The U-Net alone, as a Predict."""
-        output: Array = self.modules["unet"](**inputs)["sample"]
-        return output
-
-    def _decode_preview(self) -> Callable[[Array], Array]:
-        """The tiny autoencoder, or colours of latents, which are worked out when they are first wanted."""
-        if "preview_decoder" in self.modules:
-            return lambda latents: decode_tiny(self.modules, latents)
-        if self._colours is None:
-            self._colours = LatentColours(self.vae, self.engine.manifest.model, self.modules["vae_decoder"])
-        return self._colours
-
-    def _warn_without_guidance(self, request: Request) -> None:
-        for given, what in (
-            (any(request.negatives), "the negative prompt"),
-            (any(request.text.negatives_2 or ()), "negative_2"),
-            (bool(request.sizes.negative), ", ".join(request.sizes.negative)),
-            (self._others is not None, "the device for the other half of guidance"),
-        ):
-            if given:
-                way = "the model is told the scale" if request.embedded else "use more than 1"
-                warnings.warn(
-                    f"{what} has no effect with guidance {request.scale:g}: {way}",
-                    FastdiffWarning,
-                    stacklevel=5,
-                )
 
 
 def load(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff._version import __version__
+from fastdiff.errors import OutputError
 from fastdiff.prompts.textual_inversion import Inversion
 from fastdiff.request import Request
 
@@ -38,7 +39,9 @@ class Result:
 
     ``images``: the pictures, all of the first prompt first. ``latents``: float32 [pictures, channels,
     height / factor, width / factor], before the VAE's scaling. ``metadata``: one JSON object per picture, as
-    ``save`` puts into the PNG; ``pipe(**metadata["settings"]).images[metadata["index"]]`` repeats it.
+    ``save`` puts into the PNG; ``pipe(**metadata["settings"]).images[metadata["index"]]`` repeats it. Where
+    it has a ``task``, such as "img2img", that method of the pipeline does, with the pictures of ``inputs``,
+    named by their SHA-256.
     """
 
     images: list[Image]
@@ -55,6 +58,8 @@ class Result:
         """
         from fastdiff.image import numbered, write_png
 
+        if not self.images:
+            raise OutputError("there are no pictures to write: the call's output was latents")
         paths = numbered(path, len(self.images))
         for name, image, metadata in zip(paths, self.images, self.metadata, strict=True):
             write_png(name, image, metadata)
@@ -64,23 +69,30 @@ class Result:
 def picture_metadata(
     request: Request,
     engine_hash: str,
-    latents_given: bool,
+    task: Mapping[str, Any] | None = None,
     loras: Sequence[Mapping[str, Any]] = (),
     control: ControlRequest | None = None,
     inversions: Iterable[Inversion] = (),
 ) -> list[dict[str, Any]]:
     """One JSON object for each picture of a call; ``settings`` is the call itself.
 
-    ``loras`` are the records of those that had an effect, ``inversions`` the embeddings that were loaded.
+    ``task`` is that of a `fastdiff.tasks.Plan`, with the ``vae``'s way to decode: its ``settings`` are added
+    to those of the request, those that it is ``without`` are left out, the rest stands beside them. ``loras``
+    are the records of those that had an effect, ``inversions`` the embeddings that were loaded.
     """
     common: dict[str, Any] = {"fastdiff": __version__, "engine": engine_hash}
     if loras:
         common["loras"] = list(loras)
     if loaded := [{"token": each.token, "vectors_sha256": each.digest} for each in inversions]:
         common["embeddings"] = loaded
-    if latents_given:
-        common["latents"] = "given"  # the settings alone do not repeat the picture
-    common["settings"] = request.settings()
+    more = dict(task or {})
+    settings, without, way = more.pop("settings", {}), more.pop("without", ()), more.pop("vae", None)
+    if way is not None and way.tile is not None:
+        more["tile"] = way.pixels
+    common |= more
+    common["settings"] = {
+        key: value for key, value in {**request.settings(), **settings}.items() if key not in without
+    }
     if control:
         common.update(control.metadata())
         common["settings"].update(control.settings())

@@ -1,4 +1,4 @@
-"""The command line: ``fastdiff build | generate | samplers | inspect | verify | bench | doctor``.
+"""The command line: ``fastdiff build | generate | img2img | inpaint`` and those that tell and measure.
 
 One file per command, each with ``SUMMARY``, ``add_arguments(parser)`` and ``run(arguments)``. Exit status: 0;
 2 for an error of the caller's or of the machine's, told in one line; 130 after Ctrl-C; 1 for a defect of

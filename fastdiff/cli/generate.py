@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.cli.approximations import add_approximations, chosen_deep_cache, preview_files
-from fastdiff.cli.control import add_control, chosen_control
-from fastdiff.cli.guidance import add_guidance, chosen_guidance
-from fastdiff.cli.prompts import add_prompt_options, chosen_prompt_options, load_embeddings
-from fastdiff.cli.values import lora, number, on_terminal, option, whole
+from fastdiff.cli.calls import add_call, chosen_call, open_pipeline, write
+from fastdiff.cli.values import number, whole
 
 if TYPE_CHECKING:
-    from fastdiff.pipeline import Pipeline
-    from fastdiff.workers.pool import PipelinePool
+    from fastdiff.result import Result
 
 SUMMARY = "generate pictures from a prompt with an engine"
 
@@ -27,161 +23,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="what the picture shows; none for an engine that takes none",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="out.png",
-        default="out.png",
-        help="file to write; an existing one is replaced. With --num 3: out-1.png, out-2.png, out-3.png "
-        "(default: out.png)",
+    add_call(parser)
+    group = parser.add_argument_group("tasks", "variations, large pictures, and a second model")
+    group.add_argument(
+        "--variation-seed", metavar="S", type=whole, help="seed whose noise is mixed in, for variations"
     )
-    parser.add_argument("--negative", metavar="TEXT", default="", help="what the picture does not show")
-    parser.add_argument("--steps", metavar="N", type=whole, default=20, help="sampler steps (default: 20)")
-    parser.add_argument(
-        "--sampler",
-        metavar="NAME",
-        help="such as dpmpp_2m; fastdiff samplers lists all (default: the checkpoint's own)",
+    group.add_argument(
+        "--variation-strength", metavar="X", type=number, help="how much of it, 0 to 1, such as 0.1"
     )
-    parser.add_argument(
-        "--sampler-option",
-        metavar="KEY=VALUE",
-        type=option,
-        action="append",
-        default=[],
-        help="a setting of the sampler in place of the checkpoint's, such as use_karras_sigmas=true or "
-        "sigmas=14.6,3,0.5; may be given several times; fastdiff samplers NAME lists them",
-    )
-    parser.add_argument(
-        "--seed", metavar="S", type=whole, help="seed of the noise (default: drawn, and printed)"
-    )
-    parser.add_argument("--num", metavar="N", type=whole, default=1, help="pictures (default: 1)")
-    parser.add_argument(
-        "--class-label",
-        metavar="N",
-        type=whole,
-        help="the class of the pictures, for an engine that knows classes",
-    )
-    parser.add_argument("--height", metavar="H", type=whole, help="pixels (default: the engine's)")
-    parser.add_argument("--width", metavar="W", type=whole, help="pixels (default: the engine's)")
-    parser.add_argument(
-        "--eta",
-        metavar="E",
+    group.add_argument(
+        "--hires",
+        metavar="SCALE",
         type=number,
-        help="share of fresh noise, 0 to 1, for samplers that have one (default: the sampler's own)",
+        help="enlarge the picture so many times and paint its details anew, such as 2",
     )
-    parser.add_argument(
-        "--lora",
-        metavar="FILE[:SCALE]",
-        type=lora,
-        action="append",
-        default=[],
-        help="a LoRA's .safetensors file and how much of its effect to have (default: 1); may be given "
-        "several times",
+    group.add_argument(
+        "--hires-method",
+        metavar="NAME",
+        help="with --hires: latent_nearest, latent_bilinear, latent_bicubic, or of pixels nearest, bilinear, "
+        "bicubic, lanczos (default: latent_bilinear)",
     )
-    parser.add_argument("--threads", metavar="T", type=whole, help="CPU threads (default: every core)")
-
-    parser.add_argument(
-        "--devices",
-        metavar="LIST",
-        help="GPUs by number, such as 0,1, or cpu,cpu: a process on each takes the next of --num pictures "
-        "when it is free. One device computes all as one batch (default: GPU 0 for an engine that needs one)",
+    group.add_argument(
+        "--hires-strength",
+        metavar="X",
+        type=number,
+        help="with --hires: share of the steps of the second pass (default: 0.7)",
     )
-    parser.add_argument(
-        "--batch",
-        metavar="B",
-        type=whole,
-        help="pictures at once on each of --devices (default: 1)",
+    group.add_argument(
+        "--refiner", metavar="ENGINE", help="engine that goes on where the first one stops, such as SDXL's"
     )
-    parser.add_argument(
-        "--split-guidance",
-        action="store_true",
-        help="use the two --devices for one picture: the half without the prompt runs on the second",
+    group.add_argument(
+        "--refiner-start",
+        metavar="X",
+        type=number,
+        help="with --refiner: share of the way that the first engine goes (default: 0.8)",
     )
-    add_guidance(parser)
-    add_prompt_options(parser)
-    add_control(parser)
-    add_approximations(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Generate, write and name the pictures. Raises FastdiffError before anything is written."""
-    from fastdiff.errors import InputError
     from fastdiff.image import check_output
-    from fastdiff.samplers import find_sampler
 
     check_output(arguments.output)
-    guidance, deep_cache = chosen_guidance(arguments), chosen_deep_cache(arguments)
-    preview = preview_files(arguments)
-    pipe = _open(arguments)
-    previews: dict[str, Any] = {}
-    if preview is not None:
-        from fastdiff.pipeline import Pipeline
-
-        if not isinstance(pipe, Pipeline):
-            raise InputError("--previews with several --devices: leave one of them out")
-        every = 1 if arguments.preview_every is None else arguments.preview_every
-        previews = {"preview": preview, "preview_every": every}
-    for file, scale in arguments.lora:
-        if scale == 0:
-            raise InputError(f"--lora {file}:0 has no effect: leave it out, or give another scale")
-        pipe.load_lora(file, scale)
-    load_embeddings(pipe, arguments)
-    result = pipe(
-        arguments.prompt,
-        negative=arguments.negative,
-        steps=arguments.steps,
-        sampler=arguments.sampler,
-        guidance=guidance,
-        seed=arguments.seed,
-        num=arguments.num,
-        height=arguments.height,
-        width=arguments.width,
-        eta=arguments.eta,
-        sampler_options=dict(arguments.sampler_option),
-        class_label=arguments.class_label,
-        progress=on_terminal(),
-        **chosen_prompt_options(arguments),
-        **chosen_control(arguments),
-        deep_cache=deep_cache,
-        vae=arguments.vae,
-        **previews,
-    )
+    call, extra = chosen_call(arguments), _chosen_tasks(arguments)
+    pipe = open_pipeline(arguments)
+    if arguments.refiner is not None:
+        result = _refined(arguments, pipe, {**call, **extra})
+    elif arguments.hires is not None:
+        second = {"method": arguments.hires_method, "strength": arguments.hires_strength}
+        second = {name: value for name, value in second.items() if value is not None}
+        result = pipe.high_resolution(arguments.prompt, scale=arguments.hires, **second, **call)
+    else:
+        result = pipe(arguments.prompt, **call, **extra)
     pipe.close()
-    names = result.save(arguments.output)
-    settings, timings = result.metadata[0]["settings"], result.timings
-    own = find_sampler(settings["sampler"]).adaptive is not None
-    steps = len(timings.steps) if own else settings["steps"]
-    step = sum(timings.steps) / len(timings.steps)
-    print(*names, sep="\n")
-    print(
-        f"seed {result.seed}, {settings['width']} x {settings['height']}, {steps} steps of "
-        f"{settings['sampler']}, {1000 * step:.1f} ms per step, {timings.total:.2f} s"
-    )
+    write(result, arguments.output)
 
 
-def _open(arguments: argparse.Namespace) -> Pipeline | PipelinePool:
-    """The engine on the devices that were asked for, on no more of them than there are jobs."""
-    from fastdiff.devices import check_devices, parse_devices
-    from fastdiff.engine_dir import open_engine
+def _chosen_tasks(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Options of variations. Raises InputError for options that do not go together."""
     from fastdiff.errors import InputError
+    from fastdiff.tasks.variations import check_variation
+
+    for name, needs in (
+        ("hires_method", "hires"),
+        ("hires_strength", "hires"),
+        ("refiner_start", "refiner"),
+    ):
+        if getattr(arguments, name) is not None and getattr(arguments, needs) is None:
+            raise InputError(f"--{name.replace('_', '-')} without --{needs}: give both, or leave it out")
+    given = check_variation(arguments.variation_seed, arguments.variation_strength)
+    if arguments.hires is not None and (given or arguments.refiner is not None):
+        other = "--variation-seed" if given else "--refiner"
+        raise InputError(f"--hires with {other}: these do not go together yet; leave one out")
+    return given.settings() if given else {}
+
+
+def _refined(arguments: argparse.Namespace, pipe: Any, call: dict[str, Any]) -> Result:
+    """The picture that the refiner makes of what the first engine began."""
     from fastdiff.pipeline import load
+    from fastdiff.tasks.refine import check_start, refine
 
-    devices = parse_devices(arguments.devices) if arguments.devices is not None else ()
-    if arguments.split_guidance and len(devices) != 2:
-        raise InputError(f"--split-guidance with {len(devices)} devices: give two, such as --devices 0,1")
-    if arguments.batch is not None and (arguments.split_guidance or len(devices) < 2):
-        raise InputError("--batch is for several --devices with a queue: leave it out, or give more devices")
-    if arguments.batch is not None and arguments.batch < 1:
-        raise InputError(f"batch is {arguments.batch}: it must be 1 or more")
-    if arguments.split_guidance:
-        return load(arguments.engine, arguments.threads, *devices)
-    if len(devices) > 1:
-        engine = open_engine(arguments.engine, check_machine=False)
-        check_devices(engine.manifest, devices)
-        batch = arguments.batch or 1
-        devices = devices[: max(1, -(-arguments.num // batch))]
-        if len(devices) > 1:
-            from fastdiff.workers.pool import PipelinePool
-
-            return PipelinePool(engine, devices, arguments.threads, batch)
-    return load(arguments.engine, arguments.threads, *devices)
+    start = check_start(0.8 if arguments.refiner_start is None else arguments.refiner_start)
+    first = pipe(arguments.prompt, **call, denoising_end=start, output="latents")
+    pipe.close()
+    refiner = load(arguments.refiner, arguments.threads)
+    refiner.tile = arguments.tile
+    result = refine(refiner, first, arguments.prompt, start, call)
+    refiner.close()
+    return result

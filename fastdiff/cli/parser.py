@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fastdiff._version import __version__
-from fastdiff.cli import bench, build, doctor, generate, inspect, samplers, verify
+from fastdiff.cli import bench, build, doctor, generate, img2img, inpaint, inspect, samplers, verify
 from fastdiff.errors import InputError
 
 __all__ = ["COMMANDS", "parse"]
@@ -16,6 +16,8 @@ __all__ = ["COMMANDS", "parse"]
 COMMANDS = {
     "build": build,
     "generate": generate,
+    "img2img": img2img,
+    "inpaint": inpaint,
     "samplers": samplers,
     "inspect": inspect,
     "verify": verify,

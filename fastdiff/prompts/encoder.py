@@ -16,8 +16,8 @@ from fastdiff.errors import InputError
 from fastdiff.prompts.chunks import Chunk, Prompt
 from fastdiff.prompts.reader import PromptReader, Text, texts_of
 from fastdiff.prompts.textual_inversion import Inversion, Inversions
-from fastdiff.prompts.warn import warn
 from fastdiff.tokenizer import ClipTokenizer
+from fastdiff.warn import warn
 
 if TYPE_CHECKING:
     from fastdiff.request import Request

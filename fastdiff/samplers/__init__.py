@@ -9,6 +9,7 @@ from __future__ import annotations
 from fastdiff.samplers.adaptive import AdaptiveRun, sample_adaptive
 from fastdiff.samplers.guidance import Guidance, read_guidance
 from fastdiff.samplers.loop import Callback, Denoiser, sample
+from fastdiff.samplers.part import Part
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Linear, Prediction
 from fastdiff.samplers.random import BatchRows, CudaGenerator, Generator, NoiseSource
@@ -38,6 +39,7 @@ __all__ = [
     "Linear",
     "NoiseSchedule",
     "NoiseSource",
+    "Part",
     "Point",
     "Prediction",
     "Sampler",

@@ -100,8 +100,9 @@ def chain_timesteps(
     *,
     spacing: str = "leading",
     spacings: tuple[str, ...] = SPACINGS,
+    whole: bool = False,
 ) -> list[int]:
-    """The timesteps that are visited, decreasing.
+    """The timesteps that are visited, decreasing: those of the part that a call asks for, unless ``whole``.
 
     Reads timestep_spacing, whose default is ``spacing`` and which may be one of ``spacings``, steps_offset
     and, in their place, timesteps. Raises `InputError` for timesteps that the model was not trained on.
@@ -110,9 +111,10 @@ def chain_timesteps(
     spacing = settings.choice("timestep_spacing", spacing, spacings)
     offset = settings.integer("steps_offset", 0, minimum=0)
     given = given_indices(settings, train_steps, steps)
-    if given is None:
-        return [int(t) for t in spaced_timesteps(spacing, train_steps, steps, offset).round()]
-    return given
+    timesteps = given
+    if timesteps is None:
+        timesteps = [int(t) for t in spaced_timesteps(spacing, train_steps, steps, offset).round()]
+    return timesteps if whole else timesteps[settings.begin(timesteps) :]
 
 
 def given_indices(settings: Settings, train_steps: int, steps: int) -> list[int] | None:

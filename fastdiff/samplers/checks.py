@@ -12,7 +12,7 @@ from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.settings import short
 
-__all__ = ["check_config", "check_process", "check_read", "check_steps"]
+__all__ = ["check_config", "check_part", "check_process", "check_read", "check_steps"]
 
 
 def check_steps(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> int:
@@ -65,6 +65,16 @@ def check_config(sampler: Sampler, schedule: NoiseSchedule, given: Mapping[str, 
         raise InputError(
             f"scheduler config has {key}={short(value)}, which sampler {sampler.name!r} does not know; {hint}"
             "correct the key or remove it"
+        )
+
+
+def check_part(sampler: Sampler, schedule: NoiseSchedule) -> None:
+    """Raise for a sampler whose steps cannot begin or end in the middle of its way."""
+    if sampler.inverse or not schedule.begins:
+        way = "leads from a picture to noise" if sampler.inverse else "has no start in the middle of its way"
+        raise InputError(
+            f"sampler {sampler.name!r} {way}, so that it takes no picture to begin with; use one such as "
+            "'euler', 'ddim' or 'dpmpp_2m'"
         )
 
 

@@ -12,6 +12,7 @@ from fastdiff.samplers.dpm_multistep import multistep_orders
 from fastdiff.samplers.exponential import Form, interpolating, leg
 from fastdiff.samplers.lambda_path import PathRules, lambda_path
 from fastdiff.samplers.moves import Move
+from fastdiff.samplers.part import growing
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.prediction import Prediction
 from fastdiff.samplers.sampler import Sampler
@@ -66,7 +67,8 @@ def _table(schedule: NoiseSchedule, steps: int) -> StepTable:
     settings.choice("algorithm_type", "deis", ALGORITHM_TYPES)
     falls = settings.flag("lower_order_final", True)
     path = lambda_path(schedule, settings, steps, RULES)
-    orders = multistep_orders(path.steps, order, lower_order_final=falls, euler_at_final=False)
+    orders = multistep_orders(path.total, order, lower_order_final=falls, euler_at_final=False)
+    orders = growing(orders, path.begin)
     if schedule.prediction is Prediction.FLOW and not settings.flag("use_flow_sigmas", False):
         raise InputError(
             "sampler 'deis' wants use_flow_sigmas=True for prediction_type='flow_prediction'; set it to true"

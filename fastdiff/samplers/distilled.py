@@ -34,7 +34,7 @@ def distilled_timesteps(settings: Settings, schedule: NoiseSchedule, sampler: st
                 f"timesteps and strength={strength:g} are both set; leave strength out and give the "
                 "timesteps that remain"
             )
-        return given
+        return given[settings.begin(given) :]
     remaining = int(original * strength)
     if steps > remaining:
         raise InputError(
@@ -43,6 +43,6 @@ def distilled_timesteps(settings: Settings, schedule: NoiseSchedule, sampler: st
             "raise one of them"
         )
     distillation = np.arange(remaining, 0, -1) * (train_steps // original) - 1
-    return [
-        int(t) for t in distillation[np.floor(np.linspace(0, remaining, steps, endpoint=False)).astype(int)]
-    ]
+    places = np.floor(np.linspace(0, remaining, steps, endpoint=False)).astype(int)
+    timesteps = [int(t) for t in distillation[places]]
+    return timesteps[settings.begin(timesteps) :]

@@ -17,6 +17,7 @@ from fastdiff.samplers.exponential import Form, Leg, leg
 from fastdiff.samplers.lambda_path import LambdaPath, PathRules, lambda_path
 from fastdiff.samplers.moves import Move
 from fastdiff.samplers.noise_options import not_negative
+from fastdiff.samplers.part import growing
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
@@ -163,11 +164,12 @@ def _table(name: str, form: Form, order: int, sde: bool, schedule: NoiseSchedule
     path = lambda_path(schedule, settings, steps, rules)
     check_end(path, form, name)
     orders = multistep_orders(
-        path.steps,
+        path.total,
         order,
         lower_order_final=settings.flag("lower_order_final", True),
         euler_at_final=settings.flag("euler_at_final", False) or path.ends_without_noise,
     )
+    orders = growing(orders, path.begin)
     return path.table(name, dpm_multistep(path.points, orders, form, **options), form)
 
 

@@ -21,6 +21,7 @@ from fastdiff.samplers.dpm_multistep import (
 from fastdiff.samplers.exponential import Form, leg
 from fastdiff.samplers.lambda_path import PathRules, lambda_path
 from fastdiff.samplers.moves import Move
+from fastdiff.samplers.part import growing
 from fastdiff.samplers.path import Point
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
@@ -101,11 +102,12 @@ def _table(name: str, form: Form, order: int, sde: bool, schedule: NoiseSchedule
     path = lambda_path(schedule, settings, steps, rules)
     check_end(path, form, name)
     orders = singlestep_orders(
-        path.steps,
+        path.total,
         order,
         lower_order_final=settings.flag("lower_order_final", False),
         ends_without_noise=path.ends_without_noise,
     )
+    orders = growing(orders, path.begin)
     return path.table(name, dpm_singlestep(path.points, orders, form, **options), form)
 
 

@@ -38,7 +38,7 @@ def _table(name: str, schedule: NoiseSchedule, steps: int, order: int, *, midpoi
     eta, s_noise = not_negative(settings, "eta", 1.0), not_negative(settings, "s_noise", 1.0)
     rows = multistep_sde(
         path.points,
-        [order] * steps,
+        [order] * (len(path.points) - 1),
         eta,
         s_noise,
         midpoint=midpoint,

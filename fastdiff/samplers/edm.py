@@ -4,6 +4,8 @@ denoisers with the paper's preconditioning, and diffusers' KarrasVeScheduler.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastdiff.errors import InputError
 from fastdiff.samplers.clipping import read_clipping
 from fastdiff.samplers.edm_path import EDM
@@ -50,7 +52,7 @@ def edm_stochastic(schedule: NoiseSchedule, steps: int) -> StepTable:
 def _heun(name: str, schedule: NoiseSchedule, steps: int, defaults: Churn) -> StepTable:
     settings = schedule.settings(name)
     path = sigma_path(schedule, settings, steps, spacing="karras")
-    path = SigmaPath(path.points, path.points[0].sigma, path.at)
+    path = replace(path, init_noise_sigma=path.points[0].sigma)
     churn = Churn.read(settings, defaults.amount, defaults.low, defaults.high, defaults.noise)
     return heun_table(name, path, churn, read_clipping(settings))
 

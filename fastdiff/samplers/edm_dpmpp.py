@@ -70,7 +70,13 @@ def _table(
     exact = exact_third_order(settings, order)
     midpoint = MIDPOINTS[settings.choice("solver_type", "midpoint", tuple(MIDPOINTS))]
     rows = multistep_sde(
-        path.points, orders, eta, midpoint=midpoint, exact=exact, last_noise=0.0 if eta else None, clip=clip
+        path.points,
+        orders[path.begin :],
+        eta,
+        midpoint=midpoint,
+        exact=exact,
+        last_noise=0.0 if eta else None,
+        clip=clip,
     )
     return StepTable(name, tuple(rows), path.init_noise_sigma, slots=max(orders) - 1)
 

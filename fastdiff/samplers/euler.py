@@ -38,7 +38,7 @@ def euler_with_late_churn(path: SigmaPath, churn: Churn) -> list[Step]:
     """
     rows = []
     for here, there in pairwise(path.points):
-        sigma, noise = churn.lift(here.sigma, len(path.points) - 1)
+        sigma, noise = churn.lift(here.sigma, path.total)
         raised = here if noise is None else path.at(sigma)
         reading = here if here.denoised is None and here.prediction is Prediction.V else raised
         share = (there.sigma - sigma) / sigma

@@ -93,7 +93,8 @@ def flow_points(settings: Settings, steps: int) -> list[Point]:
     points = [
         flow_point(t, level, prediction, inverted=inverted) for t, level in zip(told, levels, strict=True)
     ]
-    return [*points, flow_point(train_steps if inverted else 0.0, 0.0, prediction)]
+    begin = settings.begin([-point.timestep for point in points] if inverted else told)
+    return [*points[begin:], flow_point(train_steps if inverted else 0.0, 0.0, prediction)]
 
 
 def _dynamic_shift(settings: Settings) -> float | None:

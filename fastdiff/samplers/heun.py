@@ -32,7 +32,7 @@ def heun_step(
     second = (there.sigma - here.sigma) / (2 * there.sigma)
     return [
         x0_step(here, 1 + share, -share, clip, save_sample=0),
-        x0_step(there, 0.5 + second, -second, clip, history=((0, 0.5),), noise_coef=noise),
+        x0_step(there, 0.5 + second, -second, clip, history=((0, 0.5),), noise_coef=noise, carried=0.5),
     ]
 
 

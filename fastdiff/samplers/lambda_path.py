@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,16 +65,23 @@ class LambdaPath:
     points             one per evaluation and the end
     threshold          dynamic thresholding of x₀, or None
     variance_channels  the model predicts variances too, which these solvers drop
+    begin              how many steps were left out before the first point
     """
 
     points: tuple[Point, ...]
     threshold: Threshold | None = None
     variance_channels: bool = False
+    begin: int = 0
 
     @property
     def steps(self) -> int:
         """Number of evaluations."""
         return len(self.points) - 1
+
+    @property
+    def total(self) -> int:
+        """Number of evaluations of the whole way."""
+        return self.begin + self.steps
 
     @property
     def ends_without_noise(self) -> bool:
@@ -108,7 +115,9 @@ def lambda_path(schedule: NoiseSchedule, settings: Settings, steps: int, rules: 
     last = 0.0
     if final == "sigma_min":
         last = float(train_sigmas[0] if rules.ends_at_schedule or not placed else levels[-1])
-    return read_path(schedule, settings, timesteps, np.append(levels, last), flow)
+    path = read_path(schedule, settings, timesteps, np.append(levels, last), flow)
+    begin = settings.begin([point.timestep for point in path.points[:-1]])
+    return replace(path, points=path.points[begin:], begin=begin)
 
 
 def read_path(

@@ -17,10 +17,21 @@ from fastdiff.samplers.prediction import Linear
 from fastdiff.samplers.random import NoiseSource
 from fastdiff.samplers.table import Estimate, Step, StepTable
 
-__all__ = ["Callback", "Denoiser", "Outputs", "check_arguments", "check_run", "sample", "start_sample"]
+__all__ = [
+    "Callback",
+    "Denoiser",
+    "Edit",
+    "Outputs",
+    "check_arguments",
+    "check_run",
+    "sample",
+    "start_sample",
+]
 
 Latents = NDArray[np.float32]
 Callback = Callable[[int, int, Latents], None]
+Edit = Callable[[int, Latents], None]
+"""Changes the latents in place after an evaluation, counted from 1, before the next one sees them."""
 Outputs = tuple[Latents, Latents | None] | tuple[Latents, Latents, Latents]
 
 _OUTPUT = Estimate(Linear(0.0, 1.0))
@@ -49,6 +60,7 @@ def sample(
     guidance: float | Guidance = 1.0,
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
+    edit: Edit | None = None,
 ) -> Latents:
     """Run all steps of ``table`` from ``latents`` and return the result, float32 of the same shape.
 
@@ -60,6 +72,8 @@ def sample(
               for each step, where the table says so, in this order
     callback  called after every model evaluation with the number of those done, the number of all, and the
               latents, read-only and valid until the callback returns
+    edit      called after every model evaluation, before the callback; what solvers have kept of the steps
+              before stays as it was
 
     Buffers are allocated once. An exception from ``denoise`` or ``callback``, KeyboardInterrupt included,
     passes through and leaves nothing behind. Raises `InputError` for a guidance that is not finite, a missing
@@ -82,6 +96,8 @@ def sample(
         # The step makes m of both: uncond + scale·(cond − uncond), or cond alone.
         following = table.steps[done] if done < table.evaluations else None
         run.advance(step, following, cond, uncond if guided else None, scale, variance)
+        if edit is not None:
+            run.edit(edit, done, following)
         if callback is not None:
             callback(done, table.evaluations, _read_only(run.x))
     return run.x
@@ -135,6 +151,7 @@ class _Run:
             return np.empty(x.shape if wanted else (0,), np.float32)
 
         self.x = x
+        self.edited: Latents | None = None  # what the last edit added
         self.source = noise
         self.slots = [buffer(True) for _ in range(table.slots)]
         self.noise = buffer(any(step.draws_noise for step in steps))
@@ -202,6 +219,17 @@ class _Run:
             self.slots[save_output], self.estimate = self.estimate, self.slots[save_output]
         if step.save_sample is not None:
             self.slots[step.save_sample], self.x = self.x, out
+        if self.edited is not None:
+            self.x -= np.float32(step.carried) * self.edited
+
+    def edit(self, edit: Edit, done: int, following: Step | None) -> None:
+        """Let ``edit`` change the sample, and make the model's next input of it."""
+        carried = following is not None and following.carried != 0
+        before = self.x.copy() if carried else None
+        edit(done, self.x)
+        self.edited = None if before is None else np.subtract(self.x, before, out=before)
+        if following is not None and following.input_scale != 1:
+            np.multiply(self.x, np.float32(following.input_scale), out=self.scaled)
 
     def _draw(self, step: Step, variance: Latents | None) -> Latents | None:
         """Draw the step's noise, if it draws any; what ``noise_coef`` multiplies, None where that is 0."""

@@ -22,12 +22,13 @@ class Move:
     """One update: x' = Σ samples[j]·xⱼ + Σ estimates[j]·dⱼ + noise·ε.
 
     j counts evaluations from the first: xⱼ is the sample before evaluation j and dⱼ what it predicted, x₀ or
-    ε. ``noise`` None draws none.
+    ε. ``noise`` None draws none. ``carried`` is that of the row.
     """
 
     samples: dict[int, float] = field(default_factory=dict)
     estimates: dict[int, float] = field(default_factory=dict)
     noise: float | None = None
+    carried: float = 0.0
 
 
 def rows_of(
@@ -70,6 +71,7 @@ def rows_of(
             update,
             history=history,
             noise_coef=move.noise,
+            carried=move.carried,
             save_sample=saved.get("sample"),
             save_output=saved.get("estimate"),
             estimate=estimate,
@@ -90,4 +92,4 @@ def _from_data(move: Move, points: Sequence[Point]) -> Move:
     for j, coef in move.estimates.items():
         samples[j] = samples.get(j, 0.0) + coef / points[j].sigma
         estimates[j] = -coef * points[j].alpha / points[j].sigma
-    return Move(samples, estimates, move.noise)
+    return Move(samples, estimates, move.noise, move.carried)

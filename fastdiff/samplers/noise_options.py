@@ -73,7 +73,7 @@ def churned(path: SigmaPath, churn: Churn) -> tuple[Sequence[Point], list[float 
     """
     points, noises = [], []
     for point in path.points[:-1]:
-        sigma, noise = churn.lift(point.sigma, len(path.points) - 1)
+        sigma, noise = churn.lift(point.sigma, path.total)
         points.append(point if noise is None else path.at(sigma))
         noises.append(noise)
     return points, [*noises, None]

@@ -81,10 +81,26 @@ def pndm(schedule: NoiseSchedule, steps: int) -> StepTable:
         )
     skip_prk_steps = settings.flag("skip_prk_steps", False)
     chain = _chain(settings, schedule)
-    timesteps = chain_timesteps(settings, schedule, steps)
+    timesteps = chain_timesteps(settings, schedule, steps, whole=True)
+    if skip_prk_steps and not settings.is_set("timesteps"):
+        told = _told(timesteps)
+        told = told[settings.begin(told) :]
+        timesteps, second = [*told[:1], *told[2:]], told[1:2]
+    else:
+        timesteps = timesteps[settings.begin(timesteps) :]
+        second = timesteps[1:2]
     ends = following_timesteps(settings, schedule, timesteps, steps)
     start = "euler" if skip_prk_steps else "runge_kutta"
-    return _table("pndm", chain, timesteps, ends, start=start, raw=True)
+    return _table("pndm", chain, timesteps, ends, start=start, second=second, raw=True)
+
+
+def _told(timesteps: Sequence[int]) -> list[int]:
+    """One for each evaluation: the second one twice, as the first step is made again with both slopes.
+
+    diffusers cuts this list when it starts in the middle, and always takes the second entry of what is left
+    for the repetition. A step is then missing, whose noise stays in the picture.
+    """
+    return [*timesteps[:2], *timesteps[1:]]
 
 
 def plms(schedule: NoiseSchedule, steps: int) -> StepTable:
@@ -132,9 +148,13 @@ def _table(
     ends: Sequence[int],
     *,
     start: str,
+    second: Sequence[int] | None = None,
     order: int = 4,
     raw: bool = False,
 ) -> StepTable:
+    """Steps from ``timesteps`` to ``ends``; ``second`` holds the timestep of the second evaluation, if there
+    is one, where that is not ``timesteps[1]``.
+    """
     points = [chain.at(t) for t in timesteps]
 
     def transfer(begin: int, end: int) -> Transfer:
@@ -144,8 +164,10 @@ def _table(
     if start == "euler":
         # Where a step does not end at the next timestep, diffusers repeats another transfer than the first.
         stride = timesteps[0] - ends[0]
-        again = transfer(timesteps[1] + stride, timesteps[1]) if len(timesteps) > 1 else None
-        rows = improved_euler_start(points, transfers[0], again, raw=raw)
+        second = timesteps[1:2] if second is None else second
+        again = transfer(second[0] + stride, second[0]) if second else None
+        starts = [points[0], *(chain.at(t) for t in second)]
+        rows = improved_euler_start(starts, transfers[0], again, raw=raw)
         known, slots = 1, SAVED_SAMPLE + 1
     else:
         if len(timesteps) < 4:

@@ -44,7 +44,8 @@ from fastdiff.samplers import (
     unipc,
 )
 from fastdiff.samplers.adaptive import AdaptiveRun
-from fastdiff.samplers.checks import check_config, check_process, check_read, check_steps
+from fastdiff.samplers.checks import check_config, check_part, check_process, check_read, check_steps
+from fastdiff.samplers.part import WHOLE, Part, truncated
 from fastdiff.samplers.sampler import Sampler
 from fastdiff.samplers.schedule import NoiseSchedule
 from fastdiff.samplers.table import StepTable
@@ -154,13 +155,15 @@ def make_table(
     *,
     eta: float | None = None,
     options: Mapping[str, object] | None = None,
+    part: Part = WHOLE,
 ) -> StepTable:
     """The table of sampler ``name``, one of `SAMPLERS`, for ``steps`` steps.
 
     ``steps`` is 1 to the number of training timesteps, without that limit where time is continuous. ``eta``,
     0 to 1, is the share of fresh noise for the samplers that have one; None is their default. ``options``
-    replace entries of the scheduler config. Raises `InputError` for an unknown name (with near matches), for
-    a step count that cannot be used, for an option that the sampler does not have, and for a value of the
+    replace entries of the scheduler config. ``part`` leaves out steps at the beginning or the end. Raises
+    `InputError` for an unknown name (with near matches), for a part that the sampler cannot run, for a step
+    count that cannot be used, for an option that the sampler does not have, and for a value of the
     scheduler config that is not supported.
     """
     sampler = find_sampler(name)
@@ -169,7 +172,7 @@ def make_table(
         if not 0 <= eta <= 1:
             raise InputError(f"eta is {eta}, wanted 0 to 1")
         given["eta"] = eta
-    schedule = schedule.with_options(given)
+    schedule = replace(schedule.with_options(given), part=part)
     steps = check_steps(sampler, schedule, steps)
     try:
         table = sampler.table(schedule, steps)
@@ -187,7 +190,9 @@ def make_table(
     check_read(sampler, schedule, given)
     check_config(sampler, schedule, given)
     check_process(sampler, schedule)
-    return table
+    if part != WHOLE:
+        check_part(sampler, schedule)
+    return table if part.until == WHOLE.until else truncated(sampler, table, part)
 
 
 def make_adaptive(

@@ -45,7 +45,8 @@ def sa_solver(
         predicted = _adams(step, points, i, i, order, half)
         estimates = {j: step.carry * coef for j, coef in correction.items()}
         _add(estimates, predicted, 1.0)
-        moves.append(Move({i: step.carry}, estimates, step.noise))
+        carried = step.carry if correction else 0.0
+        moves.append(Move({i: step.carry}, estimates, step.noise, carried))
 
         correction = {}
         if corrector[i] and i + 1 < len(predictor):

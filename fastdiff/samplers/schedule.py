@@ -24,6 +24,7 @@ from fastdiff.samplers.betas import (
     rescale_zero_terminal_snr,
 )
 from fastdiff.samplers.diffusers_keys import FLOW_CLASSES
+from fastdiff.samplers.part import WHOLE, Part
 from fastdiff.samplers.prediction import Prediction
 from fastdiff.samplers.settings import Settings
 
@@ -43,12 +44,16 @@ class NoiseSchedule:
     prediction  what the denoiser's output means
     config      all entries of ``scheduler_config.json``; samplers read theirs with `settings`
     reads       the keys that were asked for so far, with their defaults
+    part        which steps of a table are wanted; solvers that can start later ask ``settings.begin``
+    begins      their first steps
     """
 
     betas: Float32
     prediction: Prediction
     config: Mapping[str, object]
     reads: dict[str, object] = field(default_factory=dict)
+    part: Part = WHOLE
+    begins: list[int] = field(default_factory=list)
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> NoiseSchedule:
@@ -86,7 +91,7 @@ class NoiseSchedule:
 
     def settings(self, sampler: str) -> Settings:
         """The config as ``sampler`` reads it; the name appears in error messages."""
-        return Settings(self.config, f"sampler {sampler!r}", self.reads)
+        return Settings(self.config, f"sampler {sampler!r}", self.reads, self.part, self.begins)
 
     def alphas_cumprod(self, *, zero_terminal_snr: bool = False) -> Float32:
         """ᾱ, float32 [num_train_timesteps], decreasing.

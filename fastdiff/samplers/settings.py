@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from fastdiff.errors import InputError
+from fastdiff.samplers.part import WHOLE, Part
 
 __all__ = ["Settings", "short"]
 
@@ -23,16 +24,35 @@ class Settings:
     """
 
     def __init__(
-        self, config: Mapping[str, object], reader: str, reads: dict[str, object] | None = None
+        self,
+        config: Mapping[str, object],
+        reader: str,
+        reads: dict[str, object] | None = None,
+        part: Part = WHOLE,
+        begins: list[int] | None = None,
     ) -> None:
         self._config = config
         self._reader = reader
         self._reads = {} if reads is None else reads
+        self._part = part
+        self._begins = [] if begins is None else begins
 
     @property
     def reader(self) -> str:
         """Who reads, for error messages."""
         return self._reader
+
+    def begin(self, timesteps: Sequence[float]) -> int:
+        """The index of the first step that is run, 0 unless the call asks for a later part of the way.
+
+        ``timesteps`` are those of all steps. Whoever asks starts its solver there. Raises `InputError` where
+        no step is left.
+        """
+        first = self._part.first(timesteps)
+        if first == len(timesteps):
+            raise InputError(f"{self._reader} has no step left of {len(timesteps)}; start earlier")
+        self._begins.append(first)
+        return first
 
     def _get(self, key: str, default: object) -> object:
         self._reads.setdefault(key, default)

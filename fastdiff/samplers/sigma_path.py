@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +32,23 @@ class SigmaPath:
     points            one per step and the last one; alpha is 1
     init_noise_sigma  the first sample is this times unit noise
     at                the point of any other noise level, for stages between the points
+    begin             how many steps were left out before the first point
     """
 
     points: tuple[Point, ...]
     init_noise_sigma: float
     at: Callable[[float], Point]
+    begin: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many steps the whole way has."""
+        return self.begin + len(self.points) - 1
+
+    def part(self, settings: Settings) -> SigmaPath:
+        """The part that the call asks for."""
+        begin = settings.begin([point.timestep for point in self.points[:-1]])
+        return replace(self, points=self.points[begin:], begin=begin)
 
 
 def sigma_path(
@@ -91,7 +103,7 @@ def sigma_path(
     start = np.float32(max(levels))
     if settings.choice("timestep_spacing", "linspace", SPACINGS) == "leading":
         start = np.sqrt(np.square(start) + np.float32(1))
-    return SigmaPath((*points, at(levels[-1])), float(start), at)
+    return SigmaPath((*points, at(levels[-1])), float(start), at).part(settings)
 
 
 def _edm_path(settings: Settings, steps: int, family: Family) -> SigmaPath:
@@ -99,7 +111,7 @@ def _edm_path(settings: Settings, steps: int, family: Family) -> SigmaPath:
     levels = edm_levels(settings, steps, family)
     points = tuple(preconditioning.at(sigma) for sigma in levels)
     # As in diffusers' classes for these denoisers.
-    return SigmaPath(points, math.sqrt(levels[0] ** 2 + 1), preconditioning.at)
+    return SigmaPath(points, math.sqrt(levels[0] ** 2 + 1), preconditioning.at).part(settings)
 
 
 def _levels(

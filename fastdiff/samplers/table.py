@@ -92,6 +92,8 @@ class Step:
     variance     for models that predict the variance of the noise
     langevin     for a corrector with a step size of its own; draws noise, also where noise_coef is None
     point        the noise level of the evaluation
+    carried      the part of a that stands for what the step before computed: correctors and second stages
+                 start over from an earlier sample, so that an edit in between reaches the model alone
     """
 
     timestep: float
@@ -106,6 +108,7 @@ class Step:
     variance: Variance | None = None
     langevin: Langevin | None = None
     point: Point | None = None
+    carried: float = 0.0
 
     @property
     def linear(self) -> bool:

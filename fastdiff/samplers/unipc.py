@@ -52,7 +52,8 @@ def unipc(
         estimates = {j: step.carry * coef for j, coef in correction.items()}
         estimates[i] = estimates.get(i, 0.0) + step.scale * step.w(0)
         _add(estimates, i, base, predicted, ratios)
-        moves.append(Move({i: step.carry}, estimates))
+        carried = step.carry if correction else 0.0
+        moves.append(Move({i: step.carry}, estimates, carried=carried))
 
         correction = {}
         if i not in uncorrected and i + 1 < len(orders):
@@ -98,7 +99,7 @@ def _table(schedule: NoiseSchedule, steps: int) -> StepTable:
     bh1 = settings.choice("solver_type", "bh2", SOLVER_TYPES) == "bh1"
     form = Form.DATA if settings.flag("predict_x0", True) else Form.NOISE
     settings.refuse("solver_p", None, "remove it")
-    uncorrected = settings.integers("disable_corrector")
+    uncorrected: Sequence[int] = settings.integers("disable_corrector")
     falls = settings.flag("lower_order_final", True)
     path = lambda_path(schedule, settings, steps, RULES)
     if path.threshold is not None and form is Form.NOISE:
@@ -111,6 +112,7 @@ def _table(schedule: NoiseSchedule, steps: int) -> StepTable:
             "sampler 'unipc' ends at final_sigmas_type='zero' only with predict_x0 and lower_order_final; "
             "set final_sigmas_type to 'sigma_min'"
         )
+    uncorrected = [i - path.begin for i in uncorrected]
     orders = [min(order, i + 1, count - i if falls else order) for i in range(count)]
     return path.table("unipc", unipc(path.points, orders, form, bh1=bh1, uncorrected=uncorrected), form)
 

@@ -87,6 +87,13 @@ class Session(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no loop of its own")
 
+    def planned_bytes(self, sizes: dict[str, int]) -> int | None:
+        """Bytes that a call with these symbolic sizes needs besides weights, inputs and outputs.
+
+        None where the target does not know.
+        """
+        return None
+
     takes_tensors = False
     """Whether ``run_tensors`` is there: PyTorch tensors on the session's GPU in and out."""
 

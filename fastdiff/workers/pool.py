@@ -34,7 +34,9 @@ from fastdiff.prompts.textual_inversion import Inversions
 from fastdiff.request import Request, check_request, request_values
 from fastdiff.result import Result, Timings, picture_metadata
 from fastdiff.samplers import AdaptiveRun, Generator, Guidance, NoiseSchedule
+from fastdiff.tasks.variations import Variation, check_variation
 from fastdiff.workers.process import Crew, Job, Place
+from fastdiff.workers.refused import OneDeviceTasks
 from fastdiff.workers.wire import Message
 
 __all__ = ["PipelinePool", "load_many"]
@@ -42,7 +44,7 @@ __all__ = ["PipelinePool", "load_many"]
 Array = NDArray[np.float32]
 
 
-class PipelinePool(TakesLoras):
+class PipelinePool(TakesLoras, OneDeviceTasks):
     """An engine open in one process per device. Called like a Pipeline, it gives the same pictures.
 
     The pictures of a call are a queue: whichever device is free takes the next ``batch`` of them. Their
@@ -87,6 +89,8 @@ class PipelinePool(TakesLoras):
         sampler_options: Mapping[str, Any] | None = None,
         class_label: int | list[int] | None = None,
         latents: Array | None = None,
+        variation_seed: int | None = None,
+        variation_strength: float | None = None,
         progress: bool = False,
         deep_cache: int | Mapping[str, Any] | None = None,
         vae: str | None = None,
@@ -117,10 +121,14 @@ class PipelinePool(TakesLoras):
             sampler_options=sampler_options,
             class_label=class_label,
             deep_cache=deep_cache,
-            **prompt_options,
             vae=vae,
+            **prompt_options,
         )
-        jobs = self._jobs(request, latents)
+        variation = check_variation(variation_seed, variation_strength)
+        jobs = self._jobs(request, latents, variation)
+        task: dict[str, Any] = {"settings": variation.settings() if variation else {}}
+        if latents is not None:
+            task["latents"] = "given"  # the settings alone do not repeat the picture
         with self._lock:
             replies = self._run(jobs, progress)
         for text in dict.fromkeys(text for body, _ in replies for text in body["warnings"]):
@@ -128,7 +136,7 @@ class PipelinePool(TakesLoras):
         metadata = picture_metadata(
             request,
             self.engine.engine_hash,
-            latents is not None,
+            task,
             self._loras.records(),
             inversions=self._inversions(),
         )
@@ -165,7 +173,7 @@ class PipelinePool(TakesLoras):
         with self._lock:
             self._run([Job(0, (body, {}))], progress=False)
 
-    def _jobs(self, request: Request, latents: Array | None) -> list[Job]:
+    def _jobs(self, request: Request, latents: Array | None, variation: Variation | None) -> list[Job]:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
         table = call_table(self.schedule, request, latents is not None)
         if request.deep_cache is not None:
@@ -174,6 +182,10 @@ class PipelinePool(TakesLoras):
         if request.vae is not None:
             check_tiny(self.engine.manifest.modules)
         start = unit_noise(self.engine.manifest.model, request, latents, Generator(request.seed))
+        if variation is not None:
+            if latents is not None:
+                raise InputError("variation_seed beside latents: leave one of them out")
+            start = variation.apply(start)
         if self._reader is not None:  # parts of the call are padded as the whole is
             chunks = self._reader.chunks(request)
             request = replace(request, text=replace(request.text, chunks=chunks))

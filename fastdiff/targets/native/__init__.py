@@ -79,6 +79,10 @@ class _NativeSession(Session):
         results: dict[str, Array] = self._session.run(arrays)
         return results
 
+    def planned_bytes(self, sizes: dict[str, int]) -> int | None:
+        """The arena's."""
+        return int(self._session.planned_bytes(sizes))
+
     has_loop = True
     takes_any_noise = False
 

@@ -10,7 +10,7 @@ from fastdiff.errors import FastdiffWarning
 
 __all__ = ["warn"]
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE = str(Path(__file__).resolve().parent)
 
 
 def warn(text: str) -> None:

@@ -1,0 +1,183 @@
+"""A picture painted anew: Meng et al., "SDEdit: Guided Image Synthesis and Editing with Stochastic
+Differential Equations".
+
+Semantics are those of diffusers' ``StableDiffusionImg2ImgPipeline`` with one generator: it draws from the
+encoder's posterior, then the noise that is added, then what the sampler's steps want.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.arguments import show
+from fastdiff.errors import InputError
+from fastdiff.inputs import call_table, check_shapes
+from fastdiff.pictures import FITS, fitted, read_picture, to_sample
+from fastdiff.request import Request
+from fastdiff.samplers import Generator, Part
+from fastdiff.tasks.plan import (
+    Plan,
+    check_output,
+    check_share,
+    level_of,
+    noised,
+    per_picture,
+    timestep_at,
+)
+
+if TYPE_CHECKING:
+    from fastdiff.pictures import Picture
+    from fastdiff.pipeline import Pipeline
+
+__all__ = [
+    "FromPicture",
+    "as_pictures",
+    "check_fit",
+    "check_from_picture",
+    "check_latents",
+    "image_to_image",
+    "side_of",
+    "skipped",
+]
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FromPicture:
+    """What image-to-image asks for besides its request.
+
+    strength         the share of the steps that is run; 1 leaves the picture's faintest trace
+    fit              what is done with a picture of another size, one of `fastdiff.pictures.FITS`
+    denoising_start  instead of strength: the share of the way that another model has gone already
+    denoising_end    as for `fastdiff.tasks.text_to_image.FromNoise`
+    output           "pictures" or "latents"
+    """
+
+    strength: float = 0.8
+    fit: str = "exact"
+    denoising_start: float | None = None
+    denoising_end: float | None = None
+    output: str = "pictures"
+
+    def settings(self) -> dict[str, Any]:
+        """As arguments of the pipeline; what has its default is left out, the strength excepted."""
+        given: dict[str, Any] = {"strength": self.strength}
+        if self.denoising_start is not None:
+            given = {"denoising_start": self.denoising_start}
+        if self.fit != "exact":
+            given["fit"] = self.fit
+        if self.denoising_end is not None:
+            given["denoising_end"] = self.denoising_end
+        return {**given, **({"output": self.output} if self.output != "pictures" else {})}
+
+
+def check_from_picture(
+    strength: object = None,
+    fit: object = "exact",
+    denoising_start: object = None,
+    denoising_end: object = None,
+    output: object = "pictures",
+) -> FromPicture:
+    """The options as FromPicture; ``strength`` None is 0.8. Raises InputError."""
+    if strength is not None and denoising_start is not None:
+        raise InputError("strength beside denoising_start: both say where to start; leave one out")
+    start = None if denoising_start is None else check_share("denoising_start", denoising_start, zero=True)
+    end = None if denoising_end is None else check_share("denoising_end", denoising_end)
+    if start is not None and start >= (1 if end is None else end):
+        raise InputError(f"denoising_start is {start:g}: it must be less than {1 if end is None else end:g}")
+    share = 0.8 if strength is None else check_share("strength", strength)
+    return FromPicture(share, check_fit(fit), start, end, check_output(output))
+
+
+def check_fit(fit: object) -> str:
+    """One of `FITS`. Raises InputError."""
+    if not isinstance(fit, str) or fit not in FITS:
+        raise InputError(f"fit is {show(fit)}: it must be one of {', '.join(FITS)}")
+    return fit
+
+
+def skipped(strength: float, steps: int) -> int:
+    """How many of ``steps`` are left out for ``strength``. Raises InputError where no step remains."""
+    kept = min(int(steps * strength), steps)
+    if kept < 1:
+        least = next(count for count in range(steps, 10**9) if int(count * strength) >= 1)
+        raise InputError(
+            f"strength {strength:g} of {steps} steps leaves none to run: use more strength, or {least} steps "
+            "and more"
+        )
+    return steps - kept
+
+
+def as_pictures(given: object, name: str = "image") -> list[Picture]:
+    """One picture, or a list of them. Raises InputError."""
+    each = given if isinstance(given, (list, tuple)) else [given]
+    if not each:
+        raise InputError(f"{name} is an empty list: give at least one picture")
+    if len(each) == 1:
+        return [read_picture(each[0], name)]
+    return [read_picture(one, f"{name} {index}") for index, one in enumerate(each)]
+
+
+def side_of(pictures: list[Picture], side: str, fit: str, multiple: int) -> int:
+    """The height or width of a call that names none: the picture's own, rounded down where ``fit`` allows."""
+    size: int = getattr(pictures[0].image, side)
+    below = size // multiple * multiple
+    if below == size:
+        return size
+    if fit == "exact" or below == 0:
+        near = f"{below} or {below + multiple}" if below else f"{multiple}"
+        raise InputError(
+            f"the picture's {side} is {size}: it must be a multiple of {multiple}; set {side} to {near} and "
+            "fit to resize, crop or fill"
+        )
+    return below
+
+
+def check_latents(given: object, channels: int) -> Array:
+    """Latents of pictures, float32 [count, channels, h, w]. Raises InputError."""
+    latents = np.asarray(given)
+    if latents.ndim != 4 or latents.shape[1] != channels or latents.dtype.kind != "f" or not latents.size:
+        raise InputError(
+            f"latents are {latents.dtype} {list(latents.shape)}: they must be float32 [pictures, {channels}, "
+            "height, width], such as a result's"
+        )
+    if not np.isfinite(latents).all():
+        raise InputError("latents hold NaN or infinity: give finite ones")
+    return np.ascontiguousarray(latents, np.float32)
+
+
+def image_to_image(
+    pipe: Pipeline, request: Request, pictures: list[Picture], latents: Array | None, options: FromPicture
+) -> Plan:
+    """The plan of painting ``pictures``, or the pictures of ``latents``, anew.
+
+    With ``denoising_start`` the latents are as noisy as they came and get no noise.
+    """
+    check_shapes(pipe.engine, request, pipe.splits_guidance)
+    train_steps = pipe.schedule.num_train_timesteps
+    end = options.denoising_end
+    part = Part(
+        skip=skipped(options.strength, request.steps) if options.denoising_start is None else 0,
+        below=timestep_at(options.denoising_start, train_steps) if options.denoising_start else np.inf,
+        until=-np.inf if end is None or end == 1 else timestep_at(end, train_steps),
+    )
+    table = call_table(pipe.schedule, request, False, part)
+    level = level_of(table)
+    generator = Generator(request.seed)
+    task: dict[str, Any] = {"task": "img2img", "settings": options.settings()}
+    if latents is None:
+        size = (request.height, request.width)
+        samples = [to_sample(fitted(one.image, *size, options.fit)) for one in pictures]
+        latents = pipe.vae.encode(np.concatenate(samples), generator)
+        task["inputs"] = {"image": [one.source for one in pictures]}
+    else:
+        task["latents"] = "given"
+    latents = per_picture(latents, request.pictures, "image" if pictures else "latents")
+    if options.denoising_start is None:
+        latents = noised(latents, generator.randn(latents.shape), level)
+    return Plan(table, latents, generator, output=options.output, task=task)
