@@ -110,8 +110,8 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         choices=("exact", "resize", "crop", "fill"),
         default="exact",
-        help="for a picture of another size than the one wanted: exact refuses it, resize changes its aspect, "
-        "crop cuts what stands out, fill stretches its rim (default: exact)",
+        help="for a picture of another size than wanted: exact refuses it, resize changes its aspect, "
+        "crop cuts off, fill stretches its rim (default: exact)",
     )
 
 
