@@ -33,8 +33,11 @@ def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, contr
     """Raises InputError for options that this engine, its devices or the call's sampler cannot have."""
     split = pipe.splits_guidance
     adaptive = plan.table.sampler if isinstance(plan.table, AdaptiveRun) else None
-    if pipe.engine.manifest.model.condition_channels and "condition" not in plan.conditions:
-        raise InputError("this model paints parts of a picture: use inpaint with a picture and a mask")
+    model = pipe.engine.manifest.model
+    if model.condition_channels and "condition" not in plan.conditions:
+        if model.condition_channels == model.latent_channels + 1:
+            raise InputError("this model paints parts of a picture: use inpaint with a picture and a mask")
+        raise InputError("this model enlarges pictures: use upscale with a picture")
     if control.changes and split:
         raise InputError(
             "control_image, or adapter_end below 1, with a device for the other half of guidance: the"

@@ -22,6 +22,7 @@ __all__ = [
     "TOLERANCES",
     "YARDSTICKS",
     "ModelSpec",
+    "PictureNoise",
     "Precision",
     "SizeRange",
     "TensorSpec",
@@ -158,6 +159,16 @@ class TextEncoderSpec:
 
 
 @dataclass(frozen=True)
+class PictureNoise:
+    """How an upscaler's small picture is made noisy, as a scheduler's config has it."""
+
+    beta_schedule: str
+    beta_start: float
+    beta_end: float
+    num_train_timesteps: int
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What the pipeline needs to know of a latent diffusion model besides its modules.
 
@@ -180,6 +191,7 @@ class ModelSpec:
     ``control`` is what an engine was built with that steers the U-Net by pictures. ``deep_features`` is the
     channels of the features that DeepCache keeps of ``deep_cache_branch``, and ``token_merging`` the
     percentage of tokens that are merged before the finest self-attentions; 0 each for an engine without.
+    ``picture_noise`` is that of an upscaler's picture.
     ``zeros_for_empty_prompt`` says whether no negative prompt is zeros in the place of what the text encoders
     give for no text.
     """
@@ -210,6 +222,7 @@ class ModelSpec:
     latents_std: tuple[float, ...] = field(default=(), metadata=OPTIONAL)
     latent_codes: int = field(default=0, metadata=OPTIONAL)
     latent_variance: bool = field(default=True, metadata=OPTIONAL)
+    picture_noise: PictureNoise | None = field(default=None, metadata=OPTIONAL)
     control: ControlSpec = field(default=ControlSpec(), metadata=OPTIONAL)
 
     @property

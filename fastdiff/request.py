@@ -224,6 +224,8 @@ def _class_labels(model: ModelSpec, value: object, pictures: int) -> tuple[int, 
         return ()
     last = model.num_classes - 1
     if value is None:
+        if model.picture_noise is not None:
+            raise InputError("this model enlarges pictures: use upscale with a picture")
         raise InputError(f"class_label is missing: give the number of a class, from 0 to {last}")
     each = list(value) if isinstance(value, (list, tuple)) else [value] * pictures
     if len(each) != pictures:

@@ -170,6 +170,7 @@ def upscale() -> dict[str, Any]:
     return {
         "pipeline": "StableDiffusionUpscalePipeline",
         "scheduler": {**DDIM, "prediction_type": "v_prediction"},
+        "schedulers": {"low_res_scheduler": {**DDIM, "_class_name": "DDPMScheduler"}},
         "text_encoder": text_encoder(32, hidden_act="gelu"),
         "unet": unet(in_channels=7, num_class_embeds=40, use_linear_projection=True),
         "vae": vae(),
@@ -296,11 +297,11 @@ def make_family(name: str, folder: Path) -> Path:
         torch.manual_seed(0)
         made = FAMILIES[name]()
         pipeline, scheduler = made.pop("pipeline"), made.pop("scheduler")
+        others = made.pop("schedulers", {})
         index: dict[str, Any] = {
             "_class_name": pipeline,
             "_diffusers_version": "0.30.0",
             **made.pop("index", {}),
-            "scheduler": ["diffusers", scheduler["_class_name"]],
         }
         folder.mkdir(parents=True)
         for part, model in made.items():
@@ -318,7 +319,9 @@ def make_family(name: str, folder: Path) -> Path:
     if "XL" in pipeline:
         for missing in ("text_encoder", "tokenizer"):
             index.setdefault(missing, [None, None])
-    (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    for name, config in {"scheduler": scheduler, **others}.items():
+        (folder / name).mkdir()
+        write_json(folder / name / "scheduler_config.json", config)
+        index[name] = ["diffusers", config["_class_name"]]
     write_json(folder / "model_index.json", index)
     return folder

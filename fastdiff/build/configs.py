@@ -33,7 +33,7 @@ def read_source(
             f" {', '.join(name for name in FAMILIES if name != 'StableDiffusionPipeline')} can be built"
         )
     classes = _classes(path, index, family)
-    configs = {part: read(config_name(part, family.folders)) for part in (*classes, "scheduler")}
+    configs = {part: read(config_name(part, family.folders)) for part in (*classes, *family.schedulers)}
     for part, document in configs.items():
         _check_config(path / config_name(part, family.folders), part, document, classes)
     tokenizers = tuple(TOKENIZERS[part] for part in classes if part in TOKENIZERS)
@@ -69,9 +69,13 @@ def _classes(path: Path, index: dict[str, Any], family: Family) -> dict[str, str
     return classes
 
 
+def _is_scheduler(part: str) -> bool:
+    return part.endswith("scheduler")
+
+
 def config_name(part: str, folders: Mapping[str, str]) -> str:
     """The name of a part's config, or of the scheduler's, in a checkpoint's folder."""
-    return f"{folders.get(part, part)}/{'scheduler_config' if part == 'scheduler' else 'config'}.json"
+    return f"{folders.get(part, part)}/{'scheduler_config' if _is_scheduler(part) else 'config'}.json"
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -94,11 +98,11 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 def _check_config(file: Path, part: str, config: dict[str, Any], classes: Mapping[str, str]) -> None:
     """Raises CheckpointError for a missing key, or an option that cannot be built."""
-    required = list(_SCHEDULER_KEYS if part == "scheduler" else CONFIGS[classes[part]].required)
+    required = list(_SCHEDULER_KEYS if _is_scheduler(part) else CONFIGS[classes[part]].required)
     own_levels = config.get("_class_name") in _WITHOUT_BETAS or config.get("trained_betas") is not None
-    if part == "scheduler" and not own_levels:
+    if _is_scheduler(part) and not own_levels:
         required += ["beta_start", "beta_end", "beta_schedule"]
     if missing := [key for key in required if key not in config]:
         raise CheckpointError(f"{file} lacks {', '.join(missing)}: download the checkpoint again")
-    if part != "scheduler" and (key := refused_option(classes[part], config)):
+    if not _is_scheduler(part) and (key := refused_option(classes[part], config)):
         raise CheckpointError(f"{file} sets {key} to {config[key]!r}: such models cannot be built yet")

@@ -145,25 +145,35 @@ class Tasks:
         image: Any,
         prompt: str | list[str] | None = None,
         *,
-        scale: float = 2.0,
-        method: str = "lanczos",
-        strength: float = 0.3,
+        scale: float | None = None,
+        method: str | None = None,
+        strength: float | None = None,
+        noise_level: int | None = None,
         callback: Callback | None = None,
         progress: bool = False,
         preview: Preview | None = None,
         preview_every: int = 1,
         **options: Any,
     ) -> Result:
-        """Enlarge ``image`` ``scale`` times and paint its details anew with ``strength``.
+        """Enlarge ``image`` ``scale`` times (2) and paint its details anew with ``strength`` (0.3).
 
-        ``method`` is a filter of pixels, "lanczos", "bicubic", "bilinear" or "nearest", or of latents,
-        "latent_bicubic", "latent_bilinear" or "latent_nearest". Sides are rounded down to what the model
-        takes.
+        ``method`` ("lanczos") is a filter of pixels, "lanczos", "bicubic", "bilinear" or "nearest", or of
+        latents, "latent_bicubic", "latent_bilinear" or "latent_nearest". Sides are rounded down to what the
+        model takes. Models that were made for it, such as Stable Diffusion's upscaler by 4, enlarge by
+        themselves: they take none of these, but ``noise_level`` (20), how much noise covers the details.
         """
         from fastdiff.tasks.high_resolution import upscale
+        from fastdiff.tasks.upscaler import upscale_by_model
 
         pipe = self._pipeline
         watch = Watch(callback, progress, preview, preview_every)
+        if pipe.engine.manifest.model.picture_noise is not None:
+            others = {"scale": scale, "method": method, "strength": strength}
+            return upscale_by_model(pipe, image, prompt, noise_level, others, watch, options)
+        if noise_level is not None:
+            raise InputError("noise_level is for models that enlarge pictures by themselves: leave it out")
+        scale, method = 2.0 if scale is None else scale, "lanczos" if method is None else method
+        strength = 0.3 if strength is None else strength
         return upscale(pipe, image, prompt, scale, method, strength, watch, options)
 
     def high_resolution(

@@ -19,7 +19,7 @@ class Source:
     path      the checkpoint, for messages
     pipeline  the class of ``diffusers`` that ``model_index.json`` names
     index     ``model_index.json``
-    configs   config.json by part, ``scheduler`` among them
+    configs   config.json by part, those of schedulers among them
     classes   the library's class by part
     windows   tokens that each tokenizer says it takes, by folder; those that say nothing are left out
     """
@@ -40,6 +40,7 @@ class Family:
     pipelines  classes of ``diffusers`` that ``model_index.json`` may name
     parts      parts with weights, with the classes of ``build/modules/parts.py`` that each may have
     optional   parts that may be missing
+    schedulers folders of schedulers' configs
     folders    folders of parts that are not called as the part is
     describe   makes the ModelSpec of a source. Raises CheckpointError for parts that do not fit each other;
                TypeError, ValueError and IndexError for values of the wrong type are the caller's
@@ -50,4 +51,5 @@ class Family:
     parts: Mapping[str, tuple[str, ...]]
     describe: Callable[[Source], ModelSpec]
     optional: tuple[str, ...] = ()
+    schedulers: tuple[str, ...] = ("scheduler",)
     folders: Mapping[str, str] = field(default_factory=dict)
