@@ -210,7 +210,7 @@ def test_tokens_added_after_training(tmp_path: Path, form: str) -> None:
 
 
 def test_builds_copy_every_file_that_is_read() -> None:
-    from fastdiff.build.checkpoint import TOKENIZER_FILES
+    from fastdiff.build.tokenizers import TOKENIZER_FILES
 
     source = Path(inspect.getfile(ClipTokenizer)).read_text(encoding="utf-8")
     assert set(re.findall(r'/ "([a-z_]+\.(?:json|txt))"', source)) == set(TOKENIZER_FILES)

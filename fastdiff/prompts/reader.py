@@ -13,6 +13,7 @@ from fastdiff.prompts.chunks import Chunk, Prompt, read_prompt
 from fastdiff.prompts.options import TextOptions
 from fastdiff.prompts.textual_inversion import Inversion, Inversions, read_inversion
 from fastdiff.tokenizer import ClipTokenizer
+from fastdiff.warn import warn
 
 if TYPE_CHECKING:
     from fastdiff.request import Request
@@ -93,7 +94,10 @@ class PromptReader:
         return max(request.text.chunks, *(len(prompt.chunks) for prompt in read))
 
     def load(self, path: str | os.PathLike[str], token: str | None) -> Inversion:
-        """Read an embedding's file, to be found in texts from now on. Raises InputError."""
+        """Read an embedding's file, to be found in texts from now on.
+
+        Warns (FastdiffWarning) of one that is not for all text encoders. Raises InputError.
+        """
         for encoder in self.encoders:
             inputs = {spec.name for spec in self._engine.entry(encoder.module).inputs}
             if "added_embeds" not in inputs or not encoder.vocabulary:
@@ -103,4 +107,10 @@ class PromptReader:
                 )
         inversion = read_inversion(path, token, [encoder.hidden_size for encoder in self.encoders])
         self.inversions.add(inversion)
+        if len(inversion.vectors) < len(self.encoders):
+            (number,) = inversion.vectors
+            warn(
+                f"embedding {os.fspath(path)} has vectors for text encoder {number + 1} of "
+                f"{len(self.encoders)} alone: the other reads {inversion.token!r} as text"
+            )
         return inversion
