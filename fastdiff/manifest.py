@@ -21,7 +21,15 @@ from typing import Any
 from fastdiff.config import ModelSpec, Precision, SizeRange, TensorSpec
 from fastdiff.errors import EngineDamagedError, EngineVersionError
 
-__all__ = ["FORMAT_VERSION", "Manifest", "ModuleEntry", "dump_manifest", "parse_manifest"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Manifest",
+    "ModuleEntry",
+    "decode",
+    "dump_manifest",
+    "encode",
+    "parse_manifest",
+]
 
 FORMAT_VERSION = 1
 """Version of the engine format that this fastdiff writes and reads."""
@@ -68,7 +76,7 @@ class Manifest:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the manifest, which covers every file's hash: the identity of the engine."""
-        return _digest(_encode(self))
+        return _digest(encode(self))
 
     def all_files(self) -> dict[str, str]:
         """Every file of the engine but the manifest itself, with its SHA-256."""
@@ -80,7 +88,7 @@ class Manifest:
 
 def dump_manifest(manifest: Manifest) -> str:
     """The text of ``engine.json``."""
-    document = _encode(manifest)
+    document = encode(manifest)
     return _text({**document, _DIGEST: _digest(document)})
 
 
@@ -113,7 +121,7 @@ def parse_manifest(raw: bytes) -> Manifest:
     if not intact:
         raise EngineDamagedError("engine.json was changed after the build (its SHA-256 differs)")
     try:
-        manifest: Manifest = _decode(Manifest, document, "engine.json")
+        manifest: Manifest = decode(Manifest, document, "engine.json")
     except _SchemaError as error:
         raise EngineDamagedError(str(error)) from error
     _check(manifest)
@@ -157,20 +165,20 @@ def _brief(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
     """Dataclasses, enums and tuples as plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            item.name: _encode(getattr(value, item.name))
+            item.name: encode(getattr(value, item.name))
             for item in dataclasses.fields(value)
             if not (item.metadata.get("optional") and getattr(value, item.name) == item.default)
         }
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
-        return {str(key): _encode(item) for key, item in value.items()}
+        return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
+        return [encode(item) for item in value]
     return value
 
 
@@ -181,8 +189,8 @@ class _SchemaError(ValueError):
 _hints = functools.cache(typing.get_type_hints)
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """``value``, parsed from JSON, as an instance of ``kind``; raises _SchemaError naming ``where``."""
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """``value``, parsed from JSON, as an instance of ``kind``; raises ValueError naming ``where``."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -195,15 +203,15 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             raise _SchemaError(
                 f"{where} has missing or unknown keys: {_brief(', '.join(sorted(difference)))}"
             )
-        return kind(**{name: _decode(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+        return kind(**{name: decode(hints[name], item, f"{where}: {name}") for name, item in value.items()})
     if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, f"{where}: {_brief(key)}") for key, item in value.items()}
+        return {key: decode(arguments[1], item, f"{where}: {_brief(key)}") for key, item in value.items()}
     if origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], item, where) for item in value)
+        return tuple(decode(arguments[0], item, where) for item in value)
     if origin in (types.UnionType, typing.Union):
         for option in arguments:
             try:
-                return _decode(option, value, where)
+                return decode(option, value, where)
             except _SchemaError:
                 continue
     elif isinstance(kind, type) and issubclass(kind, Enum):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdiff.config import ModelSpec, TextEncoderSpec
+from fastdiff.config import ModelSpec
+from fastdiff.manifest import decode, encode
 
 __all__ = ["KINDS", "Case", "Job", "Picture"]
 
@@ -93,19 +93,14 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain values."""
-        return dataclasses.asdict(self)
+        plain: dict[str, Any] = encode(self)
+        return plain
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Job:
         """The inverse of ``to_json``."""
-        model = dict(document["model"])
-        model["text_encoders"] = tuple(TextEncoderSpec(**each) for each in model["text_encoders"])
-        nested = {
-            "case": Case(**document["case"]),
-            "model": ModelSpec(**model),
-            "picture": Picture(**document["picture"]),
-        }
-        return Job(**{**document, **nested})
+        job: Job = decode(Job, document, "job")
+        return job
 
     @property
     def folder(self) -> Path:

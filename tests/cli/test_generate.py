@@ -179,6 +179,7 @@ def test_a_cut_prompt_is_a_line_that_names_what_was_dropped(capfd: Capture, engi
         1,
         "--guidance",
         1,
+        "--cut-prompts",
     )
     assert outcome.status == 0
     assert outcome.errors == "fastdiff: warning: the prompt is longer than 77 tokens; dropped: 'Zebra'\n"

@@ -90,8 +90,8 @@ class ImageProjection(nn.Module):
         self.projection = convert(None, dict(tensors), low_cpu_mem_usage=False)
         self.eval().requires_grad_(False)
 
-    def save_pretrained(self, folder: Path, safe_serialization: bool = True) -> None:
-        """Write the tensors as they came."""
+    def save_pretrained(self, folder: Path, **options: Any) -> None:
+        """Write the tensors as they came, in one small file whatever the library's ``options`` say."""
         _save(folder / "image_proj.safetensors", self.tensors)
 
     @staticmethod

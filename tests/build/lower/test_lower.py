@@ -181,6 +181,9 @@ PICTURES: dict[str, Forward] = {
         0.5,
     ),
     "pooling": lambda m, x: fastdiff.avg_pool2d(x, 2),
+    "merged tokens": lambda m, x: (
+        lambda rows, plan: fastdiff.token_unmerge(fastdiff.token_merge(rows, plan, 1, 2), plan)
+    )(x.flatten(1, 2), fastdiff.token_match(x, 1, 2)),
     "rows of pixels": lambda m, x: x.flatten(1, 2) * 2,
     "a size that is a quotient": lambda m, x: x.reshape(x.shape[0], x.shape[1] // 4, -1),
 }
