@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from fastdiff.errors import InputError
 
-__all__ = ["BREAK", "Span", "read_weights"]
+__all__ = ["BREAK", "Span", "read_weights", "unclosed"]
 
 _ROUND, _SQUARE = 1.1, 1 / 1.1
 _LARGEST = 100.0
@@ -91,6 +91,19 @@ def read_weights(prompt: str) -> list[Span]:
                 f"{_LARGEST:g}"
             )
     return _merged(spans) or [Span("")]
+
+
+def unclosed(prompt: str) -> str:
+    """What a prompt has from the first bracket on that is not closed; empty where all are."""
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    for piece in _PIECES.finditer(prompt):
+        bracket = piece["bracket"]
+        closes = "[" if bracket == "]" else "(" if bracket == ")" or piece["weight"] is not None else ""
+        if bracket in opened:
+            opened[bracket].append(piece.start())
+        elif opened.get(closes):
+            opened[closes].pop()
+    return prompt[min((*opened["("], *opened["["]), default=len(prompt)) :]
 
 
 def _check_words(spans: Sequence[Span], weight: str) -> None:

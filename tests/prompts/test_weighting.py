@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiff.errors import InputError
-from fastdiff.prompts.weighting import BREAK, Span, read_weights
+from fastdiff.prompts.weighting import BREAK, Span, read_weights, unclosed
 
 pytestmark = pytest.mark.smoke
 
@@ -45,6 +45,22 @@ def test_spans(prompt: str, wanted: list[tuple[str, float]]) -> None:
     found = read_weights(prompt)
     assert [span.text for span in found] == [text for text, _ in wanted]
     assert [span.weight for span in found] == pytest.approx([weight for _, weight in wanted])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "end"),
+    [
+        ("a (red:1.3 circle", "(red:1.3 circle"),
+        ("a (b) [c (d:2) e", "[c (d:2) e"),
+        ("a ((b) c", "((b) c"),
+        ("(a) [b] (c:2) d) e] :)", ""),
+        (r"\( \[ a", ""),
+        ("a :(", "("),
+        ("", ""),
+    ],
+)
+def test_brackets_that_are_not_closed(prompt: str, end: str) -> None:
+    assert unclosed(prompt) == end
 
 
 def test_break() -> None:
