@@ -55,6 +55,16 @@ PROMPTS = [
     "a " * 200,
     "a quick brown fox jumps over the lazy dog, " * 12,
     "x" * 5000,
+    "漢" * 100,
+    "🎨" * 50,
+    "a\u0300\u0301\u0302\u0327 Z\u0351\u036b\u0343\u036a stacked marks \u0301 alone",
+    "한글 \u1112\u1161\u11ab\u1100\u1173\u11af jamo",
+    "&amp; &lt;b&gt; &#233; &quot;x&quot; <b>bold</b> <br/> <a href='x'>&nbsp;</a>",
+    "\x00\x01\x1b[31mred\x1b[0m\x85next\u2028line\u2029paragraph\ufeffmark\ufffd",
+    "\u202eright to left\u202c \u00adsoft hyphen \u2060joiner \ue000private \U0010fffflast",
+    "!!! !! ! !\u0301 wow! !wow",
+    "ΌΣΟΣ ὈΔΥΣΣΕΎΣ ΣΑΣ ẞ DŽ ﷺ ŉ ǰ",
+    "(word:1.3) [word] ((x)) \\( BREAK AND",
 ]
 
 
@@ -170,6 +180,33 @@ def test_any_text_equals_transformers(folder: Path) -> None:
     check()
 
 
+# Characters that a stage treats in a way of its own: case, composition, numbers, symbols, no letters at all.
+_ODD = (
+    "\u0130\u0131\u1e9e\u03a3\u03c2\u212a\u212b\ufb01\u01c4\u1fb3"  # lower case of another length
+    "\u0300\u0301\u0327\u0345\u093c\u1161\u11a8\u1100\uac00"  # marks, Hangul by syllables and parts
+    "\u00bd\u0663\u2167\u3007\u00b2"  # numbers
+    "\u200b\u200d\ufe0f\u00ad\ufeff\u2028\x85\x1f\x7f\x00\u3000"  # white space, and what looks like it
+    "東語ไกשع🎨🇫👨\U0001f3fd\U0010ffff\ue000"
+    "aZ s'T!<|>_(:1.3)"
+)
+
+
+def test_odd_texts_equal_transformers(folder: Path) -> None:
+    encode, tokenizer = oracle(folder), ClipTokenizer(folder, WINDOW)
+    any_plane = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
+    special = st.lists(st.sampled_from([START, END, "!", "!!!", " ", "\u0301", "a", "'S"]), max_size=12)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.text(_ODD, max_size=40) | any_plane | special.map("".join))
+    def check(prompt: str) -> None:
+        np.testing.assert_array_equal(tokenizer([prompt]), encode([prompt]), err_msg=repr(prompt))
+        words = [token for word in tokenizer.words(prompt) for token in word.ids]
+        if len(words) <= tokenizer.room:
+            assert tokenizer.frame(words)[0] == tokenizer.tokenize(prompt).ids
+
+    check()
+
+
 def test_a_folder_that_transformers_saved_again(tmp_path: Path) -> None:
     """transformers 5 writes tokenizer.json in place of vocab.json and merges.txt."""
     from transformers import CLIPTokenizer
@@ -210,7 +247,7 @@ def test_tokens_added_after_training(tmp_path: Path, form: str) -> None:
 
 
 def test_builds_copy_every_file_that_is_read() -> None:
-    from fastdiff.build.checkpoint import TOKENIZER_FILES
+    from fastdiff.build.tokenizers import TOKENIZER_FILES
 
     source = Path(inspect.getfile(ClipTokenizer)).read_text(encoding="utf-8")
     assert set(re.findall(r'/ "([a-z_]+\.(?:json|txt))"', source)) == set(TOKENIZER_FILES)

@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     rows = {
         "engine": f"{engine.path}, hash {engine.engine_hash[:16]}, format {manifest.format_version}",
         "model": f"{model.family}, pictures {model.default_width} x {model.default_height}, sides in "
-        f"multiples of {model.size_multiple}, {_condition(model)}",
+        f"multiples of {model.size_multiple}{_condition(model)}",
+        **({"prompts": _prompts(manifest)} if model.takes_prompt else {}),
         "scheduler": f"{manifest.scheduler.get('_class_name', 'unknown')}",
         **{
             key.replace("_", " "): value
@@ -68,14 +69,39 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _condition(model: ModelSpec) -> str:
-    """What pictures are made of."""
-    parts = [f"prompts up to {model.max_tokens} tokens" if model.takes_prompt else "no prompt"]
+    """What pictures are made of beside a prompt, each with a comma in front."""
+    parts = [] if model.takes_prompt else ["no prompt"]
     if model.num_classes:
         parts.append(f"{model.num_classes} classes")
     if model.guidance_embedding:
         parts.append("guidance as an input")
     if model.condition_channels:
         parts.append(f"{model.condition_channels} channels beside the latents")
+    return "".join(f", {part}" for part in parts)
+
+
+def _prompts(manifest: Manifest) -> str:
+    """What can be done with prompts."""
+    from fastdiff.prompts.reader import takes_vectors, text_encoders
+
+    encoders = text_encoders(manifest.model)
+    window = encoders[0].window
+    allowed = manifest.modules["unet"].shapes.get("tokens")
+    if allowed is None:
+        chunks = "one chunk"
+    elif allowed.maximum is None:
+        chunks = "chunks"
+    else:
+        chunks = f"up to {allowed.maximum // window} chunks"
+    parts = [f"{chunks} of {window} tokens"]
+    if len(encoders) > 1:
+        parts.append(f"{len(encoders)} text encoders")
+    last = min(encoder.layers for encoder in encoders) - 1
+    parts.append(f"clip-skip 0 to {last}" if last > 0 else "no clip-skip")
+    takes = all(takes_vectors(each, manifest.modules[each.module].inputs) for each in encoders)
+    parts.append("textual inversion" if takes else "no textual inversion")
+    if manifest.model.time_ids:
+        parts.append("sizes" if manifest.model.time_ids == 6 else "sizes and an aesthetic score")
     return ", ".join(parts)
 
 

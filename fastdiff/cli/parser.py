@@ -44,6 +44,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         parsers[name].set_defaults(run=command.run, command=name)
     _check_names(words, parsers)
     arguments, rest = parser.parse_known_args(words)
+    if rest:  # a word that may be left out, such as the prompt, behind an option
+        own = words[words.index(arguments.command) + 1 :]
+        again = argparse.Namespace(debug=arguments.debug)
+        arguments, rest = parsers[arguments.command].parse_known_intermixed_args(own, again)
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; see fastdiff {arguments.command} --help")
     return arguments

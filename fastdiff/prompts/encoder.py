@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdiff.arguments import show
 from fastdiff.config import TextEncoderSpec
 from fastdiff.engine_dir import Engine
 from fastdiff.errors import InputError
 from fastdiff.prompts.chunks import Chunk, Prompt
 from fastdiff.prompts.reader import PromptReader, Text, texts_of
 from fastdiff.prompts.textual_inversion import Inversion, Inversions
+from fastdiff.prompts.weighting import unclosed
 from fastdiff.tokenizer import ClipTokenizer
 from fastdiff.warn import warn
 
@@ -66,11 +68,13 @@ class PromptEncoder:
         """The U-Net's inputs of each branch that the call has, for all pictures: ``encoder_hidden_states``
         [pictures, tokens, hidden] and, where the U-Net has them, ``text_embeds`` and ``time_ids``.
 
-        Warns (FastdiffWarning) of a text that was cut. Raises InputError for weights that cannot be used and
-        for more tokens than the U-Net was built for.
+        Warns (FastdiffWarning) of a text that was cut, and of brackets that are not closed. Raises InputError
+        for weights that cannot be used and for more tokens than the U-Net was built for.
         """
         texts = texts_of(request, len(self._encoders))
         read = [self.reader.read(text, request.text) for text in texts]
+        if request.text.weighting:
+            _warn_of_brackets(texts)
         for text, prompts in zip(texts, read, strict=True):
             for prompt in prompts:
                 if prompt.dropped:
@@ -173,6 +177,15 @@ class PromptEncoder:
             ids[0, position] = encoder.vocabulary
         last = max((order[each.digest], index, -position) for position, each, index in chunk.vectors)
         ids[0, -last[2]] = encoder.vocabulary + 1
+
+
+def _warn_of_brackets(texts: list[Text]) -> None:
+    for kind, text in dict.fromkeys((each.kind, text) for each in texts for text in each.texts):
+        if end := unclosed(text):
+            warn(
+                f"the {kind} has a bracket that is not closed, in {show(end)}: it weighs all that follows; "
+                f"close it, or write \\{end[0]} for the character"
+            )
 
 
 def _weighted(states: Array, chunk: Chunk, keep_mean: bool) -> Array:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastdiff.config import ModelSpec, TextEncoderSpec
+from fastdiff.config import ModelSpec, TensorSpec, TextEncoderSpec
 from fastdiff.engine_dir import TOKENIZER_FOLDER, Engine
 from fastdiff.errors import InputError
 from fastdiff.prompts.chunks import Chunk, Prompt, read_prompt
 from fastdiff.prompts.options import TextOptions
 from fastdiff.prompts.textual_inversion import Inversion, Inversions, read_inversion
 from fastdiff.tokenizer import ClipTokenizer
+from fastdiff.warn import warn
 
 if TYPE_CHECKING:
     from fastdiff.request import Request
 
-__all__ = ["PromptReader", "Text", "text_encoders", "texts_of"]
+__all__ = ["PromptReader", "Text", "takes_vectors", "text_encoders", "texts_of"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ def text_encoders(model: ModelSpec) -> tuple[TextEncoderSpec, ...]:
     if model.text_encoders:
         return model.text_encoders
     return (TextEncoderSpec("text_encoder", TOKENIZER_FOLDER, model.max_tokens, model.hidden_size),)
+
+
+def takes_vectors(encoder: TextEncoderSpec, inputs: Iterable[TensorSpec]) -> bool:
+    """Whether an encoder with these inputs takes vectors of textual inversion."""
+    return encoder.vocabulary > 0 and any(spec.name == "added_embeds" for spec in inputs)
 
 
 def texts_of(request: Request, encoders: int) -> list[Text]:
@@ -93,14 +100,22 @@ class PromptReader:
         return max(request.text.chunks, *(len(prompt.chunks) for prompt in read))
 
     def load(self, path: str | os.PathLike[str], token: str | None) -> Inversion:
-        """Read an embedding's file, to be found in texts from now on. Raises InputError."""
+        """Read an embedding's file, to be found in texts from now on.
+
+        Warns (FastdiffWarning) of one that is not for all text encoders. Raises InputError.
+        """
         for encoder in self.encoders:
-            inputs = {spec.name for spec in self._engine.entry(encoder.module).inputs}
-            if "added_embeds" not in inputs or not encoder.vocabulary:
+            if not takes_vectors(encoder, self._engine.entry(encoder.module).inputs):
                 raise InputError(
                     f"{encoder.module} of this engine takes no embeddings of textual inversion: build it "
                     "again"
                 )
         inversion = read_inversion(path, token, [encoder.hidden_size for encoder in self.encoders])
         self.inversions.add(inversion)
+        if len(inversion.vectors) < len(self.encoders):
+            (number,) = inversion.vectors
+            warn(
+                f"embedding {os.fspath(path)} has vectors for text encoder {number + 1} of "
+                f"{len(self.encoders)} alone: the other reads {inversion.token!r} as text"
+            )
         return inversion

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
+from fastdiff.arguments import show
 from fastdiff.errors import InputError
 
 __all__ = ["Inversion", "Inversions", "read_inversion"]
@@ -32,6 +33,8 @@ _BOTH = ("clip_l", "clip_g")
 _UNNAMED = "emb_params"
 _MOST = 75
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_SYNTAX = re.compile(r"[()\[\]\\]|\bBREAK\b")
+"""What has a meaning of its own in prompts, so that such a word would not be found."""
 _PICKLES = (".pt", ".bin", ".ckpt", ".pth")
 
 
@@ -57,7 +60,7 @@ class Inversions:
 
     def __init__(self) -> None:
         self._loaded: dict[str, Inversion] = {}
-        self._patterns: dict[int, re.Pattern[str] | None] = {}
+        self._patterns: dict[int, tuple[re.Pattern[str], list[Inversion]]] = {}
 
     def __iter__(self) -> Iterator[Inversion]:
         return iter(self._loaded.values())
@@ -80,9 +83,9 @@ class Inversions:
         """Unload one, or all. Raises InputError for a token that is not loaded."""
         if token is None:
             self._loaded.clear()
-        elif token.lower() not in self._loaded:
+        elif not isinstance(token, str) or token.lower() not in self._loaded:
             known = ", ".join(each.token for each in self) or "none"
-            raise InputError(f"embedding token {token!r} is not loaded: loaded are {known}")
+            raise InputError(f"embedding token {show(token)} is not loaded: loaded are {known}")
         else:
             del self._loaded[token.lower()]
         self._patterns.clear()
@@ -94,11 +97,11 @@ class Inversions:
         """
         if encoder not in self._patterns:
             self._patterns[encoder] = self._compile(encoder)
-        pattern, end = self._patterns[encoder], 0
-        for match in pattern.finditer(text) if pattern is not None else ():
+        (pattern, found), end = self._patterns[encoder], 0
+        for match in pattern.finditer(text) if found else ():
             if match.start() > end:
                 yield end, text[end : match.start()]
-            yield match.start(), self._loaded[match[0].lower()]
+            yield match.start(), found[(match.lastindex or 0) - 1]
             end = match.end()
         if end < len(text):
             yield end, text[end:]
@@ -108,10 +111,12 @@ class Inversions:
         """Whether a word stands in any of the texts."""
         return any(re.search(_whole(token), text, re.IGNORECASE) for text in texts)
 
-    def _compile(self, encoder: int) -> re.Pattern[str] | None:
-        words = [each.token for each in self if encoder in each.vectors]
-        longest_first = sorted(words, key=len, reverse=True)
-        return re.compile("|".join(map(_whole, longest_first)), re.IGNORECASE) if words else None
+    def _compile(self, encoder: int) -> tuple[re.Pattern[str], list[Inversion]]:
+        """A pattern with a group for each embedding of the encoder, and the embeddings in their order."""
+        found = [each for each in self if encoder in each.vectors]
+        found.sort(key=lambda each: len(each.token), reverse=True)
+        groups = (f"({_whole(each.token)})" for each in found)
+        return re.compile("|".join(groups), re.IGNORECASE), found
 
 
 def _whole(token: str) -> str:
@@ -127,6 +132,8 @@ def read_inversion(path: str | os.PathLike[str], token: str | None, widths: Sequ
     ``token`` None is what the file names, else its own name. Raises InputError for a file that cannot be
     read, vectors of another width or not finite, and a token that cannot be one.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"embedding is {show(path)}: it must be the name of a .safetensors file")
     file = Path(path)
     tensors = _tensors(file)
     if set(tensors) & set(_BOTH):
@@ -136,13 +143,17 @@ def read_inversion(path: str | os.PathLike[str], token: str | None, widths: Sequ
         own = file.stem if name == _UNNAMED else name
         vectors = {_encoder_of(file, array, widths): array}
     else:
+        names = ", ".join(sorted(tensors)[:4]) or "no tensors"
         raise InputError(
-            f"{file} holds {', '.join(sorted(tensors)[:4])}: an embedding has one tensor, or clip_l and "
-            "clip_g; give a file of textual inversion"
+            f"embedding {file} holds {names}: an embedding has one tensor, or clip_l and clip_g; give a file "
+            "of textual inversion"
         )
     word = own if token is None else token
-    if not isinstance(word, str) or not word.strip() or word != word.strip():
-        raise InputError(f"embedding token {word!r} of {file}: it must be a word, such as '<cat>'")
+    if not isinstance(word, str) or not word.strip() or word != word.strip() or _SYNTAX.search(word):
+        raise InputError(
+            f"embedding token {show(word)} of {file}: it must be a word without brackets, such as '<cat>'; "
+            "give it another token"
+        )
     digest = hashlib.sha256()
     for number in sorted(vectors):
         digest.update(f"{number} ".encode() + vectors[number].tobytes())
@@ -152,7 +163,8 @@ def read_inversion(path: str | os.PathLike[str], token: str | None, widths: Sequ
 def _tensors(file: Path) -> dict[str, Array]:
     """All tensors as float32 [n, hidden]."""
     if not file.is_file():
-        raise InputError(f"embedding {file} does not exist: give a .safetensors file")
+        problem = "is not a file" if file.exists() else "does not exist"
+        raise InputError(f"embedding {file} {problem}: give a .safetensors file")
     if file.suffix.lower() in _PICKLES:
         raise InputError(
             f"embedding {file} is a pickle, which can run code when it is loaded: if you trust it, write its "

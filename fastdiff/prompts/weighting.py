@@ -16,20 +16,21 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastdiff.errors import InputError
 
-__all__ = ["BREAK", "Span", "read_weights"]
+__all__ = ["BREAK", "Span", "read_weights", "unclosed"]
 
 _ROUND, _SQUARE = 1.1, 1 / 1.1
 _LARGEST = 100.0
 _PIECES = re.compile(
     r"""\\(?P<escaped>[()\[\]\\])
-    |:\s*(?P<weight>[+-]?[.\d]+)\s*\)
+    |:\s*(?P<weight>[+-]?(?:[.,\d]+(?:e[+-]?\d+)?|nan|inf(?:inity)?))\s*\)
     |(?P<bracket>[()\[\]])
     |(?P<text>[^\\()\[\]:]+|.)""",
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
@@ -49,8 +50,8 @@ BREAK = Span("BREAK", math.nan)
 def read_weights(prompt: str) -> list[Span]:
     """The spans of a prompt in their order; neighbours differ in weight.
 
-    A prompt without any syntax is one span, itself. Raises InputError for a weight that is no number or
-    beyond ±100.
+    A prompt without any syntax is one span, itself. Raises InputError for a weight that is no number, beyond
+    ±100, or given to nothing.
     """
     spans: list[Span] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -65,7 +66,9 @@ def read_weights(prompt: str) -> list[Span]:
         if bracket in opened:
             opened[bracket].append(len(spans))
         elif piece["weight"] is not None and opened["("]:
-            multiply(opened["("].pop(), _number(prompt, piece["weight"]))
+            begin = opened["("].pop()
+            _check_words(spans[begin:], piece["weight"])
+            multiply(begin, _number(piece["weight"]))
         elif bracket == ")" and opened["("]:
             multiply(opened["("].pop(), _ROUND)
         elif bracket == "]" and opened["["]:
@@ -82,7 +85,7 @@ def read_weights(prompt: str) -> list[Span]:
     for begin in opened["["]:
         multiply(begin, _SQUARE)
     for span in spans:
-        if abs(span.weight) > _LARGEST:
+        if span is not BREAK and not abs(span.weight) <= _LARGEST:
             raise InputError(
                 f"prompt gives {span.text!r} a weight of {span.weight:g}: it must be from -{_LARGEST:g} to "
                 f"{_LARGEST:g}"
@@ -90,14 +93,37 @@ def read_weights(prompt: str) -> list[Span]:
     return _merged(spans) or [Span("")]
 
 
-def _number(prompt: str, text: str) -> float:
+def unclosed(prompt: str) -> str:
+    """What a prompt has from the first bracket on that is not closed; empty where all are."""
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    for piece in _PIECES.finditer(prompt):
+        bracket = piece["bracket"]
+        closes = "[" if bracket == "]" else "(" if bracket == ")" or piece["weight"] is not None else ""
+        if bracket in opened:
+            opened[bracket].append(piece.start())
+        elif opened.get(closes):
+            opened[closes].pop()
+    return prompt[min((*opened["("], *opened["["]), default=len(prompt)) :]
+
+
+def _check_words(spans: Sequence[Span], weight: str) -> None:
+    if not any(span is not BREAK and span.text.strip() for span in spans):
+        raise InputError(
+            f"prompt gives nothing a weight of {weight}: write words before ':{weight})', or take it out"
+        )
+
+
+def _number(text: str) -> float:
     try:
-        return float(text)
+        weight = float(text)
     except ValueError:
+        weight = math.nan
+    if math.isnan(weight):
         raise InputError(
             f"prompt holds ':{text})', whose weight is no number: write one such as (word:1.3), escape the "
             r"brackets as \( and \), or switch weighting off"
-        ) from None
+        )
+    return weight
 
 
 def _merged(spans: list[Span]) -> list[Span]:

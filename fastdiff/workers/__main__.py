@@ -70,8 +70,10 @@ def _load_embeddings(pipe: Pipeline, wanted: list[list[str]]) -> None:
 
     if loaded() != wanted:
         pipe.unload_textual_inversion()
-        for path, token, _ in wanted:
-            pipe.load_textual_inversion(path, token)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FastdiffWarning)  # the parent has warned
+            for path, token, _ in wanted:
+                pipe.load_textual_inversion(path, token)
     for (path, _, digest), (_, _, expected) in zip(loaded(), wanted, strict=True):
         if digest != expected:
             raise InputError(f"embedding {path} was changed since it was loaded: load it again")

@@ -13,7 +13,7 @@ import pytest
 import fastdiff
 import fastdiff.cli
 from fastdiff.cli import generate
-from fastdiff.cli.parser import COMMANDS
+from fastdiff.cli.parser import COMMANDS, parse
 from fastdiff.errors import FastdiffWarning, InputError
 from tests.cli.run import Outcome, command, environment, run_here, run_process
 
@@ -66,6 +66,23 @@ BAD = [
 @pytest.mark.parametrize(("words", "says"), BAD, ids=lambda value: " ".join(value)[:40] or "nothing")
 def test_bad_words(capfd: Capture, words: tuple[str, ...], says: tuple[str, ...]) -> None:
     run_here(capfd, *words).assert_refused(*says)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "e", "a red circle", "--steps", "3", "--lora", "a:2"),
+        ("generate", "e", "--steps", "3", "a red circle", "--lora", "a:2"),
+        ("generate", "--steps", "3", "e", "--lora", "a:2", "a red circle", "--debug"),
+        ("--debug", "generate", "--steps", "3", "--lora", "a:2", "e", "a red circle"),
+    ],
+)
+def test_options_may_stand_anywhere(words: tuple[str, ...]) -> None:
+    found = parse(words)
+    assert (found.engine, found.prompt, found.steps) == ("e", "a red circle", 3)
+    assert found.lora == [("a", 2.0)]
+    assert found.debug is ("--debug" in words)
+    assert found.run.__module__ == "fastdiff.cli.generate"
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:

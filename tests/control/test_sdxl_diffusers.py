@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import fastdiff
-from fastdiff.request import Request
 from tests.control.conftest import build_control
 from tests.control.oracle import ControlOracle
 from tests.controls import make_controlnet, make_t2i_adapter, picture
@@ -44,27 +42,13 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Model:
         ],
     }
     pipe = build_control(checkpoint, folder / "sdxl.fd", "native", {}, **options)
-    oracle = ControlOracle(checkpoint, "StableDiffusionXLPipeline")
-    setattr(pipe.prompts, "branches", lambda request: conditions(oracle, request))  # noqa: B010
-    return Model(pipe, oracle, folder)
-
-
-def conditions(oracle: ControlOracle, request: Request) -> list[dict[str, Any]]:
-    """What the U-Net takes of prompts, by diffusers: the control is what is compared here."""
-    with torch.no_grad():
-        hidden, negative, pooled, negative_pooled = oracle.base.encode_prompt(
-            request.prompts[0], negative_prompt=request.negatives[0], num_images_per_prompt=request.num
-        )
-    sides = [request.height, request.width]
-    ids = np.tile(np.array([*sides, 0, 0, *sides], np.float32), (request.num, 1))
-    return [
-        {"encoder_hidden_states": x.numpy(), "text_embeds": y.numpy(), "time_ids": ids}
-        for x, y in ((hidden, pooled), (negative, negative_pooled))
-    ]
+    return Model(pipe, ControlOracle(checkpoint, "StableDiffusionXLPipeline"), folder)
 
 
 def compare(model: Model, kind: str, parts: dict[str, Any], ours: dict[str, Any], **theirs: Any) -> None:
-    found = model.pipe(PROMPT, sampler="euler", steps=6, guidance=4.0, seed=2, num=2, **ours)
+    call: dict[str, Any] = {"sampler": "euler", "steps": 6, "guidance": 4.0, "seed": 2, "num": 2}
+    call["negative"] = "green star"
+    found = model.pipe(PROMPT, **call, **ours)
     images, latents = model.oracle(
         kind,
         parts,
@@ -72,7 +56,7 @@ def compare(model: Model, kind: str, parts: dict[str, Any], ours: dict[str, Any]
         2,
         None,
         prompt=PROMPT,
-        negative_prompt="",
+        negative_prompt="green star",
         num_inference_steps=6,
         guidance_scale=4.0,
         num_images_per_prompt=2,
@@ -82,7 +66,7 @@ def compare(model: Model, kind: str, parts: dict[str, Any], ours: dict[str, Any]
     )
     assert np.linalg.norm(found.latents - latents) <= 1e-4 * np.linalg.norm(latents)
     assert min(psnr(our, their) for our, their in zip(found.images, images, strict=True)) >= 45
-    plain = model.pipe(PROMPT, sampler="euler", steps=6, guidance=4.0, seed=2, num=2)
+    plain = model.pipe(PROMPT, **call)
     assert np.linalg.norm(found.latents - plain.latents) > 0.02 * np.linalg.norm(latents)
 
 

@@ -130,6 +130,8 @@ def test_vectors_take_the_place_of_a_word(tokenizer: ClipTokenizer) -> None:
     assert chunk.vectors == ((1, cat, 0), (2, cat, 1), (4, style, 0))
     assert chunk.weights[:5] == (1, 1.5, 1.5, 1, 1)
     assert list(chunk.ids[5:9]) == ids(tokenizer, "asks"), "a part of a word is no match"
+    (other,) = read("\u017fks", tokenizer, cat, style).chunks
+    assert [vector for _, vector, _ in other.vectors] == [style], "a long s, of which S is the capital letter"
     first, second = read("a a a a a a a <cat>", tokenizer, cat).chunks
     assert (len(first.vectors), len(second.vectors)) == (0, 2), "an embedding is not divided"
 

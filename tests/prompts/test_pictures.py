@@ -154,6 +154,14 @@ def test_without_weighting_brackets_are_text(pipe: fastdiff.Pipeline, oracle: Or
     compare(pipe, theirs(oracle, prompt), prompt, weighting=False)
 
 
+def test_a_bracket_that_is_not_closed_warns(pipe: fastdiff.Pipeline) -> None:
+    says = r"the negative prompt has a bracket that is not closed, in '\(red:1.3 x': .* write \\\( for the"
+    with pytest.warns(FastdiffWarning, match=says) as caught:
+        pipe(["a", "b"], negative="a (red:1.3 x", **CALL)
+    assert [each.filename for each in caught] == [__file__]
+    pipe("a :(", weighting=False, **CALL)
+
+
 def test_long_prompts_are_read_in_chunks(pipe: fastdiff.Pipeline, oracle: Oracle) -> None:
     """Each with a start and an end of its own; the negative prompt filled up with empty chunks."""
     words = [oracle.pipe.tokenizer(word).input_ids[1:-1] for word in LONG.replace(",", " ,").split()]

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 
 import fastdiff
 from fastdiff.build.build import build_engine
 from fastdiff.errors import FastdiffWarning, InputError
 from fastdiff.request import check_request
+from tests.checkpoints import read_json, write_json
 from tests.families import make_family
 from tests.oracle import psnr
 
@@ -26,7 +28,13 @@ PROMPT, OTHER = "a red circle left of a blue square", "a green star"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_family("sdxl", tmp_path_factory.mktemp("sdxl") / "checkpoint")
+    """Whose second tokenizer pads with "!", as the published one does."""
+    folder = make_family("sdxl", tmp_path_factory.mktemp("sdxl") / "checkpoint")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        config = folder / "tokenizer_2" / name
+        if config.exists():
+            write_json(config, {**read_json(config), "pad_token": "!"})
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +68,12 @@ def theirs(oracle: Any, prompt: Any = None, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         generator = torch.Generator().manual_seed(CALL["seed"])
-        options = {"guidance_scale": 4.0, **options}
-        return oracle(prompt, generator=generator, num_inference_steps=CALL["steps"], **options).images
+        options = {"guidance_scale": 4.0, "num_inference_steps": CALL["steps"], **options}
+        return oracle(prompt, generator=generator, **options).images
 
 
 def compare(pipe: fastdiff.Pipeline, wanted: Any, prompt: Any = PROMPT, **options: Any) -> np.ndarray:
-    found = pipe(prompt, **CALL, **{"guidance": 4.0, **options})
+    found = pipe(prompt, **{**CALL, "guidance": 4.0, **options})
     assert len(found.images) == len(wanted)
     for ours, other in zip(found.images, wanted, strict=True):
         assert np.asarray(other).std() > 4
@@ -98,6 +106,38 @@ def test_without_guidance(pipe: fastdiff.Pipeline, oracle: Any) -> None:
     with pytest.warns(FastdiffWarning, match="negative_target_size has no effect with guidance 1") as caught:
         pipe(PROMPT, **CALL, guidance=1.0, negative_target_size=(64, 64))
     assert caught[0].filename == __file__
+
+
+def test_tokenizers_pad_each_with_its_own(pipe: fastdiff.Pipeline, oracle: Any) -> None:
+    for ours, other in zip(
+        pipe.prompts.reader.tokenizers, (oracle.tokenizer, oracle.tokenizer_2), strict=True
+    ):
+        wanted = other("a red circle!", padding="max_length", max_length=77).input_ids
+        assert list(ours.tokenize("a red circle!").ids) == wanted
+    first, second = (encoder.tokenize("").ids[-1] for encoder in pipe.prompts.reader.tokenizers)
+    assert first != second
+
+
+def test_turbo(pipe: fastdiff.Pipeline, oracle: Any) -> None:
+    """As SDXL-Turbo is used: an ancestral sampler with trailing timesteps, 1 to 4 steps, no guidance."""
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    trailing = {"timestep_spacing": "trailing"}
+    usual = oracle.scheduler
+    oracle.scheduler = EulerAncestralDiscreteScheduler.from_config(usual.config, **trailing)
+    try:
+        for steps, height, width in ((1, 32, 32), (2, 48, 64)):
+            call = {"height": height, "width": width}
+            wanted = theirs(oracle, PROMPT, guidance_scale=0.0, num_inference_steps=steps, **call)
+            call |= {
+                "steps": steps,
+                "guidance": 0.0,
+                "sampler": "euler_ancestral",
+                "sampler_options": trailing,
+            }
+            compare(pipe, wanted, PROMPT, **call)
+    finally:
+        oracle.scheduler = usual
 
 
 def test_texts_of_both_encoders(pipe: fastdiff.Pipeline, oracle: Any) -> None:
@@ -200,7 +240,10 @@ def test_textual_inversion_of_both_encoders(
         assert np.linalg.norm(ours - reference) <= 1e-5 * np.linalg.norm(reference)
     pipe.unload_textual_inversion()
     save_file({"emb_params": vectors["clip_g"]}, tmp_path / "one.safetensors")
-    pipe.load_textual_inversion(tmp_path / "one.safetensors", "<toy>")
+    with pytest.warns(
+        FastdiffWarning, match="for text encoder 2 of 2 alone: the other reads '<toy>' as text"
+    ):
+        pipe.load_textual_inversion(tmp_path / "one.safetensors", "<toy>")
     alone = encoded(pipe, "a red <toy> star")["encoder_hidden_states"]
     plain = encoded(pipe, "a red star")["encoder_hidden_states"]
     assert not np.array_equal(alone[..., :32], plain[..., :32]), "text for the first encoder"
@@ -227,6 +270,7 @@ def test_refiner(tmp_path: Path) -> None:
         other = StableDiffusionXLImg2ImgPipeline.from_pretrained(
             folder, torch_dtype=torch.float32, local_files_only=True, add_watermarker=False
         )
+    other.set_progress_bar_config(disable=True)
     options = {"aesthetic_score": 7.5, "negative_aesthetic_score": 1.5, "original_size": [64, 96]}
     call = {"prompt": PROMPT, "negative": "blue", "num": 1, "height": 32, "width": 64, "eta": None}
     for given in ({}, options, {"crops_coords_top_left": (3, 4), "negative_original_size": (5, 6)}):
@@ -257,3 +301,11 @@ def test_refiner(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours, theirs_.detach().numpy(), atol=1e-5)
     with pytest.raises(InputError, match="target_size has no effect with a refiner"):
         pipe(PROMPT, target_size=(64, 64))
+    start = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8))
+    scores = {"aesthetic_score": 7.5, "negative_aesthetic_score": 1.5}
+    call = {"strength": 0.5, **scores}
+    wanted = theirs(other, PROMPT, negative_prompt="blue", image=start, num_inference_steps=6, **call)
+    found = pipe.img2img(start, PROMPT, **{**CALL, "steps": 6}, guidance=4.0, negative="blue", **call)
+    assert psnr(found.images[0], wanted[0]) >= MIN_PSNR
+    plain = pipe.img2img(start, PROMPT, **{**CALL, "steps": 6}, guidance=4.0, negative="blue", strength=0.5)
+    assert not np.array_equal(found.latents, plain.latents)
