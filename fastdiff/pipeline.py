@@ -80,7 +80,8 @@ class Pipeline(TakesLoras, Tasks):
         for name in engine.manifest.modules:
             if name not in _UNUSED:
                 self.modules[name]  # opened here: the first picture takes no longer than the second
-        self._loras = Loras(lambda file: read_lora(file, self.modules.adaptable()), self._apply_loras)
+        modules = self.modules
+        self._loras = Loras(lambda file: read_lora(file, modules.adaptable()), self._apply_loras)
 
     def __call__(
         self,

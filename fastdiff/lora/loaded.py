@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Loras:
     """LoRAs by name, in the order of loading. A change is made as a whole, or not at all.
 
     ``read`` reads a file; ``apply`` puts to work what shall have an effect from then on, all that has a scale
-    other than 0.
+    other than 0. It is a method of the owner, which goes as soon as nobody else refers to it.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Loras:
         apply: Callable[[Sequence[LoadedLora]], None],
     ) -> None:
         self._read = read
-        self._apply = apply
+        self._apply = weakref.WeakMethod(apply)
         self._loaded: dict[str, LoadedLora] = {}
 
     @property
@@ -122,7 +123,10 @@ class Loras:
                 raise InputError(f"there is no LoRA called {name!r}: loaded are {loaded}")
 
     def _change(self, wanted: dict[str, LoadedLora]) -> None:
-        self._apply([loaded for loaded in wanted.values() if loaded.scale != 0])
+        apply = self._apply()
+        if apply is None:
+            raise ReferenceError("the LoRAs' pipeline is gone")
+        apply([loaded for loaded in wanted.values() if loaded.scale != 0])
         self._loaded = wanted
 
 

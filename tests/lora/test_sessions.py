@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdiff.build.build import build_engine
 from fastdiff.build.capture import run_eager
 from fastdiff.build.checkpoint import load_checkpoint
-from fastdiff.build.modules import module_spec, module_wrapper, random_inputs
+from fastdiff.build.modules import module_spec, random_inputs
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import EngineDamagedError, InputError, TargetError
 from fastdiff.lora import LowRank
@@ -53,11 +52,6 @@ LAYERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def torch_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_engine(tiny_checkpoint, tmp_path_factory.mktemp("torch") / "tiny.fd", target="torch").path
-
-
 @pytest.fixture(scope="module", params=TARGETS)
 def sessions(request: pytest.FixtureRequest) -> Iterator[dict[str, Session]]:
     fixture = {"native": "tiny_native_engine", "onnxruntime": "tiny_engine", "torch": "torch_engine"}
@@ -85,7 +79,8 @@ def expected(
     module = copy.deepcopy(part(checkpoint, session.name))
     for each in updates:
         add_to(module, each)
-    return run_eager(module_wrapper(session.name, module), session.inputs, session.outputs, inputs)
+    spec = module_spec(session.name, load_checkpoint(checkpoint).spec)
+    return run_eager(spec.wrap(module), session.inputs, session.outputs, inputs)
 
 
 def floats(outputs: dict[str, Any]) -> dict[str, Any]:
