@@ -9,13 +9,16 @@ are written and read, of the layers of attention and then of every linear layer 
 
     file        bytes of the file
     read        read_lora: file to float32 arrays by layer, its SHA-256 included
+    first       session.set_adapters from none, the first time that the session has a LoRA
     switch      session.set_adapters from one LoRA to the other, and what the next call has to prepare again
     remove      session.set_adapters from a LoRA to none
     memory      resident memory that the session has more than without
     step        one call of the U-Net (--side, batch 2), without and with the LoRA
 
-Times are wall clock and, behind it, CPU time of the process, each the best of --rounds; with other
-load on the machine CPU time over threads is what the machine alone would need.
+Times are wall clock and, behind it, CPU time of the process, each the best of --rounds; with other load on
+the machine CPU time over threads is what the machine alone would need. Of onnxruntime a switch makes inputs
+of the matrices and nothing else; for SDXL at its published depth, whose weights it would hold in memory, that
+part is measured alone ("inputs").
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,7 @@ from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.modules import ModuleSpec
 from fastdiff.build.passes import run_passes
 from fastdiff.config import Precision, SizeRange, TensorSpec
-from fastdiff.lora import read_lora
+from fastdiff.lora import LowRank, read_lora
 from fastdiff.manifest import ModuleEntry
 from fastdiff.published import part_config
 from fastdiff.targets import CompileOptions, get_target
@@ -65,14 +69,18 @@ SPEC = ModuleSpec(
 )
 
 
-def unet(depth: list[int], random: bool) -> Any:
-    """SDXL's U-Net. Pages of zeros that are only read take no memory."""
+def meta(depth: list[int]) -> Any:
+    """SDXL's U-Net without memory for its weights."""
     from diffusers import UNet2DConditionModel
 
     config = {**part_config("sdxl", "unet"), "transformer_layers_per_block": depth}
     with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(config)
-    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+        return UNet2DConditionModel.from_config(config)
+
+
+def unet(depth: list[int], random: bool) -> Any:
+    """SDXL's U-Net. Pages of zeros that are only read take no memory."""
+    model = meta(depth).to_empty(device="cpu").eval().requires_grad_(False)
     for parameter in model.parameters():
         if random:
             nn.init.normal_(parameter, std=0.02)
@@ -168,6 +176,7 @@ def measure(session: Session, shapes: Mapping[str, tuple[int, ...]], arguments: 
     plain = session(**inputs)["sample"]
     (without,) = best(2, lambda: session(**inputs))
     before = resident()
+    (initial,) = best(1, switch(first))
     a_to_b = best(arguments.rounds, switch(second), switch(first))
     memory = resident() - before
     changed = session(**inputs)["sample"]
@@ -179,10 +188,38 @@ def measure(session: Session, shapes: Mapping[str, tuple[int, ...]], arguments: 
         raise SystemExit("the LoRA has no effect; no figures")
     print(f"  file    {files[0].stat().st_size / 1e6:8.0f} MB")
     print(f"  read    {shown(read)}")
+    print(f"  first   {shown(initial)}")
     print(f"  switch  {shown(max(a_to_b))}")
     print(f"  remove  {shown(remove)}")
     print(f"  memory  {memory / 1e6:8.0f} MB")
     print(f"  step    {shown(without)}   with the LoRA {shown(with_lora)}", flush=True)
+
+
+def ones(shape: tuple[int, ...], rank: int) -> LowRank:
+    down, up = np.ones((rank, *shape[1:]), np.float32), np.ones((shape[0], rank), np.float32)
+    return LowRank(down, up, 1.0)
+
+
+def measure_inputs(arguments: Any) -> None:
+    """What onnxruntime does in a switch, for every layer of SDXL's U-Net, without the U-Net."""
+    from fastdiff.build.parameters import adaptable_shapes
+    from fastdiff.targets.onnxruntime.adapters import feeds_of
+    from fastdiff.targets.parameters import Layer
+
+    shapes = adaptable_shapes("unet", meta([1, 2, 10]))
+    layers = {path: Layer(shape, ((path,),)) for path, shape in shapes.items()}
+    for kind, some in kinds_of(shapes).items():
+        updates = {path: [ones(shape, arguments.rank)] for path, shape in some.items()}
+        (found,) = best(arguments.rounds, partial(feeds_of, layers, updates))
+        print(f"{kind}: {len(some)} layers at the published depth")
+        print(f"  inputs  {shown(found)}")
+
+
+def kinds_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:
+    return {
+        "attention": {path: shape for path, shape in shapes.items() if ".attn" in path},
+        "every linear layer and convolution": dict(shapes),
+    }
 
 
 def main() -> None:
@@ -208,15 +245,12 @@ def main() -> None:
         print(f"{arguments.target}, {parameters / 1e6:.0f} million parameters, rank {arguments.rank}")
         session = open_compiled(model, arguments.target, folder, arguments.threads)
         del model
-        shapes = session.adaptable()
-        kinds = {
-            "attention": {path: s for path, s in shapes.items() if ".attn" in path},
-            "every linear layer and convolution": dict(shapes),
-        }
-        for kind, some in kinds.items():
+        for kind, some in kinds_of(session.adaptable()).items():
             print(f"{kind}: {len(some)} layers")
             measure(session, some, arguments, folder)
         session.close()
+    if arguments.target == "onnxruntime":
+        measure_inputs(arguments)
     print(f"largest resident memory {resident('VmHWM') / 1e9:.1f} GB")
 
 

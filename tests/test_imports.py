@@ -63,6 +63,7 @@ AT_TOP = (
     "kernels/reference.py",
     "kernels/reference_tokens.py",
     "kernels/triton",
+    "targets/cuda/adapters.py",
     "targets/cuda/backend.py",
     "targets/cuda/call.py",
     "targets/cuda/calls.py",

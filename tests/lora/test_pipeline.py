@@ -242,7 +242,7 @@ def test_workers(tiny_native_engine: Path, files: dict[str, Path], tmp_path: Pat
         for ours, theirs in zip(found.images, wanted.images, strict=True):
             assert psnr(ours, theirs) >= MIN_PSNR
         assert found.metadata == wanted.metadata
-        with pytest.raises(InputError, match=r"^CPU worker 1: .*matches no layer"):
+        with pytest.raises(InputError, match=r"^CPU worker [12]: .*matches no layer"):
             pool.load_lora(_foreign(tmp_path))
         assert pool.loras == {"a": 0.7}
         copied.write_bytes(files["b"].read_bytes())
