@@ -59,6 +59,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "tests/targets/cuda/test_backend*.py",
         "tests/targets/cuda/test_call*.py",
     ),
+    "LoRA on the target `cuda`": ("tests/targets/cuda/test_adapters*.py",),
     "fp16-safe VAE": ("tests/targets/cuda/test_ranges*.py",),
     "target `onnxruntime` on CUDA": (
         "tests/targets/onnxruntime/test_*.py",

@@ -38,8 +38,7 @@ class Loras:
     """LoRAs by name, in the order of loading. A change is made as a whole, or not at all.
 
     ``read`` reads a file; ``apply`` puts to work what shall have an effect from then on, all that has a scale
-    other than 0. ``apply`` is a method of the object that holds this one; it is held weakly, so that
-    the holder ends as soon as nobody has it, and with it its processes and memory.
+    other than 0. It is a method of the owner, which goes as soon as nobody else refers to it.
     """
 
     def __init__(
@@ -125,7 +124,8 @@ class Loras:
 
     def _change(self, wanted: dict[str, LoadedLora]) -> None:
         apply = self._apply()
-        assert apply is not None  # who called is whose method it is
+        if apply is None:
+            raise ReferenceError("the LoRAs' pipeline is gone")
         apply([loaded for loaded in wanted.values() if loaded.scale != 0])
         self._loaded = wanted
 

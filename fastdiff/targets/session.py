@@ -108,7 +108,10 @@ class Session(ABC):
         """Shapes of the weights that ``set_adapters`` takes updates of, by the path of their layer in the
         checkpoint's module. Raises TargetError where the target, or this engine, takes none.
         """
-        raise TargetError(f"{self.name}: its target takes no LoRA on an open engine")
+        raise TargetError(
+            f"{self.name}: its target takes no LoRA on an open engine: build one for native, cuda, torch, or"
+            " onnxruntime on the CPU"
+        )
 
     def set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
         """Run with these updates of layers' weights from the next call on, in place of those that it had.

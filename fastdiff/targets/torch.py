@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fastdiff.config import Precision
 from fastdiff.errors import EngineDamagedError, FastdiffError, TargetError
@@ -99,7 +101,7 @@ class _TorchSession(Session):
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
         self._source: Any = source
         self._module: Any = module
-        self._originals: dict[str, Any] = {}  # of the weights that are updated
+        self._hooks: list[Any] = []  # one for each layer that has updates
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         from fastdiff.build.capture import run_eager
@@ -112,18 +114,32 @@ class _TorchSession(Session):
         return adaptable_shapes(self.name, self._source)
 
     def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
-        """Weights are added to in place; copies of what they were are kept."""
-        import torch
-
-        with torch.no_grad():
-            for path in {*self._originals, *updates}:
-                weight = self._source.get_submodule(path).weight
-                original = self._originals.setdefault(path, weight.detach().clone())
-                weight.copy_(original)
-                for part in updates.get(path, ()):
-                    weight.add_(torch.from_numpy(part.matrix()))
-        self._originals = {path: self._originals[path] for path in updates}
+        """Updates are computed beside the layers, whose weights stay as they are."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            self._source.get_submodule(path).register_forward_hook(_adding(parts))
+            for path, parts in updates.items()
+        ]
 
     def close(self) -> None:
         self._module = self._source = None
-        self._originals = {}
+        self._hooks = []
+
+
+def _adding(parts: Sequence[LowRank]) -> Callable[[Any, tuple[Any, ...], Any], Any]:
+    """A forward hook that adds ``scale · up · (down · x)`` to a layer's output, the sum of all parts."""
+    import torch
+    from torch.nn import functional
+
+    down = torch.from_numpy(np.concatenate([part.down for part in parts]))
+    up = torch.from_numpy(np.concatenate([part.up * np.float32(part.scale) for part in parts], axis=1))
+
+    def add(layer: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+        (x,) = inputs
+        if isinstance(layer, torch.nn.Linear):
+            return output + functional.linear(functional.linear(x, down), up)
+        narrow = functional.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+        return output + functional.conv2d(narrow, up[:, :, None, None])
+
+    return add

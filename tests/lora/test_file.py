@@ -51,6 +51,32 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
             assert_same(lora.modules[module][path], update, f"{module} {path}")
 
 
+@pytest.mark.parametrize(
+    ("key", "module"),
+    [
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight", "text_encoder"),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight", "text_encoder_2"),
+        ("lora_te2_text_projection.lora_{}.weight", "text_encoder_2"),
+        ("text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.{}.weight", "text_encoder_2"),
+    ],
+)
+def test_two_text_encoders(key: str, module: str, tmp_path: Path) -> None:
+    """The same layers under names of their own; SDXL's second has a projection behind it."""
+    shapes = {
+        "text_encoder": {"encoder.layers.0.mlp.fc1": (12, 6)},
+        "text_encoder_2": {"encoder.layers.0.mlp.fc1": (12, 6), "text_projection": (12, 6)},
+    }
+    tensors = {
+        key.format("down"): np.ones((1, 6), np.float32),
+        key.format("up"): np.ones((12, 1), np.float32),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    modules = read_lora(tmp_path / "a.safetensors", shapes).modules
+    (path,) = modules[module]
+    assert modules.keys() == {module}
+    assert path == ("text_projection" if "projection" in key else "encoder.layers.0.mlp.fc1")
+
+
 def test_peft_of_the_unet_alone(tmp_path: Path) -> None:
     """As PEFT saves it: another prefix, the adapter's name in the keys, and no alphas at all."""
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

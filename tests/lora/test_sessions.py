@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdiff.build.build import build_engine
+from fastdiff.build import onnx
 from fastdiff.build.capture import run_eager
 from fastdiff.build.checkpoint import load_checkpoint
-from fastdiff.build.modules import module_spec, module_wrapper, random_inputs
+from fastdiff.build.modules import module_spec, random_inputs
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import EngineDamagedError, InputError, TargetError
 from fastdiff.lora import LowRank
-from fastdiff.targets import get_target
+from fastdiff.targets import CompileOptions, get_target, onnxruntime
 from fastdiff.targets.session import Session
 from tests.compare import assert_close, relative_l2
+from tests.engines import TEXT_ENCODER
 from tests.lora.made_up import add_to, layers_of, random_updates
+from tests.published import VOCABULARY, model
 
 TARGETS = ("native", "onnxruntime", "torch")
 MODULES = ("unet", "text_encoder")
@@ -53,11 +55,6 @@ LAYERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def torch_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_engine(tiny_checkpoint, tmp_path_factory.mktemp("torch") / "tiny.fd", target="torch").path
-
-
 @pytest.fixture(scope="module", params=TARGETS)
 def sessions(request: pytest.FixtureRequest) -> Iterator[dict[str, Session]]:
     fixture = {"native": "tiny_native_engine", "onnxruntime": "tiny_engine", "torch": "torch_engine"}
@@ -85,7 +82,8 @@ def expected(
     module = copy.deepcopy(part(checkpoint, session.name))
     for each in updates:
         add_to(module, each)
-    return run_eager(module_wrapper(session.name, module), session.inputs, session.outputs, inputs)
+    spec = module_spec(session.name, load_checkpoint(checkpoint).spec)
+    return run_eager(spec.wrap(module), session.inputs, session.outputs, inputs)
 
 
 def floats(outputs: dict[str, Any]) -> dict[str, Any]:
@@ -188,6 +186,46 @@ def test_engines_without_places(fixture: str, request: pytest.FixtureRequest, tm
             pytest.raises(EngineDamagedError, match=r"unet\.parameters\.json cannot be read"),
         ):
             session.adaptable()
+
+
+def test_a_second_graph_that_is_damaged(tiny_engine: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """ONNX Runtime opens it with the first LoRA; the session goes on with the first graph."""
+    engine = open_engine(shutil.copytree(tiny_engine, tmp_path / "copy.fd"))
+    with engine.open_module("text_encoder", 1) as session:
+        inputs = inputs_of(tiny_checkpoint, "text_encoder", SIZES[1])
+        plain = session(**inputs)
+        second = engine.path / "text_encoder.lora.onnx"
+        second.write_bytes(second.read_bytes()[:1000])
+        updates = random_updates(session.adaptable(), 1, seed=1)
+        with pytest.raises(EngineDamagedError, match=r"refuses text_encoder\.lora\.onnx .*build it again"):
+            session.set_adapters({path: [update] for path, update in updates.items()})
+        for name, wanted in plain.items():
+            assert np.array_equal(session(**inputs)[name], wanted)
+
+
+def test_weights_in_a_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ONNX has them from 2 GB on: the graph is optimised when it opens, with branches as without."""
+    monkeypatch.setattr(onnx, "EXTERNAL_DATA_LIMIT", 1000)
+    captured = model("clip")
+    compiled = onnxruntime.compile(captured, tmp_path, CompileOptions())
+    assert sum("data" in name for name in compiled.files) == 1
+    files = dict.fromkeys(compiled.files, "")
+    entry = dataclasses.replace(TEXT_ENCODER, files=files, tactics=compiled.tactics)
+    entry = dataclasses.replace(entry, inputs=captured.spec.inputs, outputs=captured.spec.outputs)
+    inputs = random_inputs(captured.spec, {"batch": 2, "tokens": 7}, 1, VOCABULARY)
+    with onnxruntime.open(tmp_path, "text_encoder", entry, 1) as session:
+        assert dict(session.adaptable()) == layers_of(captured.source)
+        plain = session(**inputs)["last_hidden_state"]
+        updates = random_updates(session.adaptable(), 2, seed=1)
+        session.set_adapters({path: [update] for path, update in updates.items()})
+        source = copy.deepcopy(captured.source)
+        add_to(source, updates)
+        wanted = run_eager(captured.spec.wrap(source), entry.inputs, entry.outputs, inputs)
+        found = session(**inputs)["last_hidden_state"]
+        assert_close(found, wanted["last_hidden_state"], rel_l2=ERROR)
+        assert relative_l2(found, plain) > 0.1
+        session.set_adapters({})
+        assert np.array_equal(session(**inputs)["last_hidden_state"], plain)
 
 
 def test_modules_that_take_none(tiny_native_engine: Path) -> None:

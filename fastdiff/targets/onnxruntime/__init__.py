@@ -27,7 +27,7 @@ from fastdiff.errors import CaptureError, EngineDamagedError, FastdiffError, Tar
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled, CompileOptions, parameters
 from fastdiff.targets.onnxruntime import cuda
-from fastdiff.targets.onnxruntime.weights import PLACE, find_weights, replace_initializers, updated
+from fastdiff.targets.onnxruntime.adapters import PLACE, SUFFIX, feeds_of, write_adaptable
 from fastdiff.targets.session import Array, Session
 from fastdiff.targets.shared import open_shared
 
@@ -105,8 +105,8 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
     tactics: dict[str, Any] = {"format": "onnx", "opset": OPSET}
     if len(exported) > 1:  # ONNX refers to external data by file name, so these keep theirs
         files = tuple(path.name for path in exported)
-        places = parameters.write(folder, captured.name, find_weights(captured, folder, files[0]))
-        return Compiled((*files, *places), {**tactics, "optimisation": "basic, when opened"})
+        more = write_adaptable(captured, folder, files[0])
+        return Compiled((*files, *more), {**tactics, "optimisation": "basic, when opened"})
     session_options = _options(1, "ORT_ENABLE_BASIC")
     session_options.optimized_model_filepath = str(folder / name)
     try:
@@ -115,8 +115,8 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
         reason = " ".join(str(error).split())[:200]
         raise CaptureError(f"ONNX Runtime cannot prepare {captured.name}: {reason}") from error
     exported[0].unlink()
-    places = parameters.write(folder, captured.name, find_weights(captured, folder, name))
-    return Compiled((name, *places), {**tactics, "optimisation": "basic, at build"})
+    more = write_adaptable(captured, folder, name)
+    return Compiled((name, *more), {**tactics, "optimisation": "basic, at build"})
 
 
 def _compile_for_cuda(captured: CapturedModule, folder: Path) -> Compiled:
@@ -172,7 +172,8 @@ def _open_on_cuda(
 
 
 def _model_file(folder: Path, name: str, entry: ModuleEntry) -> str:
-    model = next((file for file in entry.files if file.endswith(".onnx")), None)
+    models = [file for file in entry.files if file.endswith(".onnx") and not file.endswith(SUFFIX)]
+    model = next(iter(models), None)
     if model is None:
         raise EngineDamagedError(f"{folder}: module {name} lists no .onnx file; build the engine again")
     return model
@@ -218,60 +219,59 @@ class CudaSession(Session):
 
 
 class _OnnxRuntimeSession(Session):
-    """A module on the CPU. ONNX Runtime takes weights when it opens a file: others mean to open it again."""
+    """A module on the CPU.
+
+    ONNX Runtime takes weights when it opens a file. The first LoRA therefore opens the module's second graph,
+    which has low-rank updates among its inputs, in place of the first.
+    """
 
     def __init__(self, folder: Path, name: str, entry: ModuleEntry, threads: int | None) -> None:
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
         self._folder = folder
         self._entry = entry
         self._threads = threads
-        self._values: dict[str, Array] = {}
-        self._replaced: list[Any] = []
-        self._session: Any = self._opened({})
+        self._feeds: dict[str, Array] | None = None  # of the second graph
+        self._session: Any = self._opened(_model_file(folder, name, entry))
         self._input_names = [item.name for item in self._session.get_inputs()]
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        results = self._session.run(None, dict(zip(self._input_names, arrays.values(), strict=True)))
+        feeds = dict(zip(self._input_names, arrays.values(), strict=True))
+        results = self._session.run(None, feeds if self._feeds is None else {**feeds, **self._feeds})
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
     def adaptable(self) -> Mapping[str, tuple[int, ...]]:
         return {path: layer.shape for path, layer in self._layers.items()}
 
     def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
-        before, values = self._values, updated(self._folder, self._layers if updates else {}, updates)
-        if not before and not values:
-            return
-        self._session = None  # first, so that the weights are never there twice
-        try:
-            self._session = self._opened(values)
-        except BaseException:
-            self._session = self._opened(before)
-            raise
+        """Without updates the second graph stays, and adds zeros: to open the first takes as long again."""
+        if self._feeds is None:
+            if not updates:
+                return
+            self._session = None  # first, so that the weights are never there twice
+            try:
+                self._session = self._opened(f"{self.name}{SUFFIX}")
+            except BaseException:
+                self._session = self._opened(_model_file(self._folder, self.name, self._entry))
+                raise
+        self._feeds = feeds_of(self._layers, updates)
 
-    def _opened(self, values: dict[str, Array]) -> Any:
-        """The file, opened with some initializers replaced."""
-        model = _model_file(self._folder, self.name, self._entry)
+    def _opened(self, model: str) -> Any:
+        """A graph of the module. Sessions of one file and as many threads share it: one may run at once for
+        many.
+        """
         optimised = self._entry.tactics.get("optimisation") == "basic, at build"
         options = _options(self._threads, "ORT_DISABLE_ALL" if optimised else "ORT_ENABLE_BASIC")
         file = self._folder / model
+        kind = ("onnxruntime", options.intra_op_num_threads)
         with _refusal(self._folder, model):
-            if values:
-                replaced = replace_initializers(options, values, external=not optimised)
-                session = _open(file, options)
-            else:  # every session of ONNX Runtime has weights of its own, and one may run at once for many
-                replaced = []
-                kind = ("onnxruntime", options.intra_op_num_threads)
-                session = open_shared(file, kind, lambda: _open(file, options))
-        self._values, self._replaced = values, replaced
-        return session
+            return open_shared(file, kind, lambda: _open(file, options))
 
     @functools.cached_property
     def _layers(self) -> dict[str, parameters.Layer]:
         return parameters.read(self._folder, self.name, self._entry, PLACE)
 
     def close(self) -> None:
-        self._session = None
-        self._values, self._replaced = {}, []
+        self._session = self._feeds = None
 
 
 def _options(threads: int | None, level: str) -> Any:

@@ -15,6 +15,7 @@ from fastdiff.build.modules import module_wrapper
 from fastdiff.config import Precision
 from fastdiff.errors import InputError, NumericError, TargetError
 from fastdiff.samplers import Generator, NoiseSchedule, make_table
+from fastdiff.targets import CompileOptions
 from fastdiff.targets.cuda import compiler, session
 from fastdiff.targets.cuda.adapters import Adapters
 from fastdiff.targets.cuda.calls import Call
@@ -27,7 +28,7 @@ from tests.compare import assert_close, relative_l2
 from tests.lora.made_up import add_to, random_updates
 from tests.targets.cuda.models import CPU, arrays_of, executor_of, graph_of, lowered, model, outputs
 from tests.targets.cuda.recording import RecordingBackend
-from tests.targets.cuda.test_target import compiled
+from tests.targets.cuda.test_target import compiled, entry_of
 
 NAME = "sd15"
 
@@ -159,3 +160,24 @@ def test_engines_without_places(tmp_path: Path) -> None:
         with pytest.raises(TargetError, match="build it again"):
             opened.adaptable()
         opened.set_adapters({})
+
+
+@pytest.mark.gpu
+def test_gpu_captured_graphs_go_on_with_updated_weights(tmp_path: Path) -> None:
+    device = torch.device("cuda", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "lower_module", lambda module: lowered(NAME))
+        result = compiler.compile_module(model(NAME), tmp_path, CompileOptions(Precision.FP16))
+    entry = entry_of(NAME, result.files, Precision.FP16)
+    with open_session(tmp_path, model(NAME).name, entry, device) as opened:
+        arrays = arrays_of(NAME)
+        plain = opened(**arrays)["sample"]
+        captures = opened._graphs.captures
+        updates = random_updates(opened.adaptable(), 3, seed=1)
+        opened.set_adapters({path: [update] for path, update in updates.items()})
+        found = opened(**arrays)["sample"]
+        assert_close(found, expected(updates, arrays)["sample"], rel_l2=0.02)
+        assert relative_l2(found, plain) > 0.1
+        opened.set_adapters({})
+        assert np.array_equal(opened(**arrays)["sample"], plain)
+        assert opened._graphs.captures == captures
