@@ -9,7 +9,9 @@ from fastdiff.cli.calls import add_call, chosen_call, open_pipeline, write
 from fastdiff.cli.values import number, whole
 
 if TYPE_CHECKING:
+    from fastdiff.pipeline import Pipeline
     from fastdiff.result import Result
+    from fastdiff.workers.pool import PipelinePool
 
 SUMMARY = "generate pictures from a prompt with an engine"
 
@@ -50,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --hires: share of the steps of the second pass (default: 0.7)",
     )
     group.add_argument(
-        "--refiner", metavar="ENGINE", help="engine that goes on where the first one stops, such as SDXL's"
+        "--refiner",
+        metavar="ENGINE",
+        help="engine that goes on where the first one stops, such as SDXL's; LoRAs, embeddings, control and "
+        "previews are the first engine's",
     )
     group.add_argument(
         "--refiner-start",
@@ -98,16 +103,28 @@ def _chosen_tasks(arguments: argparse.Namespace) -> dict[str, Any]:
     return given.settings() if given else {}
 
 
-def _refined(arguments: argparse.Namespace, pipe: Any, call: dict[str, Any]) -> Result:
-    """The picture that the refiner makes of what the first engine began."""
-    from fastdiff.pipeline import load
-    from fastdiff.tasks.refine import check_start, refine
+def _refined(arguments: argparse.Namespace, pipe: Pipeline | PipelinePool, call: dict[str, Any]) -> Result:
+    """The picture that the refiner makes of what the first engine began.
 
+    LoRAs and embeddings are the first engine's. All options are checked before it begins.
+    """
+    from fastdiff.devices import parse_devices
+    from fastdiff.engine_dir import open_engine
+    from fastdiff.errors import InputError
+    from fastdiff.pipeline import load
+    from fastdiff.tasks.refine import check_start, divided, refine
+    from fastdiff.workers.refused import OneDeviceTasks
+
+    if isinstance(pipe, OneDeviceTasks):
+        raise InputError("--refiner with several --devices at once: use one device, or leave it out")
     start = check_start(0.8 if arguments.refiner_start is None else arguments.refiner_start)
-    first = pipe(arguments.prompt, **call, denoising_end=start, output="latents")
+    second = open_engine(arguments.refiner)
+    first, rest = divided(pipe.engine.manifest, second.manifest, arguments.prompt, call)
+    begun = pipe(arguments.prompt, **first, denoising_end=start, output="latents")
     pipe.close()
-    refiner = load(arguments.refiner, arguments.threads)
+    devices = parse_devices(arguments.devices) if arguments.devices is not None else ()
+    refiner = load(arguments.refiner, arguments.threads, *devices)
     refiner.tile = arguments.tile
-    result = refine(refiner, first, arguments.prompt, start, call)
+    result = refine(refiner, begun, arguments.prompt, start, rest)
     refiner.close()
     return result
