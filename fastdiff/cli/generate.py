@@ -9,6 +9,7 @@ from fastdiff.cli.calls import add_call, chosen_call, open_pipeline, write
 from fastdiff.cli.values import number, whole
 
 if TYPE_CHECKING:
+    from fastdiff.devices import Device
     from fastdiff.pipeline import Pipeline
     from fastdiff.result import Result
     from fastdiff.workers.pool import PipelinePool
@@ -100,7 +101,15 @@ def _chosen_tasks(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.hires is not None and (given or arguments.refiner is not None):
         other = "--variation-seed" if given else "--refiner"
         raise InputError(f"--hires with {other}: these do not go together yet; leave one out")
+    if arguments.refiner is not None and len(_devices(arguments)) > 1 and not arguments.split_guidance:
+        raise InputError("--refiner with several --devices at once: use one device, or --split-guidance")
     return given.settings() if given else {}
+
+
+def _devices(arguments: argparse.Namespace) -> tuple[Device, ...]:
+    from fastdiff.devices import parse_devices
+
+    return () if arguments.devices is None else parse_devices(arguments.devices)
 
 
 def _refined(arguments: argparse.Namespace, pipe: Pipeline | PipelinePool, call: dict[str, Any]) -> Result:
@@ -108,22 +117,16 @@ def _refined(arguments: argparse.Namespace, pipe: Pipeline | PipelinePool, call:
 
     LoRAs and embeddings are the first engine's. All options are checked before it begins.
     """
-    from fastdiff.devices import parse_devices
     from fastdiff.engine_dir import open_engine
-    from fastdiff.errors import InputError
     from fastdiff.pipeline import load
     from fastdiff.tasks.refine import check_start, divided, refine
-    from fastdiff.workers.refused import OneDeviceTasks
 
-    if isinstance(pipe, OneDeviceTasks):
-        raise InputError("--refiner with several --devices at once: use one device, or leave it out")
     start = check_start(0.8 if arguments.refiner_start is None else arguments.refiner_start)
     second = open_engine(arguments.refiner)
     first, rest = divided(pipe.engine.manifest, second.manifest, arguments.prompt, call)
     begun = pipe(arguments.prompt, **first, denoising_end=start, output="latents")
     pipe.close()
-    devices = parse_devices(arguments.devices) if arguments.devices is not None else ()
-    refiner = load(arguments.refiner, arguments.threads, *devices)
+    refiner = load(arguments.refiner, arguments.threads, *_devices(arguments))
     refiner.tile = arguments.tile
     result = refine(refiner, begun, arguments.prompt, start, rest)
     refiner.close()

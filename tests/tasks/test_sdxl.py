@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,10 +151,10 @@ def test_hand_over(sdxl: Model, refiner: Model, sampler: str, start: float, call
 
 
 @pytest.mark.parametrize(
-    ("sampler", "evaluations"), [("euler", 10), ("ddim", 10), ("heun", 19), ("dpm2", 19), ("dpmpp_2s", 19)]
+    ("sampler", "evaluations"), [("euler", 10), ("ddim", 10), ("heun", 19), ("dpm2", 19)]
 )
 def test_hand_over_to_oneself_is_the_whole_way(sdxl: Model, sampler: str, evaluations: int) -> None:
-    """No step twice or left out, also by samplers of two evaluations, which diffusers cuts between the two."""
+    """No step twice or left out, also by samplers of two evaluations, which diffusers cuts in two."""
     call: dict[str, Any] = {"steps": 10, "seed": 4, "sampler": sampler}
     whole = sdxl.pipe(PROMPT, **call)
     assert len(whole.timings.steps) == evaluations
@@ -213,7 +214,7 @@ def test_hand_over_from_the_command_line(
         (("--refiner", "REFINER", "--control-scale", "1"), "control_scale without control_image"),
         (("--refiner", "REFINER", "--class-label", "1"), "class_label is 1"),
         (("--refiner", "BASE", "--aesthetic-score", "5"), "aesthetic_score has no effect with this model"),
-        (("--refiner", "REFINER", "--devices", "cpu,cpu", "--num", 2), "--refiner with several --devices"),
+        (("--refiner", "REFINER", "--devices", "cpu,cpu"), "--refiner with several --devices"),
         (("--refiner-start", 0.5), "--refiner-start without --refiner"),
     ],
 )
@@ -232,7 +233,7 @@ def test_hand_over_that_cannot_be(
     assert not list(tmp_path.iterdir())
 
 
-def test_options_are_divided(sdxl: Model, refiner: Model, tiny_engine: Path) -> None:
+def test_options_are_divided(sdxl: Model, refiner: Model) -> None:
     ours, others = sdxl.pipe.engine.manifest, refiner.pipe.engine.manifest
     call = {"steps": 3, "sampler": "euler", "prompt_2": "a", "progress": False, **SIZES, **SCORES}
     first, second = divided(ours, others, PROMPT, call)
@@ -242,10 +243,11 @@ def test_options_are_divided(sdxl: Model, refiner: Model, tiny_engine: Path) -> 
     begun = sdxl.pipe(PROMPT, steps=3, seed=1, denoising_end=0.5, output="latents")
     result = refine(refiner.pipe, begun, PROMPT, 0.5, {"steps": 3})
     assert result.metadata[0]["base"]["engine"] == sdxl.pipe.engine.engine_hash
-    small = fastdiff.load(tiny_engine, threads=1).engine.manifest
-    from dataclasses import replace
-
-    with pytest.raises(InputError, match="refiner has latent channels 16, the first engine 4"):
-        divided(small, replace(small, model=replace(small.model, latent_channels=16)), PROMPT, {})
-    with pytest.raises(InputError, match="refiner is a model for inpainting"):
-        divided(small, replace(small, model=replace(small.model, condition_channels=5)), PROMPT, {})
+    for change, message in (
+        ({"latent_channels": 16}, "refiner has latent channels 16, the first engine 4"),
+        ({"vae_scale_factor": 8}, "refiner has vae scale factor 8, the first engine 4"),
+        ({"condition_channels": 5}, "refiner is a model for inpainting"),
+    ):
+        other = replace(others, model=replace(others.model, **change))
+        with pytest.raises(InputError, match=message):
+            divided(ours, other, PROMPT, {})

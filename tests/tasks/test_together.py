@@ -184,7 +184,7 @@ def test_previews_and_callbacks(model: Model, plain: list[np.ndarray]) -> None:
         ({"eta": 2}, "eta is 2"),
         ({"steps": 0}, "steps is 0"),
         ({"sampler": "eulr"}, "eulr"),
-        ({"sampler_options": {"rho": 7}}, "rho"),
+        ({"sampler_options": {"nonsense": 7}}, "nonsense"),
     ],
 )
 def test_options_are_refused_as_in_a_call_from_noise(

@@ -90,8 +90,8 @@ class ImageProjection(nn.Module):
         self.projection = convert(None, dict(tensors), low_cpu_mem_usage=False)
         self.eval().requires_grad_(False)
 
-    def save_pretrained(self, folder: Path, safe_serialization: bool = True) -> None:
-        """Write the tensors as they came."""
+    def save_pretrained(self, folder: Path, **library: Any) -> None:
+        """Write the tensors as they came; ``library`` says how diffusers and transformers write theirs."""
         _save(folder / "image_proj.safetensors", self.tensors)
 
     @staticmethod
