@@ -26,11 +26,12 @@ shrink until the size is covered and cut off what stands out; until it fits, and
 @dataclass(frozen=True)
 class Picture:
     """A picture of 8 bits, RGB or, for a mask, L. ``source`` names it: ``{"sha256": …, "of": …, "size": …}``
-    with the hash of the file, or of the pixels as the caller gave them.
+    with the hash of the file, or of the pixels as the caller gave them. ``file`` is the path, if it was one.
     """
 
     image: Image.Image
     source: dict[str, Any]
+    file: str | None = None
 
 
 def read_picture(given: object, name: str = "image") -> Picture:
@@ -39,11 +40,7 @@ def read_picture(given: object, name: str = "image") -> Picture:
     Arrays are [height, width], [height, width, 1, 3 or 4]: integers of 8 or 16 bits, or floats from 0 to 1.
     16 bits are rounded to 8. Transparent parts are laid on white. Raises InputError for what is no picture.
     """
-    image, source = _opened(given, name)
-    if _is_transparent(image):
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return Picture(image.convert("RGB"), source)
+    return _read(given, name, "white", "RGB")
 
 
 def read_mask(given: object, name: str = "mask") -> Picture:
@@ -51,11 +48,7 @@ def read_mask(given: object, name: str = "mask") -> Picture:
 
     Otherwise as `read_picture`.
     """
-    image, source = _opened(given, name)
-    if _is_transparent(image):
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
-    return Picture(image.convert("L"), source)
+    return _read(given, name, "black", "L")
 
 
 def fitted(picture: Image.Image, height: int, width: int, fit: str, name: str = "image") -> Image.Image:
@@ -106,6 +99,16 @@ def _scaled(picture: Image.Image, height: int, width: int, *, covers: bool) -> I
     return result
 
 
+def _read(given: object, name: str, background: str, mode: str) -> Picture:
+    """The picture in ``mode``, what is transparent laid on ``background``."""
+    image, source = _opened(given, name)
+    if _is_transparent(image):
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)
+    file = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    return Picture(image.convert(mode), source, file)
+
+
 def _opened(given: object, name: str) -> tuple[Image.Image, dict[str, Any]]:
     """The upright picture with 8 bits per channel, and its source."""
     if isinstance(given, (str, os.PathLike)):
@@ -122,7 +125,8 @@ def _opened(given: object, name: str) -> tuple[Image.Image, dict[str, Any]]:
                 f"{name} is of type {type(given).__name__}: it must be a path, a PIL image or a NumPy array"
             )
         try:
-            digest = hashlib.sha256(image.tobytes()).hexdigest()
+            pixels = f"{image.mode} {image.size} ".encode() + image.tobytes()
+            digest = hashlib.sha256(pixels).hexdigest()
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{name} is damaged ({error}): give another picture") from error
         kind = "pixels"

@@ -83,28 +83,37 @@ class Vae:
         """Latents [batch, channels, h, w] of pictures [batch, channels, height, width] from −1 to 1.
 
         They are drawn from the posterior, with one draw of ``noise`` for all, and scaled as the U-Net wants
-        them. Raises InputError for an engine without an encoder and NumericError for NaN or infinity.
+        them. An encoder without a variance draws nothing. Raises InputError for an engine without an encoder
+        and NumericError for NaN or infinity.
         """
-        model = self._model
-        if "vae_encoder" not in self._modules or model.latent_codes:
-            raise InputError(
-                "this engine has no vae_encoder of latents, which pictures need: use another model"
-            )
-        module = self._modules["vae_encoder"]
+        self.check_encoder()
+        model, module = self._model, self._modules["vae_encoder"]
 
         def run(part: Array) -> tuple[Array, ...]:
             moments = module(sample=part)
-            return moments["mean"], moments["logvar"]
+            return (moments["mean"], moments["logvar"]) if model.latent_variance else (moments["mean"],)
 
         factor = model.vae_scale_factor
         sides = (len(pictures), pictures.shape[2] // factor, pictures.shape[3] // factor)
-        mean, logvar = _in_parts(run, pictures, self._choose("vae_encoder", sides), factor, 1)
-        if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
+        sample, *variance = _in_parts(run, pictures, self._choose("vae_encoder", sides), factor, 1)
+        if not all(np.isfinite(array).all() for array in (sample, *variance)):
             raise NumericError(
                 "the VAE gave NaN or infinity for a picture: check the engine with fastdiff verify"
             )
-        sample = mean + np.exp(np.float32(0.5) * logvar) * noise.randn(mean.shape)
+        for logvar in variance:
+            sample = sample + np.exp(np.float32(0.5) * logvar) * noise.randn(sample.shape)
         return self._scaled(sample)
+
+    def check_encoder(self) -> None:
+        """Raise InputError for an engine that makes no latents of pictures."""
+        if self._model.on_pixels:
+            raise InputError(
+                "this model works on pixels and makes no latents of pictures: use an engine of a latent model"
+            )
+        if "vae_encoder" not in self._modules:
+            raise InputError(
+                "this engine has no vae_encoder, which makes latents of pictures: build it with all modules"
+            )
 
     def _scaled(self, sample: Array) -> Array:
         """What the encoder gives as the U-Net takes it."""

@@ -115,6 +115,15 @@ def sdxl() -> dict[str, Any]:
     }
 
 
+def sdxl_inpainting() -> dict[str, Any]:
+    """diffusers/stable-diffusion-xl-1.0-inpainting-0.1: mask and masked latents beside the latents."""
+    return {
+        **sdxl(),
+        "pipeline": "StableDiffusionXLInpaintPipeline",
+        "unet": _xl_unet(56, 20, 6, in_channels=9),
+    }
+
+
 def refiner() -> dict[str, Any]:
     """stabilityai/stable-diffusion-xl-refiner-1.0: the second text encoder alone, an aesthetic score."""
     return {
@@ -266,6 +275,7 @@ FAMILIES: dict[str, Callable[[], dict[str, Any]]] = {
     for make in (
         sd2,
         sdxl,
+        sdxl_inpainting,
         refiner,
         lcm,
         inpainting,

@@ -88,8 +88,7 @@ class FakeEngine:
     def __init__(self, folder: Path, scheduler: dict[str, Any]) -> None:
         def entry(name: str) -> ModuleEntry:
             inputs, outputs = SPECS[name]
-            shapes = (tuple(inputs), tuple(outputs), SHAPES)
-            return ModuleEntry("native", Precision.FP32, *shapes, {}, 0, {}, 0.0)
+            return ModuleEntry("torch", Precision.FP32, tuple(inputs), tuple(outputs), SHAPES, {}, 0, {}, 0.0)
 
         self.path = folder
         self.tokenizer_folder = folder / "tokenizer"

@@ -9,7 +9,10 @@ from fastdiff.cli.calls import add_call, chosen_call, open_pipeline, write
 from fastdiff.cli.values import number, whole
 
 if TYPE_CHECKING:
+    from fastdiff.devices import Device
+    from fastdiff.pipeline import Pipeline
     from fastdiff.result import Result
+    from fastdiff.workers.pool import PipelinePool
 
 SUMMARY = "generate pictures from a prompt with an engine"
 
@@ -50,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --hires: share of the steps of the second pass (default: 0.7)",
     )
     group.add_argument(
-        "--refiner", metavar="ENGINE", help="engine that goes on where the first one stops, such as SDXL's"
+        "--refiner",
+        metavar="ENGINE",
+        help="engine that goes on where the first one stops, such as SDXL's; LoRAs, embeddings, control and "
+        "previews are the first engine's",
     )
     group.add_argument(
         "--refiner-start",
@@ -95,19 +101,33 @@ def _chosen_tasks(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.hires is not None and (given or arguments.refiner is not None):
         other = "--variation-seed" if given else "--refiner"
         raise InputError(f"--hires with {other}: these do not go together yet; leave one out")
+    if arguments.refiner is not None and len(_devices(arguments)) > 1 and not arguments.split_guidance:
+        raise InputError("--refiner with several --devices at once: use one device, or --split-guidance")
     return given.settings() if given else {}
 
 
-def _refined(arguments: argparse.Namespace, pipe: Any, call: dict[str, Any]) -> Result:
-    """The picture that the refiner makes of what the first engine began."""
+def _devices(arguments: argparse.Namespace) -> tuple[Device, ...]:
+    from fastdiff.devices import parse_devices
+
+    return () if arguments.devices is None else parse_devices(arguments.devices)
+
+
+def _refined(arguments: argparse.Namespace, pipe: Pipeline | PipelinePool, call: dict[str, Any]) -> Result:
+    """The picture that the refiner makes of what the first engine began.
+
+    LoRAs and embeddings are the first engine's. All options are checked before it begins.
+    """
+    from fastdiff.engine_dir import open_engine
     from fastdiff.pipeline import load
-    from fastdiff.tasks.refine import check_start, refine
+    from fastdiff.tasks.refine import check_start, divided, refine
 
     start = check_start(0.8 if arguments.refiner_start is None else arguments.refiner_start)
-    first = pipe(arguments.prompt, **call, denoising_end=start, output="latents")
+    second = open_engine(arguments.refiner)
+    first, rest = divided(pipe.engine.manifest, second.manifest, arguments.prompt, call)
+    begun = pipe(arguments.prompt, **first, denoising_end=start, output="latents")
     pipe.close()
-    refiner = load(arguments.refiner, arguments.threads)
+    refiner = load(arguments.refiner, arguments.threads, *_devices(arguments))
     refiner.tile = arguments.tile
-    result = refine(refiner, first, arguments.prompt, start, call)
+    result = refine(refiner, begun, arguments.prompt, start, rest)
     refiner.close()
     return result

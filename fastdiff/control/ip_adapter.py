@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.config import ModelSpec
-from fastdiff.control.pictures import Picture, clip_pixels, read_picture
+from fastdiff.control.pictures import clip_pixels
 from fastdiff.control.spec import IpAdapterSpec
 from fastdiff.control.values import numbers, without
 from fastdiff.errors import InputError
+from fastdiff.pictures import Picture, read_picture
 
 if TYPE_CHECKING:
     from fastdiff.request import Request
@@ -76,7 +77,7 @@ def check_ip_adapter(
     given: Any = image if isinstance(image, (list, tuple)) else (image,)
     if not given:
         raise InputError("ip_image is an empty list: give at least one picture")
-    return IpAdapterRequest(tuple(read_picture("ip_image", each) for each in given), weight)
+    return IpAdapterRequest(tuple(read_picture(each, "ip_image") for each in given), weight)
 
 
 def _embeds(adapter: IpAdapterSpec, value: object) -> tuple[Array, Array | None]:

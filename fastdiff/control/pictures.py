@@ -1,74 +1,18 @@
-"""Pictures that a call is given: read, with what identifies them, and made arrays for a network."""
+"""Pictures as arrays for the networks that they steer by."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fastdiff.errors import InputError
-
-__all__ = ["Picture", "clip_pixels", "pixels", "read_picture"]
+__all__ = ["clip_pixels", "pixels"]
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 _DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711])
 """Of the pictures that CLIP was trained on, by channel."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture; the file that it came from, if it did, and the SHA-256 of that file or of the pixels."""
-
-    image: Image.Image
-    file: str | None
-    sha256: str
-
-    def record(self) -> dict[str, str]:
-        """What a picture's metadata says of it."""
-        return {**({} if self.file is None else {"file": self.file}), "sha256": self.sha256}
-
-
-def read_picture(name: str, value: object) -> Picture:
-    """The picture that an argument called ``name`` gives: a file's name, a Pillow image, or an array of uint8
-    [height, width, 3]. Raises InputError.
-    """
-    if isinstance(value, (str, os.PathLike)):
-        return _read_file(name, Path(value))
-    if isinstance(value, np.ndarray):
-        if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3 or not value.size:
-            raise InputError(
-                f"{name} is an array {value.dtype} {list(value.shape)}: it must be uint8 [height, width, 3]"
-            )
-        value = Image.fromarray(np.ascontiguousarray(value))
-    if not isinstance(value, Image.Image):
-        raise InputError(
-            f"{name} is of type {type(value).__name__}: it must be a file's name, a Pillow image or an array"
-        )
-    if not min(value.size):
-        raise InputError(f"{name} is a picture of {value.width} x {value.height} pixels: give one with some")
-    digest = hashlib.sha256(f"{value.mode} {value.size} ".encode() + value.tobytes())
-    return Picture(value, None, digest.hexdigest())
-
-
-def _read_file(name: str, path: Path) -> Picture:
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{name}: {path} {found}: give a picture's file")
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.load()
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{name}: {path} cannot be read as a picture ({reason}): give another") from error
-    return Picture(image, os.fspath(path), digest)
 
 
 def pixels(image: Image.Image, width: int, height: int, channels: int) -> NDArray[np.float32]:

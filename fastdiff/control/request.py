@@ -10,6 +10,7 @@ from fastdiff.config import ModelSpec
 from fastdiff.control.controlnet import ControlNetRequest, check_controlnet
 from fastdiff.control.ip_adapter import IpAdapterRequest, check_ip_adapter
 from fastdiff.control.t2i_adapter import T2IAdapterRequest, check_t2i_adapter
+from fastdiff.pictures import Picture
 
 if TYPE_CHECKING:
     from fastdiff.request import Request
@@ -73,13 +74,21 @@ class ControlRequest:
         """Every picture, by the argument that gave it."""
         found: dict[str, list[dict[str, str]]] = {}
         if self.controlnet is not None:
-            found["control_image"] = [one.record() for each in self.controlnet.pictures for one in each]
+            found["control_image"] = [_record(one) for each in self.controlnet.pictures for one in each]
         if self.t2i_adapter is not None:
-            found["adapter_image"] = [one.record() for each in self.t2i_adapter.pictures for one in each]
+            found["adapter_image"] = [_record(one) for each in self.t2i_adapter.pictures for one in each]
         if self.ip_adapter is not None:
-            given = [one.record() for one in self.ip_adapter.pictures]
+            given = [_record(one) for one in self.ip_adapter.pictures]
             found["ip_image"] = given or [{"embeds": "given"}]
         return found
+
+
+def _record(picture: Picture) -> dict[str, str]:
+    """What a picture's metadata says of another that steered it."""
+    return {
+        **({} if picture.file is None else {"file": picture.file}),
+        "sha256": picture.source["sha256"],
+    }
 
 
 def check_control(model: ModelSpec, request: Request, options: Mapping[str, Any]) -> ControlRequest:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.config import ModelSpec
-from fastdiff.control.pictures import Picture, pixels
+from fastdiff.control.pictures import pixels
 from fastdiff.control.spec import numbered
 from fastdiff.control.values import numbers, pictures, share, without
 from fastdiff.errors import InputError
+from fastdiff.pictures import Picture
 
 if TYPE_CHECKING:
     from fastdiff.request import Request

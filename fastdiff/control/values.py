@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastdiff.arguments import number as check_number
-from fastdiff.control.pictures import Picture, read_picture
 from fastdiff.errors import InputError
+from fastdiff.pictures import Picture, read_picture
 
 __all__ = ["numbers", "pictures", "share", "without"]
 
@@ -37,7 +37,7 @@ def pictures(name: str, value: object, prompts: int) -> tuple[Picture, ...]:
     given: Sequence[Any] = value if isinstance(value, (list, tuple)) else (value,)
     if len(given) not in (1, prompts):
         raise InputError(f"{name} has {len(given)} pictures for {prompts} prompts: give one, or one for each")
-    return tuple(read_picture(name, item) for item in given)
+    return tuple(read_picture(item, name) for item in given)
 
 
 def without(network: str, image: str, given: dict[str, object]) -> None:

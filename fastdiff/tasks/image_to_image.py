@@ -7,7 +7,7 @@ encoder's posterior, then the noise that is added, then what the sampler's steps
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from fastdiff.errors import InputError
 from fastdiff.inputs import call_table, check_shapes
 from fastdiff.pictures import FITS, fitted, read_picture, to_sample
 from fastdiff.request import Request
-from fastdiff.samplers import Generator, Part
+from fastdiff.samplers import AdaptiveRun, Generator, Part, StepTable
 from fastdiff.tasks.plan import (
     Plan,
     check_output,
@@ -159,14 +159,9 @@ def image_to_image(
     With ``denoising_start`` the latents are as noisy as they came and get no noise.
     """
     check_shapes(pipe.engine, request, pipe.splits_guidance)
-    train_steps = pipe.schedule.num_train_timesteps
-    end = options.denoising_end
-    part = Part(
-        skip=skipped(options.strength, request.steps) if options.denoising_start is None else 0,
-        below=timestep_at(options.denoising_start, train_steps) if options.denoising_start else np.inf,
-        until=-np.inf if end is None or end == 1 else timestep_at(end, train_steps),
-    )
-    table = call_table(pipe.schedule, request, False, part)
+    if latents is None:
+        pipe.vae.check_encoder()
+    table = _table(pipe, request, options)
     level = level_of(table)
     generator = Generator(request.seed)
     task: dict[str, Any] = {"task": "img2img", "settings": options.settings()}
@@ -181,3 +176,28 @@ def image_to_image(
     if options.denoising_start is None:
         latents = noised(latents, generator.randn(latents.shape), level)
     return Plan(table, latents, generator, output=options.output, task=task)
+
+
+def _table(pipe: Pipeline, request: Request, options: FromPicture) -> StepTable | AdaptiveRun:
+    """The steps that are left of a sampler's way.
+
+    A latent consistency model runs all of its few steps, spread over the timesteps that are left, as
+    diffusers' ``LatentConsistencyModelImg2ImgPipeline`` does, unless its timesteps are given.
+    """
+    train_steps = pipe.schedule.num_train_timesteps
+    start, end = options.denoising_start, options.denoising_end
+    until = -np.inf if end is None or end == 1 else timestep_at(end, train_steps)
+    spread = request.embedded and request.sampler == "lcm" and "timesteps" not in request.options
+    if start is None and spread and options.strength < 1:
+        if "strength" in request.options:
+            raise InputError(
+                "strength is an option of the sampler as well as of the call: leave the sampler's out"
+            )
+        request = replace(request, options={**request.options, "strength": options.strength})
+        return call_table(pipe.schedule, request, False, Part(until=until))
+    part = Part(
+        skip=skipped(options.strength, request.steps) if start is None else 0,
+        below=timestep_at(start, train_steps) if start else np.inf,
+        until=until,
+    )
+    return call_table(pipe.schedule, request, False, part)

@@ -91,6 +91,7 @@ def inpaint(pipe: Pipeline, request: Request, picture: Picture, mask: Picture, o
             f"this model takes {model.condition_channels} channels beside the latents, wanted "
             f"{model.latent_channels + 1} of a model for inpainting, or none: use another engine"
         )
+    pipe.vae.check_encoder()
     check_shapes(pipe.engine, request, pipe.splits_guidance)
     view = _View.of(picture.image, mask.image, request, options)
     part = Part(skip=skipped(options.strength, request.steps))
@@ -116,8 +117,9 @@ def inpaint(pipe: Pipeline, request: Request, picture: Picture, mask: Picture, o
         seen = np.concatenate([inside, outside], axis=1)
         conditions["condition"] = per_picture(seen, request.pictures, "image")
     elif kept is not None:
-        # diffusers encodes the masked picture for models that never see it, and so moves the generator on.
-        generator.randn((1, *kept.shape[1:]))
+        if model.latent_variance:
+            # diffusers encodes the masked picture for models that never see it: the generator moves on.
+            generator.randn((1, *kept.shape[1:]))
         edit = _keep(table, kept, noise, inside)
     task = {
         "task": "inpaint",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,37 +14,48 @@ from PIL import Image, ImageDraw
 
 from tests.oracle import psnr, scheduler_of
 
-__all__ = ["MIN_PSNR", "PROMPT", "close", "components", "drawn", "hole", "theirs"]
+__all__ = ["MIN_PSNR", "PROMPT", "close", "compare", "components", "drawn", "hole", "theirs"]
 
 MIN_PSNR = 45.0
 PROMPT = "a red circle left of a blue square"
+_FLAGS = ("requires_aesthetics_score", "force_zeros_for_empty_prompt")
+_THEIRS = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "num": "num_images_per_prompt",
+    "negative": "negative_prompt",
+    "negative_2": "negative_prompt_2",
+    "mask": "mask_image",
+    "sampler_options": "options",
+}
+"""Arguments whose names differ."""
 
 
 @cache
 def components(checkpoint: Path) -> Any:
-    """diffusers' parts of a checkpoint, loaded once."""
+    """diffusers' pipeline of a checkpoint, whose parts all others share."""
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return StableDiffusionPipeline.from_pretrained(
-            checkpoint, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
-        )
+        return DiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32, local_files_only=True)
 
 
 def theirs(
     checkpoint: Path,
     pipeline: str,
-    prompt: str = PROMPT,
+    prompt: str | list[str] = PROMPT,
     *,
     sampler: str,
     seed: int,
     options: dict[str, Any] | None = None,
+    parts: dict[str, Any] | None = None,
+    ip_adapter: Path | None = None,
     **call: Any,
 ) -> tuple[list[Image.Image], np.ndarray]:
-    """Pictures and final latents of a class of diffusers; ``call`` has its own names."""
+    """Pictures and final latents of a class of diffusers, with further ``parts``; ``call`` has its names."""
     import diffusers
     import torch
 
@@ -59,16 +72,48 @@ def theirs(
         scheduler = getattr(diffusers, name).from_config(
             base.scheduler.config, **{**config, **(options or {})}
         )
-        pipe = getattr(diffusers, pipeline)(**base.components, requires_safety_checker=False)
+        made = getattr(diffusers, pipeline)
+        known = inspect.signature(made.__init__).parameters
+        shared = {
+            **dict.fromkeys(("safety_checker", "feature_extractor")),
+            **base.components,
+            **(parts or {}),
+        }
+        shared |= {flag: base.config[flag] for flag in _FLAGS if flag in base.config}
+        shared |= {"requires_safety_checker": False, "add_watermarker": False}
+        pipe = made(**{part: value for part, value in shared.items() if part in known})
         pipe.scheduler = scheduler  # set afterwards, as its constructor would change DDIM's clip_sample
         pipe.set_progress_bar_config(disable=True)
-        images = pipe(
-            prompt,
-            generator=torch.Generator().manual_seed(seed),
-            callback_on_step_end=keep,
-            **call,
-        ).images
+        if ip_adapter is not None:
+            folder, file = str(ip_adapter.parent), ip_adapter.name
+            pipe.load_ip_adapter(folder, subfolder="", weight_name=file, local_files_only=True)
+        try:
+            images = pipe(
+                prompt, generator=torch.Generator().manual_seed(seed), callback_on_step_end=keep, **call
+            ).images
+        finally:
+            if ip_adapter is not None:
+                pipe.unload_ip_adapter()
     return images, last["latents"].numpy()
+
+
+def compare(
+    task: Callable[..., Any],
+    checkpoint: Path,
+    pipeline: str,
+    *,
+    prompt: str | list[str] = PROMPT,
+    only_theirs: Mapping[str, Any] | None = None,
+    only_ours: Mapping[str, Any] | None = None,
+    **call: Any,
+) -> Any:
+    """A task of ours against a class of diffusers, ``call`` having our names; returns our result."""
+    call = {"steps": 8, "guidance": 3.0, "seed": 5, "sampler": "euler", **call}
+    named = {_THEIRS.get(name, name): value for name, value in call.items()}
+    pictures, latents = theirs(checkpoint, pipeline, prompt, **{**named, **(only_theirs or {})})
+    found = task(prompt=prompt, **{**call, **(only_ours or {})})
+    close(found, pictures, latents)
+    return found
 
 
 def close(ours: Any, pictures: list[Image.Image], latents: np.ndarray, error: float = 3e-3) -> None:
