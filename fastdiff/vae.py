@@ -49,7 +49,12 @@ class Vae:
 
     @tile.setter
     def tile(self, value: object) -> None:
-        self._tile = check_tile(value, self._model.vae_scale_factor)
+        model = self._model
+        tile = check_tile(value, model.vae_scale_factor)
+        if tile not in ("auto", "off") and (model.on_pixels or model.latent_codes):
+            why = "works on pixels" if model.on_pixels else "has latents of codes"
+            raise InputError(f"tile is {tile!r}: this model {why}, which are not tiled; use auto or off")
+        self._tile = tile
 
     def decode(self, latents: Array) -> Array:
         """Pictures [batch, channels, height, width], about −1 to 1, of latents [batch, channels, h, w].
@@ -83,28 +88,34 @@ class Vae:
         """Latents [batch, channels, h, w] of pictures [batch, channels, height, width] from −1 to 1.
 
         They are drawn from the posterior, with one draw of ``noise`` for all, and scaled as the U-Net wants
-        them. Raises InputError for an engine without an encoder and NumericError for NaN or infinity.
+        them. An encoder without a variance, as AutoencoderTiny's, draws nothing. Raises InputError for an
+        engine without an encoder and NumericError for NaN or infinity.
         """
-        model = self._model
-        if "vae_encoder" not in self._modules or model.latent_codes:
-            raise InputError(
-                "this engine has no vae_encoder of latents, which pictures need: use another model"
-            )
-        module = self._modules["vae_encoder"]
+        self.check_encoder()
+        model, module = self._model, self._modules["vae_encoder"]
 
         def run(part: Array) -> tuple[Array, ...]:
             moments = module(sample=part)
-            return moments["mean"], moments["logvar"]
+            return tuple(moments[name] for name in ("mean", "logvar") if name in moments)
 
         factor = model.vae_scale_factor
         sides = (len(pictures), pictures.shape[2] // factor, pictures.shape[3] // factor)
-        mean, logvar = _in_parts(run, pictures, self._choose("vae_encoder", sides), factor, 1)
-        if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
+        moments = _in_parts(run, pictures, self._choose("vae_encoder", sides), factor, 1)
+        if not all(np.isfinite(each).all() for each in moments):
             raise NumericError(
                 "the VAE gave NaN or infinity for a picture: check the engine with fastdiff verify"
             )
-        sample = mean + np.exp(np.float32(0.5) * logvar) * noise.randn(mean.shape)
+        sample = moments[0]
+        if len(moments) == 2:
+            sample = sample + np.exp(np.float32(0.5) * moments[1]) * noise.randn(sample.shape)
         return self._scaled(sample)
+
+    def check_encoder(self) -> None:
+        """Raises InputError for an engine that cannot ``encode``."""
+        if "vae_encoder" not in self._modules or self._model.latent_codes:
+            raise InputError(
+                "this engine has no vae_encoder of latents, which pictures need: use another model"
+            )
 
     def _scaled(self, sample: Array) -> Array:
         """What the encoder gives as the U-Net takes it."""

@@ -38,11 +38,14 @@ def theirs(
     prompt: str = PROMPT,
     *,
     sampler: str,
-    seed: int,
+    seed: Any,
     options: dict[str, Any] | None = None,
     **call: Any,
 ) -> tuple[list[Image.Image], np.ndarray]:
-    """Pictures and final latents of a class of diffusers; ``call`` has its own names."""
+    """Pictures and final latents of a class of diffusers; ``call`` has its own names.
+
+    ``seed`` may be a generator that something else was drawn from.
+    """
     import diffusers
     import torch
 
@@ -64,7 +67,7 @@ def theirs(
         pipe.set_progress_bar_config(disable=True)
         images = pipe(
             prompt,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed,
             callback_on_step_end=keep,
             **call,
         ).images
