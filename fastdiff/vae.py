@@ -49,7 +49,12 @@ class Vae:
 
     @tile.setter
     def tile(self, value: object) -> None:
-        self._tile = check_tile(value, self._model.vae_scale_factor)
+        model = self._model
+        tile = check_tile(value, model.vae_scale_factor)
+        if tile not in ("auto", "off") and (model.on_pixels or model.latent_codes):
+            why = "works on pixels" if model.on_pixels else "has latents of codes"
+            raise InputError(f"tile is {tile!r}: this model {why}, which are not tiled; use auto or off")
+        self._tile = tile
 
     def decode(self, latents: Array) -> Array:
         """Pictures [batch, channels, height, width], about −1 to 1, of latents [batch, channels, h, w].

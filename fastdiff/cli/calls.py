@@ -149,12 +149,21 @@ def _chosen_previews(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def open_pipeline(arguments: argparse.Namespace) -> Pipeline | PipelinePool:
-    """The engine on its devices, with its LoRAs and tiles. Raises FastdiffError."""
+def open_pipeline(arguments: argparse.Namespace, task: str | None = None) -> Pipeline | PipelinePool:
+    """The engine on its devices, with its LoRAs and tiles. Raises FastdiffError.
+
+    ``task`` names what several devices at once cannot do.
+    """
     from fastdiff.errors import InputError
     from fastdiff.workers.refused import OneDeviceTasks
 
     pipe = _opened(arguments)
+    if task is not None and isinstance(pipe, OneDeviceTasks):
+        pipe.close()
+        raise InputError(
+            f"{task} with {arguments.num} pictures on several --devices: it runs on one, which takes all of "
+            "--num as one batch; name one device"
+        )
     if not isinstance(pipe, OneDeviceTasks):
         pipe.tile = arguments.tile
     elif arguments.tile != "auto":
@@ -175,14 +184,15 @@ def write(result: Result, output: str) -> None:
 
     names = result.save(output)
     settings, timings = result.metadata[0]["settings"], result.timings
-    asked = len(timings.steps)
-    if "task" not in result.metadata[0] and find_sampler(settings["sampler"]).adaptive is None:
-        asked = settings["steps"]
+    adaptive = find_sampler(settings["sampler"]).adaptive is not None
+    asked = f"{len(timings.steps) if adaptive else settings['steps']} steps"
+    if "task" in result.metadata[0]:  # which runs a part of the steps, or more than them
+        asked = f"{len(timings.steps)} evaluations"
     step = sum(timings.steps) / len(timings.steps)
     size = result.images[0]
     print(*names, sep="\n")
     print(
-        f"seed {result.seed}, {size.width} x {size.height}, {asked} steps of "
+        f"seed {result.seed}, {size.width} x {size.height}, {asked} of "
         f"{settings['sampler']}, {1000 * step:.1f} ms per step, {timings.total:.2f} s"
     )
 

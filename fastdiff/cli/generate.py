@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_output(arguments.output)
     call, extra = chosen_call(arguments), _chosen_tasks(arguments)
-    pipe = open_pipeline(arguments)
+    pipe = open_pipeline(arguments, None if arguments.hires is None else "--hires")
     if arguments.refiner is not None:
         result = _refined(arguments, pipe, {**call, **extra})
     elif arguments.hires is not None:

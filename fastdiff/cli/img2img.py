@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
                 raise InputError(f"--{name} with --upscale: the scale says how large; leave one out")
         if arguments.fit != "exact":
             raise InputError("--fit with --upscale, which keeps the aspect: leave it out")
-    pipe = open_pipeline(arguments)
+    pipe = open_pipeline(arguments, "img2img")
     if arguments.upscale is not None:
         result = pipe.upscale(arguments.image, arguments.prompt, scale=arguments.upscale, **given, **call)
     else:

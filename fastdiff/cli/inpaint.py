@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_output(arguments.output)
     call = chosen_call(arguments)
-    pipe = open_pipeline(arguments)
+    pipe = open_pipeline(arguments, "inpaint")
     result = pipe.inpaint(
         arguments.image,
         arguments.mask,

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from fastdiff.pictures import Picture
+from fastdiff.errors import InputError
+from fastdiff.pictures import Picture, to_sample
 from fastdiff.result import Result, Timings
 from fastdiff.samplers import Generator
-from fastdiff.tasks.image_to_image import as_pictures, check_from_picture, image_to_image
+from fastdiff.tasks.image_to_image import (
+    as_pictures,
+    check_from_picture,
+    image_to_image,
+    steps_from_picture,
+)
 from fastdiff.tasks.plan import check_share
 from fastdiff.tasks.upscale import check_method, check_scale, enlarged, enlarged_latents, scaled_side
 
@@ -38,7 +44,10 @@ def high_resolution(
     factor, by, share = check_scale(scale), check_method(method), check_share("strength", strength)
     base, control = pipe.parsed(prompt, dict(options))
     large = _enlarged_request(pipe, base, factor)
-    latent = by.startswith("latent_")
+    latent, chosen = by.startswith("latent_"), check_from_picture(share)
+    steps_from_picture(pipe, large, chosen)  # what the second pass refuses is refused before the first
+    if not latent:
+        pipe.vae.check_encoder()
     first = pipe(
         prompt,
         **{**options, "seed": base.seed},
@@ -48,7 +57,6 @@ def high_resolution(
         preview=watch.preview,
         preview_every=watch.preview_every,
     )
-    chosen = check_from_picture(share)
     if latent:
         cell = pipe.engine.manifest.model.vae_scale_factor
         latents = enlarged_latents(first.latents, large.height // cell, large.width // cell, by)
@@ -75,7 +83,17 @@ def upscale(
     """See `fastdiff.tasks.methods.Tasks.upscale`."""
     factor, by = check_scale(scale), check_method(method)
     chosen = check_from_picture(check_share("strength", strength))
+    for side in ("height", "width"):
+        if options.get(side) is not None:
+            raise InputError(f"{side} with upscale: the scale says how large; leave it out")
     pictures = as_pictures(image)
+    sizes_given = [f"{one.image.height} x {one.image.width}" for one in pictures]
+    for index, size in enumerate(sizes_given):
+        if size != sizes_given[0]:
+            raise InputError(
+                f"image {index} is {size} (height x width), the first {sizes_given[0]}: give pictures of "
+                "one size"
+            )
     model = pipe.engine.manifest.model
     multiple, cell = model.size_multiple, model.vae_scale_factor
     sizes = {
@@ -83,13 +101,12 @@ def upscale(
     }
     request, control = pipe.parsed(prompt, {**options, **sizes})
     if by.startswith("latent_"):
-        from fastdiff.pictures import to_sample
-
+        steps_from_picture(pipe, request, chosen)
         samples = [to_sample(_whole_cells(one.image, cell)) for one in pictures]
         generator = Generator(request.seed)
         latents = pipe.vae.encode(np.concatenate(samples), generator)
         latents = enlarged_latents(latents, request.height // cell, request.width // cell, by)
-        plan = image_to_image(pipe, request, pictures, latents, chosen)
+        plan = image_to_image(pipe, request, pictures, latents, chosen, generator)
     else:
         larger = [
             Picture(enlarged(one.image, request.height, request.width, by), one.source) for one in pictures

@@ -42,6 +42,7 @@ __all__ = [
     "image_to_image",
     "side_of",
     "skipped",
+    "steps_from_picture",
 ]
 
 Array = NDArray[np.float32]
@@ -130,11 +131,12 @@ def side_of(pictures: list[Picture], side: str, fit: str, multiple: int) -> int:
     if below == size:
         return size
     if fit == "exact" or below == 0:
-        near = f"{below} or {below + multiple}" if below else f"{multiple}"
-        raise InputError(
-            f"the picture's {side} is {size}: it must be a multiple of {multiple}; set {side} to {near} and "
-            "fit to resize, crop or fill"
+        way = (
+            f"with fit crop, resize or fill (--fit crop) it becomes {below}"
+            if below
+            else f"set {side} to {multiple} and fit to fill"
         )
+        raise InputError(f"the picture's {side} is {size}: it must be a multiple of {multiple}; {way}")
     return below
 
 
@@ -151,19 +153,32 @@ def check_latents(given: object, channels: int) -> Array:
     return np.ascontiguousarray(latents, np.float32)
 
 
+def steps_from_picture(pipe: Pipeline, request: Request, options: FromPicture) -> StepTable:
+    """The steps of a call that begins in the middle. Raises InputError for a call that has none."""
+    check_shapes(pipe.engine, request, pipe.splits_guidance)
+    table = _table(pipe, request, options)
+    level_of(table)
+    assert isinstance(table, StepTable)  # what has levels
+    return table
+
+
 def image_to_image(
-    pipe: Pipeline, request: Request, pictures: list[Picture], latents: Array | None, options: FromPicture
+    pipe: Pipeline,
+    request: Request,
+    pictures: list[Picture],
+    latents: Array | None,
+    options: FromPicture,
+    generator: Generator | None = None,
 ) -> Plan:
     """The plan of painting ``pictures``, or the pictures of ``latents``, anew.
 
-    With ``denoising_start`` the latents are as noisy as they came and get no noise.
+    With ``denoising_start`` the latents are as noisy as they came and get no noise. ``generator`` None begins
+    with the call's seed.
     """
-    check_shapes(pipe.engine, request, pipe.splits_guidance)
     if latents is None:
         pipe.vae.check_encoder()
-    table = _table(pipe, request, options)
-    level = level_of(table)
-    generator = Generator(request.seed)
+    table = steps_from_picture(pipe, request, options)
+    generator = Generator(request.seed) if generator is None else generator
     task: dict[str, Any] = {"task": "img2img", "settings": options.settings()}
     if latents is None:
         size = (request.height, request.width)
@@ -174,7 +189,7 @@ def image_to_image(
         task["latents"] = "given"
     latents = per_picture(latents, request.pictures, "image" if pictures else "latents")
     if options.denoising_start is None:
-        latents = noised(latents, generator.randn(latents.shape), level)
+        latents = noised(latents, generator.randn(latents.shape), level_of(table))
     return Plan(table, latents, generator, output=options.output, task=task)
 
 

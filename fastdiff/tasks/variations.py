@@ -58,7 +58,7 @@ def slerp(share: float, first: Array, second: Array) -> Array:
     """Spherical interpolation of two pictures' noise, [channels, h, w], by columns as the web UI does.
 
     Every column of h numbers is a vector of its own; all are interpolated in a straight line where they are
-    nearly parallel on average.
+    nearly parallel on average, and so is a column whose two vectors lie on one line.
     """
     axis = -2
     norms = [np.linalg.norm(each, axis=axis, keepdims=True) for each in (first, second)]
@@ -66,6 +66,10 @@ def slerp(share: float, first: Array, second: Array) -> Array:
     if cosine.mean() > _PARALLEL:
         return np.asarray((1 - share) * first + share * second, np.float32)
     angle = np.arccos(np.clip(cosine, -1, 1))
-    sine = np.sin(angle)
-    mixed = np.sin((1 - share) * angle) / sine * first + np.sin(share * angle) / sine * second
-    return np.asarray(mixed, np.float32)
+    straight = np.abs(cosine) >= 1
+    sine = np.where(straight, 1, np.sin(angle))
+
+    def weight(part: float) -> Array:
+        return np.where(straight, part, np.sin(part * angle) / sine)
+
+    return np.asarray(weight(1 - share) * first + weight(share) * second, np.float32)

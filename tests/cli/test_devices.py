@@ -44,6 +44,26 @@ def test_two_processes_make_three_pictures_in_order(engine: Path) -> None:
         assert read_metadata(engine.parent / name) == wanted.metadata[index]
 
 
+def test_variations_are_those_of_one_process(engine: Path) -> None:
+    words = ("--devices", "cpu,cpu", "--num", 2, "--steps", 3, "--seed", 6)
+    more = ("--variation-seed", 9, "--variation-strength", 0.4)
+    outcome = run_process("generate", engine, PROMPT, *words, *more, cwd=engine.parent)
+    assert (outcome.status, outcome.errors) == (0, "")
+    wanted = fastdiff.load(engine)(PROMPT, num=2, steps=3, seed=6, variation_seed=9, variation_strength=0.4)
+    for index in range(2):
+        with Image.open(engine.parent / f"out-{index + 1}.png") as picture:
+            assert psnr(picture, wanted.images[index]) >= 45
+        assert read_metadata(engine.parent / f"out-{index + 1}.png") == wanted.metadata[index]
+
+
+def test_two_passes_need_one_device(capfd: Capture, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(engine.parent)
+    words = ("generate", engine, PROMPT, "--devices", "cpu,cpu", "--num", 2)
+    run_here(capfd, *words, "--hires", 2).assert_refused("--hires with 2 pictures", "name one device")
+    run_here(capfd, *words, "--tile", 64).assert_refused("--tile on several devices")
+    assert not list(engine.parent.glob("*.png"))
+
+
 def test_one_picture_needs_no_process(capfd: Capture, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two devices and one picture: it is made here, on the first."""
     from fastdiff.workers import process

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import fastdiff
 from fastdiff.image import read_metadata
 from fastdiff.samplers import Guidance, read_guidance
 from fastdiff.samplers.guidance import CFGPlusPlus, CFGZeroStar, Interval, PerpNeg, PerStep
+from tests.cli.pictures import equal
 from tests.cli.run import environment, interrupt_at, listing, run_here, run_process
 
 Capture = pytest.CaptureFixture[str]
@@ -167,6 +169,45 @@ def test_options_of_guidance_arrive(capfd: Capture, engine: Path) -> None:
         assert (read_guidance(found) if isinstance(found, dict) else found) == guidance
 
 
+def test_options_of_variations_and_two_passes_arrive(
+    capfd: Capture, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(engine.parent)
+    pipe = fastdiff.load(engine)
+    call = ("generate", engine, PROMPT, "--steps", 4, "--seed", 1, "--negative", "blue", "--sampler", "ddim")
+    same: dict[str, Any] = {"steps": 4, "seed": 1, "negative": "blue", "sampler": "ddim"}
+    words = ("--variation-seed", 2**40, "--variation-strength", 0.25, "--num", 2)
+    outcome = run_here(capfd, *call, *words)
+    assert (outcome.status, outcome.errors) == (0, "")
+    assert ", 4 steps of ddim, " in outcome.output
+    result = pipe(PROMPT, num=2, variation_seed=2**40, variation_strength=0.25, **same)
+    for index in range(2):
+        equal(engine.parent / f"out-{index + 1}.png", result, index)
+    words = (
+        "--hires",
+        1.5,
+        "--hires-method",
+        "lanczos",
+        "--hires-strength",
+        0.5,
+        "--height",
+        24,
+        "--tile",
+        32,
+    )
+    outcome = run_here(capfd, *call, *words)
+    assert (outcome.status, outcome.errors) == (0, "")
+    assert "seed 1, 48 x 32, 6 evaluations of ddim, " in outcome.output
+    pipe.tile = 32
+    equal(
+        engine.parent / "out.png",
+        pipe.high_resolution(PROMPT, scale=1.5, method="lanczos", strength=0.5, height=24, **same),
+    )
+    pipe.tile = "auto"
+    assert run_here(capfd, *call, "--hires", 2).status == 0
+    equal(engine.parent / "out.png", pipe.high_resolution(PROMPT, **same))
+
+
 def test_a_cut_prompt_is_a_line_that_names_what_was_dropped(capfd: Capture, engine: Path) -> None:
     outcome = run_here(
         capfd,
@@ -222,6 +263,21 @@ BAD = [
     (("--threads", 0), ("threads is 0", "1 or more")),
     (("--eta", 2), ("eta is 2",)),
     (("--sampler", "euler", "--eta", 0.5), ("eta", "ddim")),
+    (("--variation-seed", 3), ("variation_seed without variation_strength",)),
+    (("--variation-strength", 0.3), ("variation_strength without variation_seed",)),
+    (("--variation-seed", 3, "--variation-strength", 1.5), ("variation_strength is 1.5",)),
+    (("--variation-seed", "x"), ("argument --variation-seed: 'x' is not a whole number",)),
+    (("--hires", 1), ("scale is 1: it must be more than 1",)),
+    (("--hires", "nan"), ("scale is nan",)),
+    (("--hires", 2, "--hires-method", "best"), ("method is 'best'", "latent_bilinear")),
+    (("--hires", 2, "--hires-strength", 0), ("strength is 0",)),
+    (("--hires", 2, "--steps", 1), ("strength 0.7 of 1 steps leaves none to run",)),
+    (("--hires-method", "lanczos"), ("--hires-method without --hires",)),
+    (("--hires-strength", 0.5), ("--hires-strength without --hires",)),
+    (("--hires", 2, "--variation-seed", 3, "--variation-strength", 0.1), ("--hires with --variation-seed",)),
+    (("--tile", "nonsense"), ("tile is 'nonsense'", "auto, on, off")),
+    (("--fit", "crop"), ("unknown option '--fit' of fastdiff generate",)),
+    (("--strength", 0.5), ("unknown option '--strength' of fastdiff generate", "--hires-strength")),
     (("-o", "out.jpg"), ("out.jpg", "use out.png")),
     (("-o", "missing/out.png"), ("missing", "create it first")),
     (("-o", "."), (".",)),

@@ -49,13 +49,16 @@ def theirs(
     prompt: str | list[str] = PROMPT,
     *,
     sampler: str,
-    seed: int,
+    seed: Any,
     options: dict[str, Any] | None = None,
     parts: dict[str, Any] | None = None,
     ip_adapter: Path | None = None,
     **call: Any,
 ) -> tuple[list[Image.Image], np.ndarray]:
-    """Pictures and final latents of a class of diffusers, with further ``parts``; ``call`` has its names."""
+    """Pictures and final latents of a class of diffusers, with further ``parts``; ``call`` has its names.
+
+    ``seed`` may be a generator that something else was drawn from.
+    """
     import diffusers
     import torch
 
@@ -88,9 +91,8 @@ def theirs(
             folder, file = str(ip_adapter.parent), ip_adapter.name
             pipe.load_ip_adapter(folder, subfolder="", weight_name=file, local_files_only=True)
         try:
-            images = pipe(
-                prompt, generator=torch.Generator().manual_seed(seed), callback_on_step_end=keep, **call
-            ).images
+            drawn_from = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+            images = pipe(prompt, generator=drawn_from, callback_on_step_end=keep, **call).images
         finally:
             if ip_adapter is not None:
                 pipe.unload_ip_adapter()
