@@ -188,6 +188,24 @@ def test_engines_without_places(fixture: str, request: pytest.FixtureRequest, tm
             session.adaptable()
 
 
+def test_sessions_of_one_file(tiny_engine: Path, tiny_checkpoint: Path) -> None:
+    """ONNX Runtime's sessions share the second graph's weights, and each has updates of its own."""
+    engine = open_engine(tiny_engine)
+    with engine.open_module("unet", 1) as first, engine.open_module("unet", 1) as second:
+        inputs = inputs_of(tiny_checkpoint, "unet", SIZES[1])
+        plain = first(**inputs)["sample"]
+        updates = random_updates(first.adaptable(), 2, seed=1)
+        first.set_adapters({path: [update] for path, update in updates.items()})
+        wanted = first(**inputs)["sample"]
+        assert np.array_equal(second(**inputs)["sample"], plain)
+        second.set_adapters({path: [update.times(0.5)] for path, update in updates.items()})
+        assert vars(first)["_session"] is vars(second)["_session"]
+        assert not np.array_equal(second(**inputs)["sample"], wanted)
+        second.set_adapters({})
+        assert np.array_equal(second(**inputs)["sample"], plain)
+        assert np.array_equal(first(**inputs)["sample"], wanted)
+
+
 def test_a_second_graph_that_is_damaged(tiny_engine: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """ONNX Runtime opens it with the first LoRA; the session goes on with the first graph."""
     engine = open_engine(shutil.copytree(tiny_engine, tmp_path / "copy.fd"))

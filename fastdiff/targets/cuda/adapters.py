@@ -46,6 +46,7 @@ class Adapters:
         changed = {
             index: self._updated(originals[index], places, updates) for index, places in wanted.items()
         }
+        self._check(changed, wanted)
         for index, original in self._originals.items():
             if index not in wanted:
                 self._executor.replace_weight(index, original)
@@ -72,11 +73,18 @@ class Adapters:
                 down = torch.from_numpy(part.down).to(total.device).flatten(1)
                 up = torch.from_numpy(part.up).to(total.device) * (part.scale * 2.0**exponent)
                 rows += (up @ down).reshape(rows.shape)
-        result = total.to(original.dtype)
-        if not bool(result.isfinite().all()):
-            paths = ", ".join(path for path, _, _ in places)
-            raise NumericError(
-                f"a LoRA takes the weight of {paths} out of the range of {original.dtype}: give it a smaller"
-                " scale, or build the engine with --precision bf16"
-            )
-        return result
+        return total.to(original.dtype)
+
+    @staticmethod
+    def _check(changed: Mapping[int, Tensor], places: Mapping[int, Sequence[tuple[str, int, int]]]) -> None:
+        """Raises NumericError. The device is waited for once, not for each weight."""
+        if not changed:
+            return
+        finite = torch.stack([weight.isfinite().all() for weight in changed.values()]).tolist()
+        for index, fits in zip(changed, finite, strict=True):
+            if not fits:
+                paths, dtype = ", ".join(path for path, _, _ in places[index]), changed[index].dtype
+                raise NumericError(
+                    f"a LoRA takes the weight of {paths} out of the range of {dtype}: give it a smaller"
+                    " scale, or build the engine with --precision bf16"
+                )
