@@ -40,7 +40,13 @@ def components(checkpoint: Path) -> Any:
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return DiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32, local_files_only=True)
+        pipe: Any = DiffusionPipeline.from_pretrained(
+            checkpoint, torch_dtype=torch.float32, local_files_only=True
+        )
+    if text := getattr(pipe, "text_encoder", None):
+        # the clip-skip of diffusers looks for a name that transformers has dropped
+        text.__dict__.setdefault("text_model", text)
+    return pipe
 
 
 def theirs(

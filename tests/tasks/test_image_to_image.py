@@ -10,7 +10,6 @@ import pytest
 
 import fastdiff
 from fastdiff import InputError
-from fastdiff.build.build import build_engine
 from tests.tasks.oracle import PROMPT, close, drawn, theirs
 
 SAMPLERS = (
@@ -51,8 +50,13 @@ def test_every_kind_of_sampler_starts_in_the_middle(
     compare(pipe, tiny_checkpoint, sampler=sampler)
 
 
-@pytest.mark.parametrize("strength", [0.11, 0.5, 0.95, 1.0])
-@pytest.mark.parametrize("sampler", ["pndm", "dpmpp_2m", "heun", "unipc"])
+@pytest.mark.parametrize(
+    ("sampler", "strength"),
+    [
+        *(("pndm", 0.11), ("pndm", 1.0), ("dpmpp_2m", 0.11), ("dpmpp_2m", 0.95)),
+        *(("heun", 0.5), ("heun", 1.0), ("unipc", 0.5), ("unipc", 0.95)),
+    ],
+)
 def test_strengths(pipe: fastdiff.Pipeline, tiny_checkpoint: Path, sampler: str, strength: float) -> None:
     """17 steps: orders fall at the end only where all steps are fewer than 15, however few remain."""
     compare(pipe, tiny_checkpoint, sampler=sampler, strength=strength, steps=17)
@@ -76,10 +80,10 @@ def test_no_guidance(pipe: fastdiff.Pipeline, tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "torch"])
-def test_other_targets(target: str, tiny_engine: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    engine = tiny_engine
-    if target == "torch":
-        engine = build_engine(tiny_checkpoint, tmp_path / "tiny.fd", target="torch").path
+def test_other_targets(
+    target: str, tiny_engine: Path, tiny_torch_engine: Path, tiny_checkpoint: Path
+) -> None:
+    engine = tiny_torch_engine if target == "torch" else tiny_engine
     compare(fastdiff.load(engine, threads=1), tiny_checkpoint, sampler="dpmpp_2m")
 
 
@@ -143,6 +147,16 @@ def test_samplers_without_a_middle_are_refused_by_name(pipe: fastdiff.Pipeline, 
         ({"strength": 1.5}, "strength is 1.5"),
         ({"strength": "much"}, "strength is 'much': it must be a number"),
         ({"strength": float("nan")}, "strength is nan"),
+        ({"strength": True}, "strength is True: it must be a number"),
+        ({"image": "nowhere.png"}, "image nowhere.png cannot be read"),
+        ({"image": [drawn(), 3], "num": 2}, "image 1 is of type int"),
+        ({"image": [drawn(), drawn(40)], "num": 2}, "image is 40 x 32 .*, wanted 32 x 32"),
+        ({"fit": None}, "fit is None: it must be one of"),
+        ({"height": "32"}, "height is '32'"),
+        ({"denoising_end": float("nan")}, "denoising_end is nan"),
+        ({"denoising_end": 1.5}, "denoising_end is 1.5"),
+        ({"output": None}, "output is None"),
+        ({"mask": drawn()}, "unknown option 'mask'"),
         ({"strength": 0.05, "steps": 10}, "strength 0.05 of 10 steps leaves none to run.* 20 steps"),
         ({"fit": "stretch"}, "fit is 'stretch': it must be one of exact, resize, crop, fill"),
         ({"height": 40}, "image is 32 x 32 .*, wanted 40 x 32: resize it, or set fit"),
@@ -156,7 +170,7 @@ def test_samplers_without_a_middle_are_refused_by_name(pipe: fastdiff.Pipeline, 
 )
 def test_options_that_cannot_be_used(pipe: fastdiff.Pipeline, call: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        pipe.img2img(drawn(), PROMPT, **call)
+        pipe.img2img(**{"image": drawn(), "prompt": PROMPT, **call})
     assert "\n" not in str(caught.value)
 
 
@@ -166,6 +180,12 @@ def test_options_that_cannot_be_used(pipe: fastdiff.Pipeline, call: dict[str, An
         ({}, "neither image and latents"),
         ({"latents": np.zeros((1, 3, 8, 8), np.float32)}, r"float32 \[1, 3, 8, 8\]: they must be float32"),
         ({"latents": np.full((1, 4, 8, 8), np.nan, np.float32)}, "NaN or infinity"),
+        ({"latents": np.zeros((4, 8, 8), np.float32)}, r"float32 \[4, 8, 8\]: they must be"),
+        ({"latents": np.zeros((1, 4, 8, 8), np.int32)}, r"int32 \[1, 4, 8, 8\]: they must be"),
+        ({"latents": np.zeros((0, 4, 8, 8), np.float32)}, r"float32 \[0, 4, 8, 8\]: they must be"),
+        ({"latents": "latents"}, "latents are <U7"),
+        ({"latents": np.zeros((1, 4, 7, 8), np.float32)}, "height is 28: it must be a multiple of 8"),
+        ({"latents": np.zeros((2, 4, 8, 8), np.float32)}, "2 of latents for 1 pictures"),
         ({"latents": np.zeros((1, 4, 8, 8), np.float32), "fit": "crop"}, "fit is 'crop' with latents"),
         (
             {"latents": np.zeros((1, 4, 8, 8), np.float32), "height": 64},

@@ -16,6 +16,7 @@ from fastdiff.tasks.inpaint import mask_region
 from tests.families import make_family
 from tests.oracle import psnr
 from tests.tasks.oracle import MIN_PSNR, PROMPT, close, drawn, hole, theirs
+from tests.test_families import build_mixed
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,8 @@ def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nine(inpainting: Path) -> fastdiff.Pipeline:
-    engine = build_engine(inpainting, inpainting.with_name("torch.fd"), target="torch").path
+    """Its U-Net on the native target, whose own loop takes mask and picture; the rest needs no capture."""
+    engine = build_mixed(inpainting, inpainting.with_name("nine.fd"), ("unet",))
     return fastdiff.load(engine, threads=1)
 
 
@@ -87,19 +89,29 @@ def test_from_noise_alone(pipe: fastdiff.Pipeline, tiny_checkpoint: Path, sample
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "torch"])
-def test_other_targets(target: str, tiny_engine: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    engine = tiny_engine
-    if target == "torch":
-        engine = build_engine(tiny_checkpoint, tmp_path / "tiny.fd", target="torch").path
+def test_other_targets(
+    target: str, tiny_engine: Path, tiny_torch_engine: Path, tiny_checkpoint: Path
+) -> None:
+    engine = tiny_torch_engine if target == "torch" else tiny_engine
     compare(fastdiff.load(engine, threads=1), tiny_checkpoint, sampler="dpmpp_2m")
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.6])
-@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+@pytest.mark.parametrize(
+    ("sampler", "call"),
+    [
+        ("ddim", {"strength": 1.0, "num": 2}),
+        ("ddim", {"strength": 0.6, "eta": 0.5}),
+        ("euler_ancestral", {"strength": 1.0, "guidance": 1.0}),
+        ("euler_ancestral", {"strength": 0.6, "num": 2, "size": (24, 40)}),
+        ("dpmpp_2m", {"strength": 0.8, "num": 3}),
+        ("pndm", {"strength": 0.5, "guidance": 1.0}),
+        ("heun", {"strength": 0.9}),
+    ],
+)
 def test_a_model_for_inpainting(
-    nine: fastdiff.Pipeline, inpainting: Path, sampler: str, strength: float
+    nine: fastdiff.Pipeline, inpainting: Path, sampler: str, call: dict[str, Any]
 ) -> None:
-    compare(nine, inpainting, sampler=sampler, strength=strength, num=2)
+    compare(nine, inpainting, sampler=sampler, **call)
 
 
 def test_a_model_for_inpainting_does_nothing_else(nine: fastdiff.Pipeline) -> None:
@@ -108,8 +120,9 @@ def test_a_model_for_inpainting_does_nothing_else(nine: fastdiff.Pipeline) -> No
             call()
 
 
-@pytest.mark.parametrize("target", ["native", "onnxruntime"])
-def test_a_model_for_inpainting_on_other_targets(inpainting: Path, target: str, tmp_path: Path) -> None:
+@pytest.mark.full
+@pytest.mark.parametrize("target", ["native", "onnxruntime", "torch"])
+def test_a_model_for_inpainting_on_every_target(inpainting: Path, target: str, tmp_path: Path) -> None:
     """The condition goes through the target's own loop."""
     engine = build_engine(inpainting, tmp_path / "nine.fd", target=target, modules=None).path
     compare(fastdiff.load(engine, threads=1), inpainting, sampler="ddim", strength=1.0)
@@ -183,6 +196,21 @@ def test_metadata_repeats_the_picture(pipe: fastdiff.Pipeline) -> None:
     [
         ({"strength": 0}, "strength is 0"),
         ({"strength": 0.1, "steps": 4}, "leaves none to run"),
+        ({"strength": float("nan")}, "strength is nan"),
+        ({"strength": None}, "strength is None: it must be a number"),
+        ({"fit": 3}, "fit is 3: it must be one of exact"),
+        ({"mask_blur": float("inf")}, "mask_blur is inf"),
+        ({"crop_padding": 1.5}, "crop_padding is 1.5"),
+        ({"crop_padding": True}, "crop_padding is True"),
+        ({"image": [drawn()]}, "image is of type list: it must be a path"),
+        ({"mask": [hole()]}, "mask is of type list"),
+        ({"image": drawn(40, 32), "mask": hole(40, 32), "height": 32}, "image is 40 x 32 .*, wanted 32 x 32"),
+        ({"image": drawn(37, 32), "mask": hole(37, 32)}, "picture's height is 37: it must be a multiple"),
+        ({"mask": np.zeros((32, 32, 2), np.uint8)}, r"mask has shape \[32, 32, 2\]"),
+        ({"mask": np.full((32, 32), 100, np.uint8)}, "the mask has no white"),
+        ({"denoising_start": 0.5}, "unknown option 'denoising_start'"),
+        ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, "unknown option 'latents'"),
+        ({"output": "latents"}, "unknown option 'output'"),
         ({"mask_blur": -1}, "mask_blur is -1: it must be a radius"),
         ({"mask_blur": "soft"}, "mask_blur is 'soft'"),
         ({"overlay": 1}, "overlay is 1: it must be True or False"),
