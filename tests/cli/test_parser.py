@@ -43,7 +43,10 @@ BAD = [
     (("generat", "e", "p"), ("unknown command 'generat'", "did you mean generate?")),
     (
         ("frobnicate",),
-        ("unknown command 'frobnicate'", "build, generate, samplers, inspect, verify, bench"),
+        (
+            "unknown command 'frobnicate'",
+            "build, generate, img2img, inpaint, samplers, inspect, verify, bench",
+        ),
     ),
     (("generate", "e", "p", "--step", "5"), ("unknown option '--step'", "did you mean --steps")),
     (("generate", "e", "p", "--guidence=5"), ("unknown option '--guidence'", "--guidance")),
