@@ -59,6 +59,8 @@ def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, contr
         check_preview(watch.preview, watch.preview_every, pipe.schedule, adaptive, split)
     if request.vae is not None:
         check_tiny(pipe.modules)
+        if pipe.tile not in ("auto", "off"):
+            warn(f"tile {pipe.tile} has no effect on the tiny autoencoder, which decodes whole pictures")
 
 
 def make_denoiser(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from fastdiff.config import ModelSpec, Precision, SizeRange, TensorSpec
 from fastdiff.engine_dir import TOKENIZER_FOLDER
 from fastdiff.engine_writer import EngineWriter
-from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry
+from fastdiff.manifest import FORMAT_VERSION, Manifest, ModuleEntry, dump_manifest, parse_manifest
 
 MODEL = ModelSpec(
     family="stable_diffusion",
@@ -63,3 +64,15 @@ def write_engine(path: Path, force: bool = False, **changes: Any) -> Path:
     with EngineWriter(path, force) as writer:
         writer.finish(fill(writer, **changes))
     return path
+
+
+def without_module(name: str, engine: Path, copy: Path) -> Path:
+    """A copy of an engine as if it had been built without one of its modules."""
+    shutil.copytree(engine, copy)
+    path = copy / "engine.json"
+    manifest = parse_manifest(path.read_bytes())
+    modules = dict(manifest.modules)
+    for file in modules.pop(name).files:
+        (copy / file).unlink()
+    path.write_text(dump_manifest(replace(manifest, modules=modules)), encoding="utf-8")
+    return copy

@@ -108,6 +108,17 @@ def test_every_third_and_the_last(pipe: fastdiff.Pipeline) -> None:
     assert found[3][0].size == result.images[0].size
 
 
+def test_tiles_are_none_of_the_tiny_autoencoders(pipe: fastdiff.Pipeline) -> None:
+    whole = np.asarray(pipe(PROMPT, steps=1, seed=2, vae="tiny").images[0])
+    pipe.tile = 32
+    try:
+        with pytest.warns(fastdiff.FastdiffWarning, match="tile 32 has no effect on the tiny autoencoder"):
+            found = pipe(PROMPT, steps=1, seed=2, vae="tiny").images[0]
+    finally:
+        pipe.tile = "auto"
+    np.testing.assert_array_equal(np.asarray(found), whole)
+
+
 def test_estimate_of_every_prediction(rng: np.random.Generator) -> None:
     """From x₀ and ε a model's answer, and x₀ from that."""
     from types import SimpleNamespace

@@ -155,21 +155,11 @@ def open_pipeline(arguments: argparse.Namespace, task: str | None = None) -> Pip
     ``task`` names what several devices at once cannot do.
     """
     from fastdiff.errors import InputError
-    from fastdiff.workers.refused import OneDeviceTasks
+    from fastdiff.pipeline import Pipeline
 
-    pipe = _opened(arguments)
-    if task is not None and isinstance(pipe, OneDeviceTasks):
-        pipe.close()
-        raise InputError(
-            f"{task} with {arguments.num} pictures on several --devices: it runs on one, which takes all of "
-            "--num as one batch; name one device"
-        )
-    if not isinstance(pipe, OneDeviceTasks):
+    pipe = _opened(arguments, task)
+    if isinstance(pipe, Pipeline):
         pipe.tile = arguments.tile
-    elif arguments.tile != "auto":
-        raise InputError("--tile on several devices at once: use one device, or leave it out")
-    elif arguments.previews is not None:
-        raise InputError("--previews with several --devices: leave one of them out")
     for file, scale in arguments.lora:
         if scale == 0:
             raise InputError(f"--lora {file}:0 has no effect: leave it out, or give another scale")
@@ -197,7 +187,22 @@ def write(result: Result, output: str) -> None:
     )
 
 
-def _opened(arguments: argparse.Namespace) -> Pipeline | PipelinePool:
+def _check_several(arguments: argparse.Namespace, task: str | None) -> None:
+    """Raises InputError for what several devices at once cannot do, before a process starts."""
+    from fastdiff.errors import InputError
+
+    if task is not None:
+        raise InputError(
+            f"{task} with {arguments.num} pictures on several --devices: it runs on one, which takes all of "
+            "--num as one batch; name one device"
+        )
+    if arguments.tile != "auto":
+        raise InputError("--tile on several devices at once: use one device, or leave it out")
+    if arguments.previews is not None:
+        raise InputError("--previews with several --devices: leave one of them out")
+
+
+def _opened(arguments: argparse.Namespace, task: str | None) -> Pipeline | PipelinePool:
     """The engine on the devices that were asked for, on no more of them than there are jobs."""
     from fastdiff.devices import check_devices, parse_devices
     from fastdiff.engine_dir import open_engine
@@ -219,6 +224,7 @@ def _opened(arguments: argparse.Namespace) -> Pipeline | PipelinePool:
         batch = arguments.batch or 1
         devices = devices[: max(1, -(-arguments.num // batch))]
         if len(devices) > 1:
+            _check_several(arguments, task)
             from fastdiff.workers.pool import PipelinePool
 
             return PipelinePool(engine, devices, arguments.threads, batch)

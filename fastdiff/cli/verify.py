@@ -55,3 +55,6 @@ def run(arguments: argparse.Namespace) -> None:
             f"{name:<22} {entry.target:<12} {error.relative_l2:>9.1e} {error.allowed:>9.1e} "
             f"{entry.error['relative_l2']:>9.1e}"
         )
+    for name, entry in engine.manifest.modules.items():
+        if name not in errors:
+            print(f"{name:<22} {entry.target:<12} not of this checkpoint: compared at the build alone")

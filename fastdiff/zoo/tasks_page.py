@@ -58,7 +58,9 @@ def _inpainted(pipe: fastdiff.Pipeline) -> list[Cell]:
     first = pipe(PROMPT, **CALL).images[0]
     mask = Image.new("L", first.size)
     ImageDraw.Draw(mask).rectangle((0, 0, first.width // 2 - 1, first.height - 1), fill=255)
-    row: list[Cell] = [(first, "picture"), (mask, "mask: white is painted anew")]
+    shown = mask.convert("RGB")
+    ImageDraw.Draw(shown).rectangle((0, 0, mask.width - 1, mask.height - 1), outline="gray")
+    row: list[Cell] = [(first, "picture"), (shown, "mask: white is painted anew")]
     for strength in (1.0, 0.8):
         image = pipe.inpaint(first, mask, CHANGED, strength=strength, overlay=True, **CALL).images[0]
         row.append((image, f'inpaint, strength {strength:g}, overlay: "{CHANGED}"'))

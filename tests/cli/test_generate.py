@@ -412,6 +412,18 @@ def test_verify_compares_with_the_checkpoint(
     assert "not compared with PyTorch: give the checkpoint" in files_only.output
 
 
+def test_verify_names_what_it_does_not_compare(
+    capfd: Capture, tiny_engine: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a tiny autoencoder that came from a folder of its own."""
+    from fastdiff.build import verify
+
+    monkeypatch.setattr(verify, "verify_engine", lambda *arguments, **options: {})
+    lines = run_here(capfd, "verify", tiny_engine, tiny_checkpoint).output.splitlines()[2:]
+    assert len(lines) == 4
+    assert all(line.endswith("not of this checkpoint: compared at the build alone") for line in lines)
+
+
 def test_verify_refuses_another_checkpoint(
     capfd: Capture, tiny_engine: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

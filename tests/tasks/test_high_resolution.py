@@ -11,7 +11,7 @@ from PIL import Image
 
 import fastdiff
 from fastdiff import InputError
-from tests.families import make_family
+from tests.engines import without_module
 from tests.tasks.oracle import PROMPT, close, theirs
 
 FILTERS = {
@@ -159,14 +159,9 @@ def test_what_is_refused_is_refused_before_the_first_pass(
     assert "\n" not in str(caught.value)
 
 
-def test_an_engine_without_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model on pixels has none; its latents are pixels, which can be enlarged as they are."""
-    from fastdiff.build.build import build_engine
-
-    checkpoint = make_family("ddpm", tmp_path / "ddpm")
-    pixels = fastdiff.load(build_engine(checkpoint, tmp_path / "ddpm.fd", target="torch").path, threads=1)
+def test_an_engine_without_an_encoder(tiny_native_engine: Path, tmp_path: Path) -> None:
+    """Pixels need one, latents do not."""
+    plain = fastdiff.load(without_module("vae_encoder", tiny_native_engine, tmp_path / "plain.fd"), threads=1)
     with pytest.raises(InputError, match="this engine has no vae_encoder"):
-        pixels.high_resolution(steps=2, method="lanczos")
-    small = pixels(steps=4, seed=1).images[0].size
-    large = pixels.high_resolution(steps=4, seed=1).images[0].size
-    assert large == (2 * small[0], 2 * small[1])
+        plain.high_resolution(PROMPT, steps=2, method="lanczos")
+    assert plain.high_resolution(PROMPT, steps=2, height=16, width=16).images[0].size == (32, 32)
