@@ -25,7 +25,7 @@ MEAN = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
 
 def vae(model: ModelSpec = MODEL, **moments: Any) -> Vae:
     modules: Any = {"vae_encoder": lambda **arrays: moments}
-    return Vae(model, modules)
+    return Vae(replace(model, latent_variance="logvar" in moments), modules)
 
 
 def test_a_sample_of_the_posterior(tiny_native_engine: Path, tiny_checkpoint: Path) -> None:
@@ -65,9 +65,10 @@ def test_an_encoder_without_a_variance() -> None:
 
 def test_engines_that_cannot() -> None:
     none: Any = {}
-    for each in (Vae(MODEL, none), vae(replace(MODEL, latent_codes=5), mean=MEAN)):
-        with pytest.raises(InputError, match="no vae_encoder of latents"):
-            each.encode(PICTURES, Generator(0))
+    with pytest.raises(InputError, match="no vae_encoder, which makes latents"):
+        Vae(MODEL, none).encode(PICTURES, Generator(0))
+    with pytest.raises(InputError, match="works on pixels"):
+        vae(replace(MODEL, vae_scale_factor=1), mean=MEAN).encode(PICTURES, Generator(0))
     for bad in ({"mean": MEAN * np.nan}, {"mean": MEAN, "logvar": MEAN + np.inf}):
         with pytest.raises(NumericError, match="the VAE gave NaN or infinity for a picture"):
             vae(**bad).encode(PICTURES, Generator(0))

@@ -117,7 +117,7 @@ def test_sides(side: int, scale: float, wanted: int) -> None:
     ("call", "message"),
     [
         ({"scale": 1}, "scale is 1: it must be more than 1"),
-        ({"scale": None}, "scale is None"),
+        ({"scale": "2"}, "scale is '2'"),
         ({"method": "latent_lanczos"}, "method is 'latent_lanczos'"),
         ({"strength": 0}, "strength is 0"),
         ({"strength": 0.2, "steps": 4}, "strength 0.2 of 4 steps leaves none to run"),
