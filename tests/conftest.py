@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +50,19 @@ def _has_gpu() -> bool:
 
     # a build for AMD answers through torch.cuda too
     return bool(torch.cuda.is_available()) and torch.version.hip is None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let builds leave the garbage of tiny models: to look for it takes most of their time in a process that
+    holds a thousand tests. Not where memory is what is tested.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name != "test_memory.py":
+            from fastdiff.build import memory
+
+            patch.setattr(memory, "gc", SimpleNamespace(collect=lambda: 0))
+        yield
 
 
 @pytest.fixture(params=_C.available_isas())
