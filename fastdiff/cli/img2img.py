@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fastdiff.cli.calls import add_call, add_fit, chosen_call, open_pipeline, write
-from fastdiff.cli.values import number
+from fastdiff.cli.values import number, whole
 
 SUMMARY = "paint a picture anew after a prompt"
 
@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --upscale: nearest, bilinear, bicubic or lanczos, of latents latent_nearest, "
         "latent_bilinear or latent_bicubic (default: lanczos)",
     )
+    parser.add_argument(
+        "--noise-level",
+        metavar="N",
+        type=whole,
+        help="with --upscale and a model made for it: noise that covers the picture's details (default: 20)",
+    )
     add_call(parser, "the picture's")
 
 
@@ -42,10 +48,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_output(arguments.output)
     call = chosen_call(arguments)
-    given = {"strength": arguments.strength, "method": arguments.upscale_method}
+    given = {
+        "strength": arguments.strength,
+        "method": arguments.upscale_method,
+        "noise_level": arguments.noise_level,
+    }
     given = {name: value for name, value in given.items() if value is not None}
-    if arguments.upscale is None and "method" in given:
-        raise InputError("--upscale-method without --upscale: give both, or leave it out")
+    for name, option in (("method", "--upscale-method"), ("noise_level", "--noise-level")):
+        if arguments.upscale is None and name in given:
+            raise InputError(f"{option} without --upscale: give both, or leave it out")
     if arguments.upscale is not None:
         for name in ("height", "width"):
             if call.pop(name) is not None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fastdiff.pipeline import Pipeline
+    from fastdiff.preview import Preview
     from fastdiff.request import Request
     from fastdiff.watch import Watch
 
@@ -45,7 +46,8 @@ def high_resolution(
     base, control = pipe.parsed(prompt, dict(options))
     large = _enlarged_request(pipe, base, factor)
     latent, chosen = by.startswith("latent_"), check_from_picture(share)
-    steps_from_picture(pipe, large, chosen)  # what the second pass refuses is refused before the first
+    # what the second pass refuses is refused before the first
+    later = steps_from_picture(pipe, large, chosen).evaluations
     if not latent:
         pipe.vae.check_encoder()
     first = pipe(
@@ -54,9 +56,11 @@ def high_resolution(
         output="latents" if latent else "pictures",
         callback=watch.callback,
         progress=watch.progress,
-        preview=watch.preview,
+        preview=_counted_on(watch.preview, 0, later),
         preview_every=watch.preview_every,
     )
+    earlier = len(first.timings.steps)
+    watch = replace(watch, preview=_counted_on(watch.preview, earlier, earlier))
     if latent:
         cell = pipe.engine.manifest.model.vae_scale_factor
         latents = enlarged_latents(first.latents, large.height // cell, large.width // cell, by)
@@ -68,6 +72,13 @@ def high_resolution(
     plan = replace(plan, task={"task": "high_resolution", "settings": settings})
     second = pipe.carry_out(large, plan, watch, control)
     return replace(second, timings=_sum(first.timings, second.timings))
+
+
+def _counted_on(preview: Preview | None, before: int, more: int) -> Preview | None:
+    """The preview of one pass with evaluations counted over both: no file is written twice."""
+    if not callable(preview):
+        return preview  # None, or what is refused by and by
+    return lambda step, total, pictures: preview(before + step, more + total, pictures)
 
 
 def upscale(

@@ -192,7 +192,7 @@ class Tasks:
         """A picture of the call's size, enlarged ``scale`` times and painted again with ``strength``.
 
         What a model does at its own size keeps together; its details come from the second pass. ``method`` as
-        for ``upscale``. Both passes have the call's options and its seed.
+        for ``upscale``. Both passes have the call's options and its seed; previews count over both.
         """
         from fastdiff.tasks.high_resolution import high_resolution
 

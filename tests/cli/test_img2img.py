@@ -188,6 +188,8 @@ BAD = [
     (("in.png", PROMPT, "--strength", "half"), ("argument --strength: 'half' is not a number",)),
     (("in.png", PROMPT, "--strength", 0.1, "--steps", 5), ("strength 0.1 of 5 steps", "10 steps and more")),
     (("in.png", PROMPT, "--upscale-method", "lanczos"), ("--upscale-method without --upscale",)),
+    (("in.png", PROMPT, "--noise-level", 20), ("--noise-level without --upscale",)),
+    (("in.png", PROMPT, "--upscale", 2, "--noise-level", 20), ("noise_level is for models that enlarge",)),
     (("in.png", PROMPT, "--upscale", 2, "--upscale-method", "best"), ("method is 'best'", "latent_bicubic")),
     (("in.png", PROMPT, "--upscale", 1), ("scale is 1: it must be more than 1",)),
     (("in.png", PROMPT, "--upscale", 2, "--width", 64), ("--width with --upscale",)),

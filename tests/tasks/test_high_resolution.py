@@ -114,6 +114,23 @@ def test_options_hold_for_both_passes(pipe: fastdiff.Pipeline) -> None:
     assert seen == [(step, 5) for step in range(1, 6)] + [(1, 2), (2, 2)]
 
 
+def test_previews_count_on(pipe: fastdiff.Pipeline) -> None:
+    seen: list[tuple[int, int, int]] = []
+    pipe.high_resolution(
+        PROMPT,
+        steps=3,
+        strength=0.7,
+        height=16,
+        width=16,
+        sampler="ddim",
+        preview=lambda step, total, pictures: seen.append((step, total, pictures[0].width)),
+        preview_every=2,
+    )
+    assert seen == [(2, 5, 4), (3, 5, 4), (5, 5, 8)]
+    with pytest.raises(InputError, match="preview is of type int"):
+        pipe.high_resolution(PROMPT, steps=2, height=16, width=16, preview=3)
+
+
 def test_metadata_repeats_the_picture(pipe: fastdiff.Pipeline) -> None:
     first = pipe.high_resolution(
         PROMPT, scale=1.5, method="lanczos", strength=0.4, height=24, width=32, steps=5, sampler="ddim"
