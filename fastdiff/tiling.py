@@ -7,10 +7,8 @@ whole of what it is given, so that tiles differ from the whole picture a little,
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +19,7 @@ from fastdiff.errors import InputError
 if TYPE_CHECKING:
     from fastdiff.targets.session import Session
 
-__all__ = ["TILES", "Way", "available_memory", "check_tile", "choose_way", "decoder_bytes", "tiled"]
+__all__ = ["TILES", "Way", "check_tile", "choose_way", "decoder_bytes", "tiled"]
 
 Array = NDArray[np.float32]
 TILES = (128, 96, 64, 48, 32)
@@ -184,24 +182,3 @@ def decoder_bytes(session: Session, weights: int, factor: int) -> Callable[[int,
         return int(batch * height * width * factor**2 * per_pixel)
 
     return needed
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping: the system's figure, or the container's if that is less.
-
-    None where the system does not say.
-    """
-    available: int | None = None
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable"):
-                available = int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-        cached = next((int(line.split()[1]) for line in lines if line.startswith("file ")), 0)
-        free = limit - used + cached
-        available = free if available is None else min(available, free)
-    return available

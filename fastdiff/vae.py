@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from fastdiff.config import ModelSpec
 from fastdiff.errors import InputError, NumericError
 from fastdiff.manifest import ModuleEntry
+from fastdiff.system_memory import available_memory
 from fastdiff.targets import runs_on_gpu
-from fastdiff.tiling import Way, available_memory, check_tile, choose_way, decoder_bytes, tiled
+from fastdiff.tiling import Way, check_tile, choose_way, decoder_bytes, tiled
 
 if TYPE_CHECKING:
     from fastdiff.samplers import NoiseSource

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["Mapping", "Peak", "Watch", "available", "mappings", "resident"]
+__all__ = ["Mapping", "Peak", "Watch", "mappings", "resident"]
 
 
 @dataclass
@@ -104,9 +104,3 @@ def _status() -> dict[str, int]:
     lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     pairs = (line.split(":", 1) for line in lines if line.startswith(("Vm", "Rss")))
     return {name: 1024 * int(value.split()[0]) for name, value in pairs}
-
-
-def available() -> int:
-    """Bytes that the machine can give to processes without swapping."""
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

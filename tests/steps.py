@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.memory import Watch, available, resident
+from fastdiff.system_memory import available_memory
+from tests.memory import Watch, resident
 
 __all__ = ["run"]
 
@@ -33,7 +34,7 @@ def run(step: str, **arguments: Any) -> dict[str, Any]:
         process = subprocess.Popen(command, stdout=output, stderr=errors)
         try:
             while process.poll() is None:
-                if available() < _LEAST_AVAILABLE:
+                if (available_memory() or 0) < _LEAST_AVAILABLE:
                     process.kill()
                     raise MemoryError(f"{step} was stopped: less than {_LEAST_AVAILABLE >> 30} GiB available")
                 time.sleep(0.5)

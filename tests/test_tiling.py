@@ -16,7 +16,7 @@ from fastdiff import vae as vae_module
 from fastdiff.config import ModelSpec
 from fastdiff.resample import interpolate
 from fastdiff.samplers import Generator
-from fastdiff.tiling import Way, available_memory, check_tile, choose_way, decoder_bytes, tiled
+from fastdiff.tiling import Way, check_tile, choose_way, decoder_bytes, tiled
 from fastdiff.vae import Vae
 from tests.cli.run import environment
 from tests.compare import assert_close, relative_l2
@@ -244,22 +244,6 @@ def test_models_without_tiles(change: dict[str, Any]) -> None:
     for value in ("on", 64):
         with pytest.raises(InputError, match="which are not tiled"):
             vae.tile = value
-
-
-def test_free_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = tmp_path / "sys" / "fs" / "cgroup"
-    group.mkdir(parents=True)
-    (tmp_path / "proc").mkdir()
-    monkeypatch.setattr(tiling, "Path", lambda path: tmp_path / path.lstrip("/"))
-    assert available_memory() is None
-    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
-    assert available_memory() == 5_120_000
-    (group / "memory.max").write_text("4000000\n")
-    (group / "memory.current").write_text("3000000\n")
-    (group / "memory.stat").write_text("anon 100\nfile 500000\nfile_mapped 7\n")
-    assert available_memory() == 1_500_000, "what is cached can be had"
-    (group / "memory.max").write_text("max\n")
-    assert available_memory() == 5_120_000
 
 
 _PEAK = """

@@ -16,7 +16,7 @@ from typing import Any
 from fastdiff import errors
 from fastdiff.errors import FastdiffError, TargetError
 
-__all__ = ["WorkerProcess", "available_memory", "run_task"]
+__all__ = ["WorkerProcess", "run_task"]
 
 
 class WorkerProcess:
@@ -122,21 +122,3 @@ def run_task(name: str, threads: int, folder: Path, arguments: dict[str, Any]) -
     """Call one of the worker's tasks in a process of its own; its result. Raises as ``ask``."""
     with WorkerProcess(name, threads, folder) as worker:
         return worker.ask("task", name=name, arguments=arguments)
-
-
-def available_memory() -> int:
-    """Bytes that new processes can have without swapping: the system's figure, or the container's if less."""
-    available = 0
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable"):
-            available = int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        cached = {
-            key: int(value)
-            for key, value in map(str.split, (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        }.get("file", 0)
-        available = min(available, limit - used + cached)
-    return available

@@ -16,11 +16,12 @@ from fastdiff.bench.machine import describe
 from fastdiff.bench.measure import Measurement, Pace, Say, measure_all
 from fastdiff.bench.models import GPU_TARGETS, Model, find_models, missing_target
 from fastdiff.bench.peers import ENGINE_WEIGHTS, PEERS, missing, version
-from fastdiff.bench.process import WorkerProcess, available_memory, run_task
+from fastdiff.bench.process import WorkerProcess, run_task
 from fastdiff.bench.report import Report, Result, Run
 from fastdiff.config import Precision
 from fastdiff.doctor import find_gpus
 from fastdiff.errors import FastdiffError, InputError, NumericError, TargetError
+from fastdiff.system_memory import available_memory
 
 __all__ = ["Request", "check_request", "run_suite"]
 
@@ -199,7 +200,9 @@ class _Bench:
         for name, reason in self._absent().items():
             order.append(name)
             failed[name] = Measurement(name, "missing", reason)
-        measured = measure_all(runners, self.request.pace, available=available_memory, say=self.say)
+        measured = measure_all(
+            runners, self.request.pace, available=lambda: available_memory() or 0, say=self.say
+        )
         found = {**failed, **{measurement.name: measurement for measurement in measured}}
         return Result(self.case, measurements=tuple(found[name] for name in order), **figures)
 

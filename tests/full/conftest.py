@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from fastdiff.system_memory import available_memory
 from tests.full.models import FULL, FullModel
 from tests.full.report import Report
-from tests.memory import available
 from tests.steps import run
 
 
@@ -68,7 +68,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def _require(name: str, full: FullModel, folder: Path) -> None:
     """Skip where memory or disk are too small, saying what is needed."""
-    memory, disk = available() >> 30, shutil.disk_usage(folder).free >> 30
+    memory, disk = (available_memory() or 0) >> 30, shutil.disk_usage(folder).free >> 30
     taken = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) >> 30
     if memory < full.memory:
         pytest.skip(f"{name} needs {full.memory} GiB of memory, {memory} GiB are available")
