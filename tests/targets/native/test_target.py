@@ -158,7 +158,7 @@ def test_halves_cannot_hold_everything(tmp_path: Path) -> None:
 def test_modules_are_recorded(engine: Path, name: str) -> None:
     entry = open_engine(engine).entry(name)
     assert entry.target == "native"
-    adaptable = [] if name == "vae_decoder" else [f"{name}.parameters.json"]
+    adaptable = [] if name.startswith("vae") else [f"{name}.parameters.json"]
     assert list(entry.files) == [f"{name}.fdn", *adaptable]
     assert 0 < entry.error["relative_l2"] < 1e-5
     assert entry.requires == {}, "packed weights fit every instruction set"
