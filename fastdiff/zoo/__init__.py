@@ -23,7 +23,9 @@ def resolve(name: str) -> Path:
     if name not in SHIPPED:
         near = get_close_matches(name, SHIPPED, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped are: {', '.join(sorted(SHIPPED))}"
-        raise CheckpointError(f"{name!r} is neither a checkpoint folder nor a shipped checkpoint; {hint}")
+        raise CheckpointError(
+            f"{name!r} is neither a checkpoint folder, nor a file, nor a shipped checkpoint; {hint}"
+        )
     folder = SHIPPED[name]
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(f"the shipped checkpoint {name!r} is missing from {folder}; reinstall fastdiff")

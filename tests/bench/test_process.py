@@ -46,7 +46,7 @@ def worker(tmp_path: Path) -> Iterator[WorkerProcess]:
 
 def test_errors_of_fastdiff_keep_their_type(tmp_path: Path) -> None:
     arguments = {"name": "x", "folder": "x", "module": "unet", "path": "x"}
-    with pytest.raises(CheckpointError, match="neither a checkpoint folder nor a shipped"):
+    with pytest.raises(CheckpointError, match="neither a checkpoint folder, nor a"):
         run_task("export", 1, tmp_path, arguments)
 
 
