@@ -35,8 +35,7 @@ std::int64_t* plan_of(const py::object& object, const Shape& shape, bool writeab
         throw InputError("plan: found " + found + ", wanted a contiguous array of int64 of shape " +
                          to_string(shape));
     }
-    return static_cast<std::int64_t*>(
-        const_cast<void*>(py::reinterpret_borrow<py::array>(object).data()));
+    return static_cast<std::int64_t*>(const_cast<void*>(py::reinterpret_borrow<py::array>(object).data()));
 }
 
 void match(const py::object& x, py::ssize_t merged, const py::object& plan, py::ssize_t threads,
@@ -48,7 +47,8 @@ void match(const py::object& x, py::ssize_t merged, const py::object& plan, py::
     args.width = from.length(2);
     args.channels = from.length(3);
     if (args.height < 2 || args.width < 2) {
-        throw InputError("x: found shape " + to_string(from.shape) + ", wanted a height and width of 2 or more");
+        throw InputError("x: found shape " + to_string(from.shape) +
+                         ", wanted a height and width of 2 or more");
     }
     const std::size_t tokens = args.height * args.width;
     const std::size_t most = tokens - token_destinations(args.height, args.width);

@@ -136,8 +136,8 @@ struct Matching {
                 V sums[block][2];
                 product(rows + i, b, args.channels, sums);
                 for (std::size_t half = 0; half < 2; ++half) {
-                    const V number = V::load(lanes + half * V::width) +
-                                     V::broadcast(static_cast<float>(p * panel));
+                    const V number =
+                        V::load(lanes + half * V::width) + V::broadcast(static_cast<float>(p * panel));
                     const V masked = p + 1 == panels ? V::load(beyond + half * V::width) : V::zero();
                     for (std::size_t r = 0; r < block; ++r) {
                         float* const kept = best[i + r] + half * V::width;
@@ -178,8 +178,7 @@ struct Matching {
     static void choose(void* context, std::size_t image, std::size_t) {
         const auto& args = *static_cast<const TokenMatchArgs*>(context);
         const Parts parts = parts_of(args);
-        token_match_choose(args, parts.scores, parts.matches, image,
-                           parts.order + image * sources_of(args));
+        token_match_choose(args, parts.scores, parts.matches, image, parts.order + image * sources_of(args));
     }
 };
 
@@ -210,8 +209,7 @@ void token_match_choose(const TokenMatchArgs& args, const float* scores, const f
     const float* match = matches + image * sources;
     std::int64_t* plan = args.plan + image * args.height * args.width;
     for (std::size_t d = 0; d < found; ++d) {
-        plan[d / (args.width / 2) * 2 * args.width + d % (args.width / 2) * 2] =
-            static_cast<std::int64_t>(d);
+        plan[d / (args.width / 2) * 2 * args.width + d % (args.width / 2) * 2] = static_cast<std::int64_t>(d);
     }
     // NaN counts as the lowest: an order all the same
     const auto value = [&](std::uint32_t s) { return score[s] == score[s] ? score[s] : -3.4e38f; };

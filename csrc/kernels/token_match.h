@@ -7,8 +7,8 @@
 //
 // Destinations are the tokens in even rows and columns of the whole 2×2 squares. They get rows 0 to D - 1 in
 // their order, D = (height / 2) · (width / 2). Every other token is a source, whose match is the destination
-// with the largest cosine between the two, the first of equals. The `merged` sources with the largest cosines,
-// the first of equals, get their match's row; the others rows D, D + 1, … in their order.
+// with the largest cosine between the two, the first of equals. The `merged` sources with the largest
+// cosines, the first of equals, get their match's row; the others rows D, D + 1, … in their order.
 //
 // height and width are at least 2, D < 2^24, merged at most height · width - D. The plan overlaps no input.
 // Results do not depend on the number of threads. NaN in x leaves some plan in range.
@@ -36,8 +36,8 @@ constexpr std::size_t token_destinations(std::size_t height, std::size_t width) 
 
 std::size_t token_match_scratch(const TokenMatchArgs& args);
 
-// The sources of a picture by their numbers: scores and matches, (batch, sources) each, become the plan of one
-// picture. The part of the op that no instruction set makes faster.
+// The sources of a picture by their numbers: scores and matches, (batch, sources) each, become the plan of
+// one picture. The part of the op that no instruction set makes faster.
 void token_match_choose(const TokenMatchArgs& args, const float* scores, const float* matches,
                         std::size_t image, std::uint32_t* order);
 

@@ -143,11 +143,10 @@ struct ConstantNode {
     Shape shape;
 };
 
-using NodeKind =
-    std::variant<Conv2dNode, LinearNode, GroupNormNode, LayerNormNode, AttentionNode, GegluNode,
-                 EmbeddingNode, SelectTokenNode, TimestepEmbeddingNode, ResampleNode, TokenMatchNode,
-                 TokenMergeNode, TokenUnmergeNode, ElementwiseNode, ConcatNode, SliceNode, ReshapeNode,
-                 ExpandNode, PermuteNode, ConstantNode>;
+using NodeKind = std::variant<Conv2dNode, LinearNode, GroupNormNode, LayerNormNode, AttentionNode, GegluNode,
+                              EmbeddingNode, SelectTokenNode, TimestepEmbeddingNode, ResampleNode,
+                              TokenMatchNode, TokenMergeNode, TokenUnmergeNode, ElementwiseNode, ConcatNode,
+                              SliceNode, ReshapeNode, ExpandNode, PermuteNode, ConstantNode>;
 
 struct Node {
     static constexpr int none = -1;  // an optional input that is not there

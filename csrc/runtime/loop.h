@@ -67,9 +67,9 @@ struct SampleArguments {
 using StepCallback = std::function<void(std::size_t done, std::size_t total, std::span<const float> latents)>;
 
 // Runs all steps of `table`. The session serves nobody else meanwhile. Throws InputError for a module that is
-// no U-Net (inputs "sample" and "timestep", the first output of the sample's shape), for shapes that do not fit, a
-// table whose slots are out of range, a guidance that is not finite and a table that draws noise without a
-// generator; else as Session::run does. After an exception the latents are as they were.
+// no U-Net (inputs "sample" and "timestep", the first output of the sample's shape), for shapes that do not
+// fit, a table whose slots are out of range, a guidance that is not finite and a table that draws noise
+// without a generator; else as Session::run does. After an exception the latents are as they were.
 void sample(Session& session, const SamplerTable& table, const SampleArguments& arguments,
             const StepCallback& callback = {}, const Cancel& cancel = {});
 
