@@ -73,7 +73,9 @@ def main() -> None:
     options = parser.parse_args()
     print(describe(torch.get_num_threads()))
     with quiet():
-        pipe = StableDiffusionPipeline.from_pretrained(resolve("scenes"), safety_checker=None)
+        pipe = StableDiffusionPipeline.from_pretrained(
+            resolve("scenes"), torch_dtype=torch.float32, safety_checker=None
+        )
     pipe.set_progress_bar_config(disable=True)
     compiled = fastdiff.compile(pipe, cache=options.cache)
     inside = timed_unet(compiled)
