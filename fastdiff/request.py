@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from fastdiff.arguments import integer as _integer
-from fastdiff.arguments import number as _number
-from fastdiff.arguments import show as _show
-from fastdiff.arguments import texts as _texts
+from fastdiff.arguments import integer, number, show, texts
 from fastdiff.config import ModelSpec
 from fastdiff.deep_cache import DeepCache, read_deep_cache
 from fastdiff.errors import InputError
@@ -152,8 +149,8 @@ def check_request(
         prompt, negative, guidance = _unprompted(prompt, negative, guidance)
     elif prompt is None:
         raise InputError("prompt is missing: this engine makes pictures of one")
-    prompts = _texts("prompt", prompt)
-    negatives = _texts("negative", negative)
+    prompts = texts("prompt", prompt)
+    negatives = texts("negative", negative)
     if isinstance(negative, str):
         negatives *= len(prompts)
     if len(negatives) != len(prompts):
@@ -161,8 +158,8 @@ def check_request(
             f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for each, or one string"
         )
     if not isinstance(sampler, str):
-        raise InputError(f"sampler is {_show(sampler)}: it must be a name, such as 'ddim'")
-    share = None if eta is None else _number("eta", eta)
+        raise InputError(f"sampler is {show(sampler)}: it must be a name, such as 'ddim'")
+    share = None if eta is None else number("eta", eta)
     if share is not None and not 0.0 <= share <= 1.0:
         raise InputError(f"eta is {share:g}: it must be from 0 (DDIM) to 1 (DDPM)")
     text, sizes = read_options(model, len(prompts), prompt_options)
@@ -173,14 +170,14 @@ def check_request(
         raise InputError(
             "guidance is a Guidance: this model is told the scale itself, so it must be a number, such as 8"
         )
-    pictures = _integer("num", num, minimum=1)
+    pictures = integer("num", num, minimum=1)
     return Request(
         prompts=prompts,
         negatives=negatives,
-        steps=_integer("steps", steps, minimum=1),
+        steps=integer("steps", steps, minimum=1),
         sampler=sampler,
         guidance=guidance,
-        seed=secrets.randbits(32) if seed is None else _integer("seed", seed, 0, _MAX_SEED),
+        seed=secrets.randbits(32) if seed is None else integer("seed", seed, 0, _MAX_SEED),
         num=pictures,
         height=_side("height", height, model.default_height, model.size_multiple),
         width=_side("width", width, model.default_width, model.size_multiple),
@@ -200,7 +197,7 @@ def check_request(
 def _vae(value: object) -> str | None:
     if value is None or value == "tiny":
         return None if value is None else "tiny"
-    raise InputError(f"vae is {_show(value)}: it must be 'tiny', or be left out for the model's own")
+    raise InputError(f"vae is {show(value)}: it must be 'tiny', or be left out for the model's own")
 
 
 def _default_guidance(model: ModelSpec) -> float:
@@ -212,7 +209,7 @@ def _unprompted(prompt: object, negative: object, guidance: object) -> tuple[str
     """What stands for the texts and the guidance of a model without a prompt. Raises InputError for any."""
     for name, value in (("prompt", prompt), ("negative", negative or None), ("guidance", guidance)):
         if value is not None:
-            raise InputError(f"{name} is {_show(value)}: this engine takes no prompt; leave it out")
+            raise InputError(f"{name} is {show(value)}: this engine takes no prompt; leave it out")
     return "", "", 1.0
 
 
@@ -220,7 +217,7 @@ def _class_labels(model: ModelSpec, value: object, pictures: int) -> tuple[int, 
     """A label for each picture; none for a model without classes. Raises InputError."""
     if not model.num_classes:
         if value is not None:
-            raise InputError(f"class_label is {_show(value)}: this engine knows no classes; leave it out")
+            raise InputError(f"class_label is {show(value)}: this engine knows no classes; leave it out")
         return ()
     last = model.num_classes - 1
     if value is None:
@@ -232,7 +229,7 @@ def _class_labels(model: ModelSpec, value: object, pictures: int) -> tuple[int, 
         raise InputError(
             f"{len(each)} class labels for {pictures} pictures: give one for each, or one number"
         )
-    return tuple(_integer("class_label", label, 0, last) for label in each)
+    return tuple(integer("class_label", label, 0, last) for label in each)
 
 
 def _options(value: object) -> dict[str, Any]:
@@ -241,12 +238,12 @@ def _options(value: object) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InputError(
-            f"sampler_options is {_show(value)}: it must map names to values, such as {{'rho': 7}}"
+            f"sampler_options is {show(value)}: it must map names to values, such as {{'rho': 7}}"
         )
     try:
         json.dumps(dict(value), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"sampler_options is {_show(value)}: {error}; use JSON values") from None
+        raise InputError(f"sampler_options is {show(value)}: {error}; use JSON values") from None
     return dict(value)
 
 
@@ -281,7 +278,7 @@ def _guidance(value: object) -> float | Guidance:
     """A scale, a Guidance, or one in JSON values."""
     guidance = read_guidance(value) if isinstance(value, dict) else value
     if not isinstance(guidance, Guidance):
-        guidance = _number("guidance", guidance)
+        guidance = number("guidance", guidance)
     scale = guidance.scale if isinstance(guidance, Guidance) else guidance
     if scale < 0.0:
         raise InputError(f"guidance is {scale:g}: it must be 0 or more; 1 switches it off")
@@ -291,7 +288,7 @@ def _guidance(value: object) -> float | Guidance:
 def _side(name: str, value: object, default: int, multiple: int) -> int:
     if value is None:
         return default
-    side = _integer(name, value, minimum=1)
+    side = integer(name, value, minimum=1)
     if side % multiple:
         below, above = side // multiple * multiple, -(-side // multiple) * multiple
         nearest = f"{below} or {above}" if below else f"{above}"

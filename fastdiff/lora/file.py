@@ -22,13 +22,12 @@ from fastdiff.lora.keys import parse_key
 from fastdiff.lora.kohya import kohya_names
 from fastdiff.lora.peft import Options, peft_names, plain_stem, read_options
 from fastdiff.lora.update import LowRank
+from fastdiff.tensors import DTYPES, to_float32
 
 __all__ = ["Lora", "Shapes", "read_lora"]
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Shapes of the weights that can be updated, by module and the path of the layer in it."""
-
-_DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 
 
 @dataclass(frozen=True)
@@ -99,15 +98,9 @@ def _read(file: Path) -> tuple[str, dict[str, NDArray[np.float32]], dict[str, st
 
 
 def _tensor(key: str, tensor: Mapping[str, Any]) -> NDArray[np.float32]:
-    """A tensor in float32. NumPy has no bfloat16, which is the upper half of a float32."""
-    dtype, data = tensor["dtype"], tensor["data"]
-    if dtype == "BF16":
-        array = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    elif dtype in _DTYPES:
-        array = np.frombuffer(data, _DTYPES[dtype]).astype(np.float32)
-    else:
-        raise InputError(f"{key} has dtype {dtype}: wanted F32, F16, BF16 or F64")
-    return array.reshape(tensor["shape"])
+    if tensor["dtype"] not in DTYPES:
+        raise InputError(f"{key} has dtype {tensor['dtype']}: wanted F32, F16, BF16 or F64")
+    return to_float32(tensor)
 
 
 def _names(shapes: Shapes) -> dict[str, tuple[str, str]]:

@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, deserialize
 
 from fastdiff.arguments import show
 from fastdiff.errors import InputError
+from fastdiff.tensors import DTYPES, to_float32
 
 __all__ = ["Inversion", "Inversions", "read_inversion"]
 
@@ -32,7 +32,6 @@ Array = NDArray[np.float32]
 _BOTH = ("clip_l", "clip_g")
 _UNNAMED = "emb_params"
 _MOST = 75
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _SYNTAX = re.compile(r"[()\[\]\\]|\bBREAK\b")
 """What has a meaning of its own in prompts, so that such a word would not be found."""
 _PICKLES = (".pt", ".bin", ".ckpt", ".pth")
@@ -180,12 +179,12 @@ def _tensors(file: Path) -> dict[str, Array]:
             )
         if not np.isfinite(rows).all():
             raise InputError(f"embedding {file}: {name} holds NaN or infinity; download it again")
-        found[name] = np.ascontiguousarray(rows, np.float32)
+        found[name] = rows
     return found
 
 
-def _arrays(file: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file, floating ones as they are, bfloat16 as float32."""
+def _arrays(file: Path) -> dict[str, Array]:
+    """The tensors of a safetensors file."""
     try:
         tensors = deserialize(file.read_bytes())  # type: ignore[no-untyped-call]
     except (SafetensorError, OSError, ValueError) as error:
@@ -196,15 +195,12 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
         ) from error
     found = {}
     for name, tensor in tensors:
-        if tensor["dtype"] not in _DTYPES:
+        if tensor["dtype"] not in DTYPES:
             raise InputError(
-                f"embedding {file}: {name} has dtype {tensor['dtype']}, wanted {', '.join(_DTYPES)}; give a "
+                f"embedding {file}: {name} has dtype {tensor['dtype']}, wanted {', '.join(DTYPES)}; give a "
                 "file of textual inversion"
             )
-        array = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
-        if tensor["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        found[name] = array.reshape(tensor["shape"])
+        found[name] = to_float32(tensor)
     return found
 
 
