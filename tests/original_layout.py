@@ -38,14 +38,16 @@ _ENDS = {
 }
 
 
-def single_file(folder: Path, file: Path, ema: bool = False) -> Path:
-    """Write the weights of a diffusers folder as one file. With ``ema``, moving averages twice as large."""
-    parts = {
-        path.parent.name: load_file(path) for path in folder.glob("*/*.safetensors") if "unet" in str(path)
-    }
-    for part in ("vae", "text_encoder", "text_encoder_2"):
-        for path in (folder / part).glob("*.safetensors"):
-            parts[part] = load_file(path)
+def single_file(folder: Path, file: Path, ema: bool = False, dtype: torch.dtype | None = None) -> Path:
+    """Write the weights of a diffusers folder as one file. With ``ema``, moving averages twice as large;
+    ``dtype`` None leaves each tensor's.
+    """
+    parts: dict[str, Tensors] = {}
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        for path in sorted((folder / part).glob("*.safetensors")):
+            parts.setdefault(part, {}).update(
+                {name: tensor.to(dtype or tensor.dtype) for name, tensor in load_file(path).items()}
+            )
     layers = read_json(folder / "unet" / "config.json")["layers_per_block"]
     tensors: Tensors = {}
     for name, tensor in parts["unet"].items():
@@ -69,7 +71,7 @@ def single_file(folder: Path, file: Path, ema: bool = False) -> Path:
         number = 1 if "text_encoder" in parts else 0
         for name, tensor in _open_clip(parts["text_encoder_2"]).items():
             tensors[f"conditioner.embedders.{number}.model.{name}"] = tensor
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, file)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     return file
 
 

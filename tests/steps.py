@@ -20,8 +20,12 @@ import numpy as np
 
 from fastdiff.system_memory import available_memory
 from tests.memory import Watch, resident
+from tests.tasks.oracle import drawn, hole
 
 __all__ = ["run"]
+
+TASKS = ("generate", "img2img", "inpaint")
+_FROM_PICTURES = TASKS[1:]
 
 _LEAST_AVAILABLE = 2 << 30
 """Bytes of the machine's memory under which a step is stopped: whoever else uses it needs some."""
@@ -147,7 +151,60 @@ def errors(engine: str, module: str, count: int, file: str) -> dict[str, Any]:
     return {"errors": found, "peak": dataclasses.asdict(resident())}
 
 
-def draw(checkpoint: str, scheduler: str, calls: list[dict[str, Any]], file: str) -> dict[str, Any]:
+def write_original(checkpoint: str, file: str) -> dict[str, Any]:
+    """The weights of a diffusers folder as one file in the layout of the model's own code, in halves."""
+    import torch
+
+    from tests.original_layout import single_file
+
+    single_file(Path(checkpoint), Path(file), dtype=torch.float16)
+    return {}
+
+
+def compare_original(checkpoint: str, file: str, part: str) -> dict[str, Any]:
+    """The names of a part's tensors that are not the folder's, rounded to halves; what reading it took."""
+    import torch
+    from safetensors import safe_open
+
+    from fastdiff.build.checkpoint import load_checkpoint
+
+    source = load_checkpoint(file)
+    base = resident().anonymous
+    watch = Watch().start()
+    watch.enter("load")
+    ours = source.load(part).state_dict()
+    peak = watch.stop()["load"]
+    different, size = set(ours), 0
+    for shard in Path(checkpoint, part).glob("*.safetensors"):
+        with safe_open(shard, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, no mapping
+                wanted = tensors.get_tensor(name).half().float()
+                size += 4 * wanted.numel()
+                if name in ours and torch.equal(ours[name], wanted):
+                    different.discard(name)
+                else:
+                    different.add(name)
+    return {
+        "tensors": len(ours),
+        "different": sorted(different),
+        "bytes": size,
+        "peak": {"anonymous": peak.anonymous - base, "resident": peak.resident},
+    }
+
+
+def _as_diffusers_call(task: str, call: dict[str, Any]) -> dict[str, Any]:
+    """A call in diffusers' names with the pictures that its task needs."""
+    given = {"image": drawn(call["height"], call["width"])} if task in _FROM_PICTURES else {}
+    if task == "inpaint":
+        given["mask_image"] = hole(call["height"], call["width"])
+    if task == "img2img":  # whose size is the picture's
+        call = {name: value for name, value in call.items() if name not in ("height", "width")}
+    return {**call, **given}
+
+
+def draw(
+    checkpoint: str, scheduler: str, calls: list[dict[str, Any]], file: str, task: str = "generate"
+) -> dict[str, Any]:
     """The pictures of diffusers' own pipeline for calls in its names; ``seed`` seeds a CPU generator."""
     import diffusers
     import torch
@@ -159,14 +216,14 @@ def draw(checkpoint: str, scheduler: str, calls: list[dict[str, Any]], file: str
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     pictures = {}
     for index, call in enumerate(calls):
-        options = {**call, "generator": torch.Generator().manual_seed(call["seed"])}
-        del options["seed"]
+        options = _as_diffusers_call(task, call)
+        options["generator"] = torch.Generator().manual_seed(options.pop("seed"))
         pictures[str(index)] = np.stack([np.asarray(image) for image in pipe(**options).images])
     np.savez(file, **pictures)
     return {}
 
 
-def compare(engine: str, calls: list[dict[str, Any]], file: str) -> dict[str, Any]:
+def compare(engine: str, calls: list[dict[str, Any]], file: str, task: str = "generate") -> dict[str, Any]:
     """PSNR of the engine's pictures for calls in fastdiff's names, and what more pipelines take.
 
     ``flat`` and ``saturated`` say whether diffusers' pictures show anything to compare.
@@ -179,7 +236,7 @@ def compare(engine: str, calls: list[dict[str, Any]], file: str) -> dict[str, An
     with np.load(file) as arrays:
         for index, call in enumerate(calls):
             theirs = arrays[str(index)]
-            ours = pipes[0](**call).images
+            ours = _drawn_by(pipes[0], task, call)
             rows.append(
                 {
                     "psnr": min(psnr(a, b) for a, b in zip(ours, theirs, strict=True)),
@@ -190,13 +247,23 @@ def compare(engine: str, calls: list[dict[str, Any]], file: str) -> dict[str, An
     one = resident()
     for _ in range(2):
         pipes.append(fastdiff.load(engine))
-        pipes[-1](**calls[0])
+        _drawn_by(pipes[-1], task, calls[0])
     three = resident()
     return {"pictures": rows, "one": dataclasses.asdict(one), "three": dataclasses.asdict(three)}
 
 
+def _drawn_by(pipe: Any, task: str, call: dict[str, Any]) -> list[Any]:
+    """Our pictures of a task."""
+    picture, mask = drawn(call["height"], call["width"]), hole(call["height"], call["width"])
+    given = {"generate": {}, "img2img": {"image": picture}, "inpaint": {"image": picture, "mask": mask}}[task]
+    method = pipe if task == "generate" else getattr(pipe, task)
+    images: list[Any] = method(**given, **call).images
+    return images
+
+
 _STEPS: Mapping[str, Callable[..., dict[str, Any]]] = {
-    step.__name__: step for step in (write, build, expected, errors, draw, compare)
+    step.__name__: step
+    for step in (write, build, expected, errors, draw, compare, write_original, compare_original)
 }
 
 if __name__ == "__main__":

@@ -17,18 +17,24 @@ from tests.steps import run
 
 
 @dataclass(frozen=True)
-class Built:
-    """A model's checkpoint and engine, and what building it took."""
+class Written:
+    """A model's checkpoint, and the bytes of its weights in float32."""
 
     name: str
     full: FullModel
     folder: Path
     weights: int
-    found: dict[str, Any]
 
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint"
+
+
+@dataclass(frozen=True)
+class Built(Written):
+    """Its engine too, and what building it took."""
+
+    found: dict[str, Any]
 
     @property
     def engine(self) -> Path:
@@ -46,8 +52,8 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
 
 
 @pytest.fixture(scope="module", params=FULL)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """A model, written and built. Skips one that was not asked for or that the machine is too small for."""
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
+    """A model's checkpoint. Skips one that was not asked for or that the machine is too small for."""
     name = request.param
     full = FULL[name]
     wanted = request.config.getoption("--full-model")
@@ -60,10 +66,18 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder.mkdir(parents=True, exist_ok=True)
     _require(name, full, folder)
     try:
-        yield _build(name, full, folder)
+        yield _write(name, full, folder)
     finally:
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def built(written: Written) -> Built:
+    """A model's engine."""
+    engine = str(written.folder / "engine.fd")
+    found = run("build", checkpoint=str(written.checkpoint), output=engine, force=True)
+    return Built(written.name, written.full, written.folder, written.weights, found)
 
 
 def _require(name: str, full: FullModel, folder: Path) -> None:
@@ -76,12 +90,11 @@ def _require(name: str, full: FullModel, folder: Path) -> None:
         pytest.skip(f"{name} needs {full.disk} GiB of disk in {folder}, {disk} GiB are free")
 
 
-def _build(name: str, full: FullModel, folder: Path) -> Built:
+def _write(name: str, full: FullModel, folder: Path) -> Written:
     from tests.checkpoints import read_json, write_json
 
     checkpoint, noted = folder / "checkpoint", folder / "weights.json"
     if not noted.is_file():  # else an earlier run kept it
         shutil.rmtree(checkpoint, ignore_errors=True)
         write_json(noted, run("write", model=name, folder=str(checkpoint)))
-    found = run("build", checkpoint=str(checkpoint), output=str(folder / "engine.fd"), force=True)
-    return Built(name, full, folder, read_json(noted)["fp32_bytes"], found)
+    return Written(name, full, folder, read_json(noted)["fp32_bytes"])

@@ -18,6 +18,8 @@ class FullModel:
     sizes     batch, height and width in pixels at which single modules are compared, beyond what a build does
     sampler   fastdiff's name and diffusers' class
     guidance  guidance scale
+    task      what the model draws: the names of ``steps.TASKS``
+    file      whether one file in the layout of the model's own code is a known kind without its configs
     """
 
     peak: float
@@ -27,6 +29,8 @@ class FullModel:
     sizes: tuple[tuple[int, int, int], ...] = ()
     sampler: tuple[str, str] = ("euler", "EulerDiscreteScheduler")
     guidance: float = 5.0
+    task: str = "generate"
+    file: bool = True
     modules: tuple[str, ...] = field(default=("text_encoder", "unet", "vae_decoder"))
 
 
@@ -42,10 +46,20 @@ FULL = {
     "sd21": FullModel(
         peak=2.5, memory=12, disk=20, pictures=((256, 256),), sampler=("ddim", "DDIMScheduler")
     ),
-    "sd15-inpainting": FullModel(peak=2.5, memory=12, disk=18, pictures=()),
-    "lcm-sd15": FullModel(peak=2.5, memory=12, disk=18, sampler=("lcm", "LCMScheduler"), guidance=8.0),
+    "sd15-inpainting": FullModel(peak=2.5, memory=12, disk=18, task="inpaint"),
+    "lcm-sd15": FullModel(
+        peak=2.5, memory=12, disk=18, sampler=("lcm", "LCMScheduler"), guidance=8.0, file=False
+    ),
     "sdxl": FullModel(
         peak=1.6, memory=22, disk=48, pictures=((512, 512), (1024, 1024)), sizes=((1, 1024, 1024),)
+    ),
+    "sdxl-refiner": FullModel(
+        peak=1.6,
+        memory=18,
+        disk=36,
+        pictures=((512, 512),),
+        task="img2img",
+        modules=("text_encoder_2", "unet", "vae_decoder"),
     ),
 }
 """By the names of ``fastdiff.published``."""

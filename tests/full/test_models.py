@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.full.conftest import Built
+from tests.full.conftest import Built, Written
 from tests.full.report import Report
 from tests.steps import run
 
@@ -67,18 +67,19 @@ def _symbols(module: str, batch: int, height: int, width: int) -> dict[str, int]
 
 def test_pictures_and_sessions(built: Built, report: Report) -> None:
     """Pictures of diffusers' own pipeline; then two more pipelines, for which no weight is copied."""
-    if not built.full.pictures:
-        pytest.skip(f"{built.name} needs a picture and a mask; tests of inpainting compare small models")
     file = built.folder / "pictures.npz"
     sampler, scheduler = built.full.sampler
     sides = built.full.pictures
     theirs = [_their_call(built, seed, *side) for seed, side in enumerate(sides)]
     ours = [_our_call(built, seed, sampler, *side) for seed, side in enumerate(sides)]
-    run("draw", checkpoint=str(built.checkpoint), scheduler=scheduler, calls=theirs, file=str(file))
-    found = run("compare", engine=str(built.engine), calls=ours, file=str(file))
+    task = built.full.task
+    run(
+        "draw", checkpoint=str(built.checkpoint), scheduler=scheduler, task=task, calls=theirs, file=str(file)
+    )
+    found = run("compare", engine=str(built.engine), task=task, calls=ours, file=str(file))
     file.unlink()
     for (height, width), row in zip(sides, found["pictures"], strict=True):
-        what = f"picture of {width}×{height}, {STEPS} steps"
+        what = f"{task}, picture of {width}×{height}, {STEPS} steps"
         report.add(built.name, what, row["psnr"], "dB", f"≥ {MIN_PSNR:g}")
         assert row["spread"] > 4, "a flat picture compares nothing"
         assert row["inside"] > 0.5, "a saturated picture compares little"
@@ -111,3 +112,23 @@ def _our_call(built: Built, seed: int, sampler: str, height: int, width: int) ->
         "seed": seed,
         "sampler": sampler,
     }
+
+
+def test_one_file_has_the_folder_s_weights(written: Written, report: Report) -> None:
+    """In the layout of the model's own code and in halves, as such files are published: bit for bit."""
+    if not written.full.file:
+        pytest.skip(f"{written.name} is known by its configs alone")
+    checkpoint = str(written.checkpoint)
+    file = written.checkpoint / "original.safetensors"
+    try:
+        run("write_original", checkpoint=checkpoint, file=str(file))
+        report.add(written.name, "one file in halves", file.stat().st_size / 1e9, "GB")
+        for part in sorted({shard.parent.name for shard in written.checkpoint.glob("*/*.safetensors")}):
+            found = run("compare_original", checkpoint=checkpoint, file=str(file), part=part)
+            assert found["tensors"] > 100, part
+            assert found["different"] == [], part
+            size = found["peak"]["anonymous"] / found["bytes"]
+            report.add(written.name, f"one file, reading {part}: anonymous memory", size, "× its weights")
+            assert size < 1.5
+    finally:
+        file.unlink(missing_ok=True)
