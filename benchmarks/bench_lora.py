@@ -103,7 +103,7 @@ def open_compiled(model: Any, target: str, folder: Path, threads: int) -> Sessio
         outputs=SPEC.outputs,
         shapes=SPEC.shapes,
         files=dict.fromkeys(compiled.files, ""),
-        bytes=sum((folder / file).stat().st_size for file in compiled.files),
+        bytes=0,
         error={},
         seconds=0.0,
         tactics=compiled.tactics,

@@ -35,9 +35,9 @@ __all__ = [
 OPSET = 20
 """Newest operator set that torch.onnx exports to without a version conversion and both consumers know."""
 
-EXTERNAL_DATA_LIMIT = 2**31 - 2**24
-"""Bytes of weights from which they go into a file of their own: a protobuf message ends at 2 GB. 16 MB are
-left for the graph."""
+EXTERNAL_DATA_LIMIT = 1 << 28
+"""Bytes of weights from which they go into a file of their own. There they can be mapped; those in the model
+are copied several times while it is written and read, and a protobuf message ends at 2 GB."""
 
 
 def onnx_output_names(module: CapturedModule) -> list[str]:
@@ -47,7 +47,7 @@ def onnx_output_names(module: CapturedModule) -> list[str]:
 
 
 def needs_external_data(weight_bytes: int) -> bool:
-    """Whether weights of this size do not fit into the ONNX file itself."""
+    """Whether weights of this size lie beside the ONNX file."""
     return weight_bytes >= EXTERNAL_DATA_LIMIT
 
 

@@ -3,7 +3,8 @@
 On the CPU the file that is stored has been through ONNX Runtime's basic optimisations (constant folding,
 redundant nodes), which stay within standard operators and fit any machine. A session opens it without further
 optimisation: that halves the time to open, and the extended and layout levels did not shorten a step in
-measurements.
+measurements. Weights of 256 MB and more lie beside the model, which is optimised when it opens; sessions map
+them.
 
 For CUDA (``--device cuda --precision fp16``) the graph computes in fp16 with the operators that ONNX Runtime
 adds for its CUDA provider: ``contrib.py`` writes them, ``optimise.py`` lets ONNX Runtime's transformer
@@ -52,14 +53,6 @@ PRECISIONS = (Precision.FP32,)
 DEVICES = {"cpu": PRECISIONS, "cuda": (Precision.FP16,)}
 COMPUTES_IN = (Precision.FP16,)
 SELF_CHECKING: tuple[str, ...] = ()
-
-_PACKED = 256 << 20
-"""Bytes of a module's files up to which a session packs the weights for its matrix products when it opens.
-
-That copies them, at 1 to 1.5 GB/s. Larger ones are used where the file is mapped: a U-Net of 3.4 GB opens in
-0.1 to 0.5 s in place of 3 to 9 and has no copy of its own. Its steps are as fast; one of ``scenes`` would be
-5 % slower.
-"""
 
 _INSTALL = "install it with: pip install 'fastdiff[onnxruntime]'"
 _INSTALL_GPU = "install it with: pip uninstall onnxruntime && pip install onnxruntime-gpu"
@@ -266,10 +259,13 @@ class _OnnxRuntimeSession(Session):
     def _opened(self, model: str) -> Any:
         """A graph of the module. Sessions of one file and as many threads share it: one may run at once for
         many.
+
+        Weights in a file of their own are used where it is mapped. To pack them for matrix products would copy
+        them, at 1 to 1.5 GB/s, and a U-Net of 3.4 GB is no faster for it (one of 60 MB is, by 5 %).
         """
         optimised = self._entry.tactics.get("optimisation") == "basic, at build"
         options = _options(self._threads, "ORT_DISABLE_ALL" if optimised else "ORT_ENABLE_BASIC")
-        if self._entry.bytes > _PACKED:
+        if not optimised:
             options.add_session_config_entry("session.disable_prepacking", "1")
         file = self._folder / model
         kind = ("onnxruntime", options.intra_op_num_threads)
