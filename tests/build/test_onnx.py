@@ -38,7 +38,7 @@ def test_stored_model(tiny_engine: Path, name: str) -> None:
 
 
 def test_weights_decide_about_external_data() -> None:
-    """A protobuf message ends at 2 GB; weights of SD 1.5's VAE are in the model, its text encoder's beside."""
+    """SD 1.5's VAE has its weights in the model, its text encoder beside; a protobuf message ends at 2 GB."""
     assert not needs_external_data(198 << 20)
     assert needs_external_data(492 << 20)
     assert not needs_external_data(EXTERNAL_DATA_LIMIT - 1)

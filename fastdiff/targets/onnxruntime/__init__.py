@@ -260,7 +260,7 @@ class _OnnxRuntimeSession(Session):
         """A graph of the module. Sessions of one file and as many threads share it: one may run at once for
         many.
 
-        Weights in a file of their own are used where it is mapped. To pack them for matrix products would copy
+        Weights in a file of their own are used where it is mapped. Packing them for matrix products copies
         them, at 1 to 1.5 GB/s, and a U-Net of 3.4 GB is no faster for it (one of 60 MB is, by 5 %).
         """
         optimised = self._entry.tactics.get("optimisation") == "basic, at build"
