@@ -153,15 +153,21 @@ def condition(folder: Path) -> None:
     saturated: random weights would give some other variance, and steps multiply it. Their files are changed.
     """
     _normalise(folder / "unet", _predict, "conv_out", 1.0)
-    _normalise(folder / "vae", _decode, "decoder.conv_out", 0.3)
+    for vae in (folder / "vae", folder / "vqvae"):
+        if vae.is_dir():
+            _normalise(vae, _decode, "decoder.conv_out", 0.3)
 
 
 def _predict(unet: Any, generator: torch.Generator) -> Tensor:
     config = unet.config
     size = 4 * 2 ** len(config.block_out_channels)
     sample = torch.randn(2, config.in_channels, size, size, generator=generator)
+    labels = torch.tensor([3, 7]) if config.num_class_embeds else None
+    if "cross_attention_dim" not in config:  # UNet2DModel
+        found: Tensor = unet(sample, torch.tensor([100, 700]), class_labels=labels).sample
+        return found
     prompt = torch.randn(2, MAX_TOKENS, config.cross_attention_dim, generator=generator)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"class_labels": labels}
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         options["added_cond_kwargs"] = {

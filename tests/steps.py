@@ -20,12 +20,8 @@ import numpy as np
 
 from fastdiff.system_memory import available_memory
 from tests.memory import Watch, resident
-from tests.tasks.oracle import drawn, hole
 
 __all__ = ["run"]
-
-TASKS = ("generate", "img2img", "inpaint")
-_FROM_PICTURES = TASKS[1:]
 
 _LEAST_AVAILABLE = 2 << 30
 """Bytes of the machine's memory under which a step is stopped: whoever else uses it needs some."""
@@ -55,10 +51,10 @@ def run(step: str, **arguments: Any) -> dict[str, Any]:
 
 def write(model: str, folder: str) -> dict[str, Any]:
     """A checkpoint of a published configuration with random weights in float32, conditioned."""
-    from fastdiff.published import config_files
+    from tests.full.families import files_of
     from tests.random_weights import condition, fp32_bytes, write_checkpoint
 
-    write_checkpoint(Path(folder), config_files(model))
+    write_checkpoint(Path(folder), files_of(model))
     condition(Path(folder))
     return {"fp32_bytes": fp32_bytes(Path(folder))}
 
@@ -192,43 +188,39 @@ def compare_original(checkpoint: str, file: str, part: str) -> dict[str, Any]:
     }
 
 
-def _as_diffusers_call(task: str, call: dict[str, Any]) -> dict[str, Any]:
-    """A call in diffusers' names with the pictures that its task needs."""
-    given = {"image": drawn(call["height"], call["width"])} if task in _FROM_PICTURES else {}
-    if task == "inpaint":
-        given["mask_image"] = hole(call["height"], call["width"])
-    if task == "img2img":  # whose size is the picture's
-        call = {name: value for name, value in call.items() if name not in ("height", "width")}
-    return {**call, **given}
-
-
 def draw(
-    checkpoint: str, scheduler: str, calls: list[dict[str, Any]], file: str, task: str = "generate"
+    checkpoint: str, scheduler: str | None, calls: list[dict[str, Any]], file: str, task: str
 ) -> dict[str, Any]:
-    """The pictures of diffusers' own pipeline for calls in its names; ``seed`` seeds a CPU generator."""
+    """The pictures of diffusers' own pipeline; ``seed`` seeds a CPU generator, ``scheduler`` None leaves the
+    checkpoint's.
+    """
     import diffusers
     import torch
+
+    from tests.full.calls import their_call
 
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         checkpoint, torch_dtype=torch.float32, local_files_only=True
     )
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    if scheduler is not None:
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     pictures = {}
     for index, call in enumerate(calls):
-        options = _as_diffusers_call(task, call)
-        options["generator"] = torch.Generator().manual_seed(options.pop("seed"))
-        pictures[str(index)] = np.stack([np.asarray(image) for image in pipe(**options).images])
+        generator = torch.Generator().manual_seed(call["seed"])
+        images = pipe(**their_call(task, call), generator=generator).images
+        pictures[str(index)] = np.stack([np.asarray(image) for image in images])
     np.savez(file, **pictures)
     return {}
 
 
-def compare(engine: str, calls: list[dict[str, Any]], file: str, task: str = "generate") -> dict[str, Any]:
-    """PSNR of the engine's pictures for calls in fastdiff's names, and what more pipelines take.
+def compare(engine: str, calls: list[dict[str, Any]], file: str, task: str) -> dict[str, Any]:
+    """PSNR of the engine's pictures for the same calls, and what more pipelines take.
 
     ``flat`` and ``saturated`` say whether diffusers' pictures show anything to compare.
     """
     import fastdiff
+    from tests.full.calls import our_pictures
     from tests.oracle import psnr
 
     pipes = [fastdiff.load(engine)]
@@ -236,7 +228,7 @@ def compare(engine: str, calls: list[dict[str, Any]], file: str, task: str = "ge
     with np.load(file) as arrays:
         for index, call in enumerate(calls):
             theirs = arrays[str(index)]
-            ours = _drawn_by(pipes[0], task, call)
+            ours = our_pictures(pipes[0], task, call)
             rows.append(
                 {
                     "psnr": min(psnr(a, b) for a, b in zip(ours, theirs, strict=True)),
@@ -247,18 +239,9 @@ def compare(engine: str, calls: list[dict[str, Any]], file: str, task: str = "ge
     one = resident()
     for _ in range(2):
         pipes.append(fastdiff.load(engine))
-        _drawn_by(pipes[-1], task, calls[0])
+        our_pictures(pipes[-1], task, calls[0])
     three = resident()
     return {"pictures": rows, "one": dataclasses.asdict(one), "three": dataclasses.asdict(three)}
-
-
-def _drawn_by(pipe: Any, task: str, call: dict[str, Any]) -> list[Any]:
-    """Our pictures of a task."""
-    picture, mask = drawn(call["height"], call["width"]), hole(call["height"], call["width"])
-    given = {"generate": {}, "img2img": {"image": picture}, "inpaint": {"image": picture, "mask": mask}}[task]
-    method = pipe if task == "generate" else getattr(pipe, task)
-    images: list[Any] = method(**given, **call).images
-    return images
 
 
 _STEPS: Mapping[str, Callable[..., dict[str, Any]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastdiff.published import PARAMETERS, SOURCES, config_files, part_config
+from tests.full.families import UNET_PARAMETERS, files_of
 from tests.random_weights import meta_part
 
 PARTS = (
@@ -22,6 +23,13 @@ PARTS = (
 def test_parameters(model: str, part: str) -> None:
     found = sum(tensor.numel() for tensor in meta_part(part_config(model, part)).parameters())
     assert found == PARAMETERS[model][part]
+
+
+@pytest.mark.parametrize("model", UNET_PARAMETERS)
+def test_other_families(model: str) -> None:
+    """The full-size tests' own structures."""
+    unet = meta_part(files_of(model)["unet/config.json"])
+    assert sum(tensor.numel() for tensor in unet.parameters()) == UNET_PARAMETERS[model]
 
 
 @pytest.mark.parametrize("model", SOURCES)

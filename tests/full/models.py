@@ -16,9 +16,10 @@ class FullModel:
     disk      GiB for checkpoint, engine and the results of PyTorch
     pictures  sides in pixels, height first, of pictures that are compared with diffusers; empty: none
     sizes     batch, height and width in pixels at which single modules are compared, beyond what a build does
-    sampler   fastdiff's name and diffusers' class
+    sampler   fastdiff's name and diffusers' class; None: the checkpoint's own
+    steps     steps of a picture
     guidance  guidance scale
-    task      what the model draws: the names of ``steps.TASKS``
+    task      what the model draws, of ``calls.TASKS``
     file      whether one file in the layout of the model's own code is a known kind without its configs
     """
 
@@ -27,7 +28,8 @@ class FullModel:
     disk: int
     pictures: tuple[tuple[int, int], ...] = ((256, 256),)
     sizes: tuple[tuple[int, int, int], ...] = ()
-    sampler: tuple[str, str] = ("euler", "EulerDiscreteScheduler")
+    sampler: tuple[str | None, str | None] = ("euler", "EulerDiscreteScheduler")
+    steps: int = 3
     guidance: float = 5.0
     task: str = "generate"
     file: bool = True
@@ -61,5 +63,39 @@ FULL = {
         task="img2img",
         modules=("text_encoder_2", "unet", "vae_decoder"),
     ),
+    "x4-upscaler": FullModel(
+        peak=2.5, memory=12, disk=12, pictures=((512, 512),), sampler=(None, None), task="upscale", file=False
+    ),
+    "ldm-celebahq-256": FullModel(
+        peak=2.5,
+        memory=6,
+        disk=6,
+        sampler=(None, None),
+        task="unconditional",
+        file=False,
+        modules=("unet", "vae_decoder", "vae_quantizer"),
+    ),
+    "cd-imagenet64": FullModel(
+        peak=2.5,
+        memory=6,
+        disk=6,
+        pictures=((64, 64),),
+        sampler=(None, None),
+        steps=2,
+        task="classes",
+        file=False,
+        modules=("unet",),
+    ),
+    "ddpm-cifar10-32": FullModel(
+        peak=10.0,  # of 0.14 GB; the libraries alone hold 0.7 GB
+        memory=6,
+        disk=2,
+        pictures=((32, 32),),
+        sampler=(None, None),
+        steps=8,
+        task="unconditional",
+        file=False,
+        modules=("unet",),
+    ),
 }
-"""By the names of ``fastdiff.published``."""
+"""By the names of ``families.files_of``."""

@@ -18,8 +18,6 @@ pytestmark = pytest.mark.full
 
 TOLERANCE = 1e-4
 MIN_PSNR = 45.0
-STEPS = 3
-PROMPT = "a red circle left of a blue square"
 
 
 def test_a_build_s_memory(built: Built, report: Report) -> None:
@@ -69,17 +67,17 @@ def test_pictures_and_sessions(built: Built, report: Report) -> None:
     """Pictures of diffusers' own pipeline; then two more pipelines, for which no weight is copied."""
     file = built.folder / "pictures.npz"
     sampler, scheduler = built.full.sampler
-    sides = built.full.pictures
-    theirs = [_their_call(built, seed, *side) for seed, side in enumerate(sides)]
-    ours = [_our_call(built, seed, sampler, *side) for seed, side in enumerate(sides)]
-    task = built.full.task
-    run(
-        "draw", checkpoint=str(built.checkpoint), scheduler=scheduler, task=task, calls=theirs, file=str(file)
-    )
-    found = run("compare", engine=str(built.engine), task=task, calls=ours, file=str(file))
+    calls = [
+        {"height": height, "width": width, "seed": seed, "steps": built.full.steps, "sampler": sampler}
+        | {"guidance": built.full.guidance}
+        for seed, (height, width) in enumerate(built.full.pictures)
+    ]
+    both: dict[str, Any] = {"task": built.full.task, "calls": calls, "file": str(file)}
+    run("draw", checkpoint=str(built.checkpoint), scheduler=scheduler, **both)
+    found = run("compare", engine=str(built.engine), **both)
     file.unlink()
-    for (height, width), row in zip(sides, found["pictures"], strict=True):
-        what = f"{task}, picture of {width}×{height}, {STEPS} steps"
+    for (height, width), row in zip(built.full.pictures, found["pictures"], strict=True):
+        what = f"{built.full.task}, picture of {width}×{height}, {built.full.steps} steps"
         report.add(built.name, what, row["psnr"], "dB", f"≥ {MIN_PSNR:g}")
         assert row["spread"] > 4, "a flat picture compares nothing"
         assert row["inside"] > 0.5, "a saturated picture compares little"
@@ -89,29 +87,6 @@ def test_pictures_and_sessions(built: Built, report: Report) -> None:
     report.add(built.name, "three pipelines, resident", found["three"]["resident"] / built.weights, "× …")
     assert more < 0.25
     assert found["three"]["resident"] < 1.3 * found["one"]["resident"]
-
-
-def _their_call(built: Built, seed: int, height: int, width: int) -> dict[str, Any]:
-    return {
-        "prompt": PROMPT,
-        "num_inference_steps": STEPS,
-        "guidance_scale": built.full.guidance,
-        "height": height,
-        "width": width,
-        "seed": seed,
-    }
-
-
-def _our_call(built: Built, seed: int, sampler: str, height: int, width: int) -> dict[str, Any]:
-    return {
-        "prompt": PROMPT,
-        "steps": STEPS,
-        "guidance": built.full.guidance,
-        "height": height,
-        "width": width,
-        "seed": seed,
-        "sampler": sampler,
-    }
 
 
 def test_one_file_has_the_folder_s_weights(written: Written, report: Report) -> None:
