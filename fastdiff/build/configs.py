@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdiff.build.families import FAMILIES, Family, Source
 from fastdiff.build.families.classes import CONFIGS, refused_option
+from fastdiff.build.families.scheduler import corrected_scheduler
 from fastdiff.build.families.shared import TOKENIZERS
 from fastdiff.config import ModelSpec
 from fastdiff.errors import CheckpointError
@@ -36,6 +37,7 @@ def read_source(
     configs = {part: read(config_name(part, family.folders)) for part in (*classes, *family.schedulers)}
     for part, document in configs.items():
         _check_config(path / config_name(part, family.folders), part, document, classes)
+    configs["scheduler"] = corrected_scheduler(str(found), configs["scheduler"])
     tokenizers = tuple(TOKENIZERS[part] for part in classes if part in TOKENIZERS)
     windows = {folder: window(path, folder) for folder in tokenizers}
     return Source(path, str(found), index, configs, classes, windows), family, tokenizers
