@@ -12,7 +12,8 @@ from fastdiff.build.families.classes import CONFIGS, refused_option
 from fastdiff.build.families.scheduler import corrected_scheduler
 from fastdiff.build.families.shared import TOKENIZERS
 from fastdiff.config import ModelSpec
-from fastdiff.errors import CheckpointError
+from fastdiff.errors import CheckpointError, InputError
+from fastdiff.samplers import NoiseSchedule
 
 __all__ = ["config_name", "described", "read_json", "read_source"]
 
@@ -99,12 +100,17 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def _check_config(file: Path, part: str, config: dict[str, Any], classes: Mapping[str, str]) -> None:
-    """Raises CheckpointError for a missing key, or an option that cannot be built."""
+    """Raises CheckpointError for a missing key, an option that cannot be built, or no noise schedule."""
     required = list(_SCHEDULER_KEYS if _is_scheduler(part) else CONFIGS[classes[part]].required)
     own_levels = config.get("_class_name") in _WITHOUT_BETAS or config.get("trained_betas") is not None
     if _is_scheduler(part) and not own_levels:
         required += ["beta_start", "beta_end", "beta_schedule"]
     if missing := [key for key in required if key not in config]:
         raise CheckpointError(f"{file} lacks {', '.join(missing)}: download the checkpoint again")
-    if not _is_scheduler(part) and (key := refused_option(classes[part], config)):
+    if _is_scheduler(part):
+        try:
+            NoiseSchedule.from_config(config)
+        except InputError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+    elif key := refused_option(classes[part], config):
         raise CheckpointError(f"{file} sets {key} to {config[key]!r}: such models cannot be built yet")
