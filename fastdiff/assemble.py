@@ -15,7 +15,7 @@ from fastdiff.deep_cache import SHALLOW, FeatureReuse, check_deep_cache
 from fastdiff.denoise import Denoiser, Evaluation, Predict, SplitDenoiser, evaluated
 from fastdiff.errors import InputError
 from fastdiff.preview import LatentColours, Previewer, check_preview, check_tiny, decode_tiny
-from fastdiff.samplers import AdaptiveRun
+from fastdiff.samplers import AdaptiveRun, Guidance, StepTable
 from fastdiff.warn import warn
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ Array = NDArray[np.float32]
 
 
 def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, control: ControlRequest) -> None:
-    """Raises InputError for options that this engine, its devices or the call's sampler cannot have."""
+    """Raises InputError for options that this engine, its devices or the call's sampler cannot have.
+
+    Warns (FastdiffWarning) of those without effect.
+    """
     split = pipe.splits_guidance
     adaptive = plan.table.sampler if isinstance(plan.table, AdaptiveRun) else None
     model = pipe.engine.manifest.model
@@ -48,6 +51,8 @@ def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, contr
             f"control_start, control_end or adapter_end with sampler {adaptive!r}, which chooses its"
             " own steps: leave them out, or use another sampler"
         )
+    if not isinstance(plan.table, AdaptiveRun):
+        _warn_of_idle(request, plan.table, control)
     if request.deep_cache is not None:
         check_deep_cache(pipe.engine, adaptive, split)
         if control.changes:
@@ -110,6 +115,16 @@ def _decode_preview(pipe: Pipeline) -> Callable[[Array], Array]:
         decoder = pipe.modules["vae_decoder"]
         pipe.latent_colours = LatentColours(pipe.vae, pipe.engine.manifest.model, decoder)
     return pipe.latent_colours
+
+
+def _warn_of_idle(request: Request, table: StepTable, control: ControlRequest) -> None:
+    """Of intervals in which no step lies."""
+    steps = table.evaluations
+    for options in control.idle(request, steps):
+        warn(f"{options} leave out all {steps} steps: the network has no effect; widen the interval")
+    interval = request.guidance.interval if isinstance(request.guidance, Guidance) else None
+    if interval is not None and not any(interval.holds(table)):
+        warn("the guidance interval holds no step: there is no guidance; widen it, or use a guidance of 1")
 
 
 def _warn_without_guidance(request: Request, split: bool) -> None:

@@ -50,6 +50,7 @@ def call_table(
     InputError, also for guidance that the sampler cannot have.
     """
     sampler = find_sampler(request.sampler)
+    schedule = schedule.as_class(sampler.classes[0] if sampler.classes else None)
     if sampler.inverse and not given_latents:
         raise InputError(
             f"sampler {request.sampler!r} leads from a picture to noise: give the picture's latents"

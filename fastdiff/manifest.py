@@ -64,7 +64,7 @@ class ModuleEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of ``engine.json``. ``scheduler`` is the checkpoint's scheduler config, verbatim."""
+    """The contents of ``engine.json``. ``scheduler`` is the checkpoint's scheduler config."""
 
     format_version: int
     model: ModelSpec

@@ -361,6 +361,12 @@ def test_negative_without_guidance_warns(pipe: Pipeline) -> None:
     assert caught[0].filename == __file__
 
 
+def test_an_interval_of_guidance_without_a_step_warns(pipe: Pipeline) -> None:
+    guidance = {"scale": 4.0, "interval": {"low": 1000.0, "high": 2000.0}}
+    with pytest.warns(FastdiffWarning, match="the guidance interval holds no step: there is no guidance"):
+        pipe("a", guidance=guidance, steps=2, seed=0)
+
+
 def test_nan_is_an_error_that_names_the_step(pipe: Pipeline) -> None:
     pipe.modules["unet"].break_at = 3
     with pytest.raises(NumericError, match=r"after step 3 of 5.*lower"):

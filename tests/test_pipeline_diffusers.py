@@ -20,6 +20,7 @@ import fastdiff
 from fastdiff.build.build import build_engine
 from fastdiff.config import MODULES, Precision
 from fastdiff.engine_dir import open_engine
+from fastdiff.samplers import NoiseSchedule
 from fastdiff.zoo import resolve
 from tests.builds import build_native
 from tests.oracle import SCHEDULERS, Oracle, pairwise, psnr
@@ -165,6 +166,25 @@ def test_a_prompt_that_is_cut(model: Model) -> None:
     ours = model.pipe("a red circle, " * 40, **call, long_prompts="cut")
     pictures, _ = model.oracle("a red circle, " * 40, **call)
     assert psnr(ours.images[0], pictures[0]) >= MIN_PSNR
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "heun", "dpmpp_2s"])
+@pytest.mark.parametrize("model", ["tiny-native"], indirect=True)
+def test_a_checkpoint_with_keys_that_the_sampler_alone_knows(
+    model: Model, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers' classes leave what they do not know: Karras levels, clipping, zero terminal SNR."""
+    keys = {"use_karras_sigmas": True, "thresholding": sampler == "heun", "use_lu_lambdas": False}
+    keys |= {"rescale_betas_zero_snr": sampler == "heun", "sigma_min": 0.1, "sigma_max": 5.0}
+    if sampler == "euler_ancestral":
+        del keys["rescale_betas_zero_snr"]
+    config = {**model.oracle.config, **keys}
+    monkeypatch.setattr(model.oracle, "config", config)
+    monkeypatch.setattr(model.oracle, "_known", {})
+    monkeypatch.setattr(model.pipe, "schedule", NoiseSchedule.from_config(config))
+    call: dict[str, Any] = {"sampler": sampler, "steps": 6, "guidance": 3.0, "seed": 4}
+    pictures, _ = model.oracle(PROMPTS[0], **call)
+    assert psnr(model.pipe(PROMPTS[0], **call).images[0], pictures[0]) >= MIN_PSNR
 
 
 def test_one_picture_of_the_checkpoints_own_sampler(model: Model) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from fastdiff.build.families import FAMILIES, Family, Source
 from fastdiff.build.families.classes import CONFIGS, refused_option
+from fastdiff.build.families.scheduler import corrected_scheduler
 from fastdiff.build.families.shared import TOKENIZERS
 from fastdiff.config import ModelSpec
-from fastdiff.errors import CheckpointError
+from fastdiff.errors import CheckpointError, InputError
+from fastdiff.samplers import NoiseSchedule
 
 __all__ = ["config_name", "described", "read_json", "read_source"]
 
@@ -36,6 +38,7 @@ def read_source(
     configs = {part: read(config_name(part, family.folders)) for part in (*classes, *family.schedulers)}
     for part, document in configs.items():
         _check_config(path / config_name(part, family.folders), part, document, classes)
+    configs["scheduler"] = corrected_scheduler(str(found), configs["scheduler"])
     tokenizers = tuple(TOKENIZERS[part] for part in classes if part in TOKENIZERS)
     windows = {folder: window(path, folder) for folder in tokenizers}
     return Source(path, str(found), index, configs, classes, windows), family, tokenizers
@@ -97,12 +100,17 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def _check_config(file: Path, part: str, config: dict[str, Any], classes: Mapping[str, str]) -> None:
-    """Raises CheckpointError for a missing key, or an option that cannot be built."""
+    """Raises CheckpointError for a missing key, an option that cannot be built, or no noise schedule."""
     required = list(_SCHEDULER_KEYS if _is_scheduler(part) else CONFIGS[classes[part]].required)
     own_levels = config.get("_class_name") in _WITHOUT_BETAS or config.get("trained_betas") is not None
     if _is_scheduler(part) and not own_levels:
         required += ["beta_start", "beta_end", "beta_schedule"]
     if missing := [key for key in required if key not in config]:
         raise CheckpointError(f"{file} lacks {', '.join(missing)}: download the checkpoint again")
-    if not _is_scheduler(part) and (key := refused_option(classes[part], config)):
+    if _is_scheduler(part):
+        try:
+            NoiseSchedule.from_config(config)
+        except InputError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+    elif key := refused_option(classes[part], config):
         raise CheckpointError(f"{file} sets {key} to {config[key]!r}: such models cannot be built yet")

@@ -57,6 +57,12 @@ def why_not(component: nn.Module) -> str | None:
 
 def _changed(component: nn.Module) -> str | None:
     """What was done to a component since it was loaded that its config does not say."""
+    for label, module in component.named_modules():
+        place = f" of {label}" if label else ""
+        if any(map(_changes, (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))):
+            return f"has forward hooks{place}, which would not run: remove them first"
+        if "forward" in module.__dict__:
+            return f"has a forward{place} that is not its class's: undo the change first"
     if getattr(component, "encoder_hid_proj", None) is not None:
         return "holds an IP-Adapter: unload it, or leave the component to PyTorch"
     if any(hasattr(module, "lora_A") for module in component.modules()):
@@ -75,3 +81,8 @@ def _changed(component: nn.Module) -> str | None:
         if weight.is_meta:
             return f"has weights without values ({label} is on the meta device)"
     return None
+
+
+def _changes(hook: Any) -> bool:
+    """Whether a forward hook is somebody's own; those of transformers record hidden states."""
+    return not str(getattr(hook, "__module__", "")).startswith("transformers.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastdiff.request import Request
     from fastdiff.targets.session import Session
 
-__all__ = ["ControlNetRequest", "ControlNets", "check_controlnet"]
+__all__ = ["ControlNetRequest", "ControlNets", "check_controlnet", "within"]
 
 Array = NDArray[np.float32]
 
@@ -110,6 +110,11 @@ def check_controlnet(
     return ControlNetRequest(given, scales, starts, ends, guess or first.pooled)
 
 
+def within(index: int, evaluations: int, start: float, end: float) -> bool:
+    """Whether all of evaluation ``index`` lies between two shares of the ``evaluations``."""
+    return index / evaluations >= start and (index + 1) / evaluations <= end
+
+
 class ControlNets:
     """The ControlNets of one call. What they make of their pictures is computed here, once."""
 
@@ -141,10 +146,8 @@ class ControlNets:
         asked, total = self._asked, evaluation.total or 1
         found: dict[str, Array] = {}
         for index, session, embedding in self._nets:
-            if not asked.whole and (
-                evaluation.index / total < asked.starts[index]
-                or (evaluation.index + 1) / total > asked.ends[index]
-            ):
+            span = asked.starts[index], asked.ends[index]
+            if not asked.whole and not within(evaluation.index, total, *span):
                 continue
             for name, residual in self._of(index, session, embedding, inputs).items():
                 found[name] = found[name] + residual if name in found else residual

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.config import ModelSpec
-from fastdiff.control.controlnet import ControlNetRequest, check_controlnet
+from fastdiff.control.controlnet import ControlNetRequest, check_controlnet, within
 from fastdiff.control.ip_adapter import IpAdapterRequest, check_ip_adapter
 from fastdiff.control.t2i_adapter import T2IAdapterRequest, check_t2i_adapter
 from fastdiff.pictures import Picture
@@ -41,6 +41,20 @@ class ControlRequest:
         adapter = self.t2i_adapter
         net = self.controlnet is not None and not self.controlnet.whole
         return net or (adapter is not None and adapter.end < 1)
+
+    def idle(self, request: Request, evaluations: int) -> list[str]:
+        """The options that leave a network without effect in all ``evaluations`` of a call's U-Net."""
+        found: list[str] = []
+        if self.controlnet is not None:
+            spans = zip(self.controlnet.pictures, self.controlnet.starts, self.controlnet.ends, strict=True)
+            found += [
+                f"control_start {start:g} and control_end {end:g}"
+                for used, start, end in spans
+                if used and not any(within(index, evaluations, start, end) for index in range(evaluations))
+            ]
+        if self.t2i_adapter is not None and int(request.steps * self.t2i_adapter.end) == 0:
+            found.append(f"adapter_end {self.t2i_adapter.end:g}")
+        return found
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of the pipeline that repeat the parts whose pictures are files."""

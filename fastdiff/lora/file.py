@@ -163,6 +163,10 @@ def _update(layer: _Layer, shape: tuple[int, ...], path: str, options: Options |
         alpha = layer.tensors["alpha"]
         if alpha.size != 1:
             raise InputError(f"{layer.keys['alpha']} has shape {list(alpha.shape)}: wanted one number")
+        if alpha.reshape(()) == 0:
+            raise InputError(
+                f"{layer.keys['alpha']} is 0: kohya's scripts mean the rank, others no effect; write which"
+            )
         scale = float(alpha.reshape(())) / rank
     return LowRank(
         np.ascontiguousarray(down.reshape(rank, *shape[1:])),

@@ -68,6 +68,8 @@ class Loras:
 
         Raises InputError, also for a name that is taken, and TargetError.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(f"path of a LoRA is {path!r}: it must be the name of a file")
         name = Path(path).stem if name is None else name
         if not isinstance(name, str) or not name:
             raise InputError(f"name of a LoRA is {name!r}: it must be a text")

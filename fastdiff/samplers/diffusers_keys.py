@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DIFFUSERS_KEYS", "FLOW_CLASSES", "FORMER_KEYS"]
+from collections.abc import Mapping
+
+__all__ = ["BEYOND_CLASS", "DIFFUSERS_KEYS", "FLOW_CLASSES", "FORMER_KEYS"]
 
 DIFFUSERS_KEYS = frozenset(
     {
@@ -130,3 +132,36 @@ FLOW_CLASSES = frozenset(
     }
 )
 """Classes of flow matching: their models predict the velocity, which their configs do not say."""
+
+_LEVELS = frozenset(
+    {
+        "final_sigmas_type",
+        "interpolation_type",
+        "rho",
+        "sigma_data",
+        "timestep_type",
+        "use_lu_lambdas",
+    }
+)
+_CLIPPING = frozenset({"dynamic_thresholding_ratio", "sample_max_value", "thresholding"})
+_CHURN = frozenset({"s_churn", "s_noise"})
+BEYOND_CLASS: Mapping[str, frozenset[str]] = {
+    "DEISMultistepScheduler": frozenset({"rho", "use_lu_lambdas"}),
+    "DPMSolverMultistepScheduler": frozenset({"rho", "s_noise"}),
+    "DPMSolverSDEScheduler": _LEVELS
+    | _CLIPPING
+    | {"clip_sample", "clip_sample_range", "rescale_betas_zero_snr", "s_noise"},
+    "DPMSolverSinglestepScheduler": frozenset({"rho", "s_noise", "use_lu_lambdas"}),
+    "EulerAncestralDiscreteScheduler": _LEVELS
+    | {"s_noise", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas"},
+    "EulerDiscreteScheduler": _CHURN | {"rho", "sigma_data", "use_lu_lambdas"},
+    "HeunDiscreteScheduler": _LEVELS | _CHURN | _CLIPPING | {"rescale_betas_zero_snr"},
+    "KDPM2AncestralDiscreteScheduler": _LEVELS | {"rescale_betas_zero_snr", "s_noise"},
+    "KDPM2DiscreteScheduler": _LEVELS | _CHURN | {"rescale_betas_zero_snr"},
+    "LMSDiscreteScheduler": _LEVELS | {"rescale_betas_zero_snr"},
+    "SASolverScheduler": frozenset({"rho", "time_shift_type", "use_dynamic_shifting", "use_lu_lambdas"}),
+    "UniPCMultistepScheduler": frozenset({"rho", "use_lu_lambdas"}),
+}
+"""Options that a class's sampler has here and the class has not. In a checkpoint's config they are another
+class's, and diffusers leaves them alone; in a call they are meant. ``sigma_min`` and ``sigma_max`` are not
+among them: all classes with levels of Karras look for both."""

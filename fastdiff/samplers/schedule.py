@@ -23,7 +23,7 @@ from fastdiff.samplers.betas import (
     read_betas,
     rescale_zero_terminal_snr,
 )
-from fastdiff.samplers.diffusers_keys import FLOW_CLASSES
+from fastdiff.samplers.diffusers_keys import BEYOND_CLASS, FLOW_CLASSES
 from fastdiff.samplers.part import WHOLE, Part
 from fastdiff.samplers.prediction import Prediction
 from fastdiff.samplers.settings import Settings
@@ -83,6 +83,15 @@ class NoiseSchedule:
         Raises `InputError` as `from_config` does.
         """
         return NoiseSchedule.from_config({**self.config, **options})
+
+    def as_class(self, name: str | None) -> NoiseSchedule:
+        """The schedule as a diffusers class reads the config, whosever that is; None: as it is."""
+        foreign = BEYOND_CLASS.get(name or "", frozenset())
+        if foreign.isdisjoint(self.config):
+            return self
+        return NoiseSchedule.from_config(
+            {key: value for key, value in self.config.items() if key not in foreign}
+        )
 
     @property
     def num_train_timesteps(self) -> int:

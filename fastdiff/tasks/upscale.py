@@ -21,6 +21,8 @@ _PIXELS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_LARGEST = 2**20
+"""Longest side of a picture, in pixels."""
 METHODS = (*_PIXELS, *(f"latent_{name}" for name in LATENT_METHODS))
 """Filters of pixels, and those of latents, which cost no decoding and encoding."""
 
@@ -41,7 +43,11 @@ def check_scale(scale: object) -> float:
 
 
 def scaled_side(side: int, scale: float, multiple: int) -> int:
-    """The side times ``scale``, down to a ``multiple``."""
+    """The side times ``scale``, down to a ``multiple``. Raises InputError for more than Pillow can hold."""
+    if side * scale > _LARGEST:
+        raise InputError(
+            f"scale is {scale:g}: a side of {side} pixels would be longer than {_LARGEST}; use a smaller one"
+        )
     return max(int(side * scale) // multiple * multiple, multiple)
 
 

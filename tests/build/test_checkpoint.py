@@ -159,7 +159,7 @@ def test_missing_config_key(folder: Path, name: str, key: str) -> None:
 def test_trained_betas_need_no_others(folder: Path) -> None:
     betas = {"trained_betas": [0.1] * 10, "num_train_timesteps": 10, "_class_name": "DDIMScheduler"}
     write_json(folder / "scheduler/scheduler_config.json", betas)
-    assert load_checkpoint(folder).scheduler == betas
+    assert load_checkpoint(folder).scheduler == {**betas, "clip_sample": False, "steps_offset": 1}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,12 @@ def test_trained_betas_need_no_others(folder: Path) -> None:
         ("text_encoder/config.json", {"num_hidden_layers": 1}, "unknown"),
         ("text_encoder/config.json", {"vocab_size": 20}, "the tokenizer has token"),
         ("vae/config.json", {"latent_channels": 8}, "channels"),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor 0 and shift_factor 0, wanted a number"),
+        ("vae/config.json", {"shift_factor": float("nan")}, "shift_factor nan, wanted a number above 0 and"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "x"}, r"scheduler_config\.json: .*'x'"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, r"scheduler_config\.json: .*'x'"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": -3}, r"_config\.json: .*-3"),
+        ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, r"_config\.json: .*nan"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -296,3 +296,52 @@ def test_pipelines_that_cannot_be_compiled(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "diffusers" else name)
     with pytest.raises(TargetError, match=r"^compile needs diffusers: install it with"):
         fastdiff.compile(None)
+
+
+def hooked(model: Any) -> None:
+    model.conv_out.register_forward_hook(lambda module, inputs, output: 0 * output)
+
+
+def patched(model: Any) -> None:
+    """As packages change blocks to reuse or merge what they compute."""
+    forward = model.up_blocks[0].forward
+    model.up_blocks[0].forward = lambda *arguments, **options: forward(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (hooked, r"^unet has forward hooks of conv_out, which would not run"),
+        (patched, r"^unet has a forward of up_blocks\.0 that is not its class's"),
+    ],
+)
+def test_code_that_was_put_into_a_model_is_seen(
+    engines: Path, change: Callable[[Any], None], message: str
+) -> None:
+    import copy
+
+    pipe = original("text to image")
+    pipe.unet = copy.deepcopy(pipe.unet)
+    change(pipe.unet)
+    with pytest.raises(InputError, match=message):
+        compiled(pipe, engines, modules=["unet"])
+
+
+def test_a_text_encoder_that_was_called_before(engines: Path) -> None:
+    """transformers leaves hooks behind where hidden states were asked for: they change nothing."""
+    pipe = small()
+    pipe.text_encoder(torch.tensor([[1, 2, 3]]), output_hidden_states=True)
+    assert compiled(pipe, engines, modules=["text_encoder"]).fastdiff.left.keys() == {"unet", "vae"}
+
+
+def test_weights_and_copies_of_parts_are_refused(twins: Twins) -> None:
+    import copy
+    import pickle
+
+    pipe, ours = twins("text to image")
+    for part in ("unet", "text_encoder", "vae"):
+        with pytest.raises(InputError, match=rf"^{part} was compiled by fastdiff and has no load_state_dict"):
+            getattr(ours, part).load_state_dict(getattr(pipe, part).state_dict(), strict=False)
+    for make in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(InputError, match=r"^unet was compiled by fastdiff and has no copies"):
+            make(ours.unet)

@@ -18,6 +18,7 @@ import fastdiff
 from fastdiff.build.capture import CapturedModule
 from fastdiff.build.modules import random_inputs
 from fastdiff.build.passes import run_passes
+from fastdiff.errors import FastdiffWarning
 from tests.control.conftest import Sources, build_control
 from tests.control.oracle import ControlOracle
 from tests.controls import picture
@@ -141,6 +142,16 @@ def test_several_with_intervals(native: fastdiff.Pipeline, sources: Sources, gui
         guidance=guidance,
         num=2,
     )
+
+
+def test_an_interval_without_a_step_warns(native: fastdiff.Pipeline) -> None:
+    call: dict[str, Any] = {"steps": 2, "seed": 3, "sampler": "euler"}
+    with pytest.warns(
+        FastdiffWarning, match="control_start 0.8 and control_end 1 leave out all 2 steps"
+    ) as c:
+        found = native(PROMPT, control_image=[EDGES, None], control_start=0.8, **call)
+    assert c[0].filename == __file__
+    np.testing.assert_array_equal(found.latents, native(PROMPT, **call).latents)
 
 
 def test_guess_mode_with_a_picture_for_each_prompt(native: fastdiff.Pipeline, sources: Sources) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,17 @@ def check(spec: ModelSpec, prompt: Any = "a", **given: Any) -> ControlRequest:
         eta=None,
     )
     return check_control(spec, request, {**NOTHING, **given})
+
+
+def test_intervals_in_which_no_step_lies() -> None:
+    """Steps count where all of them lies inside; the words name the interval of the network that is idle."""
+    request: Any = SimpleNamespace(steps=4)
+    late = check(NETS, control_image=[PICTURE, PICTURE], control_start=[0.8, 0.0])
+    assert late.idle(request, 4) == ["control_start 0.8 and control_end 1"]
+    assert late.idle(request, 8) == []
+    assert check(NETS, control_image=[None, PICTURE], control_start=[0.8, 0.0]).idle(request, 4) == []
+    assert check(ADAPTER, adapter_image=PICTURE, adapter_end=0.2).idle(request, 4) == ["adapter_end 0.2"]
+    assert check(ADAPTER, adapter_image=PICTURE, adapter_end=0.25).idle(request, 4) == []
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,7 @@ GOOD = {
         ({f"{Q}.lora_up.weight": np.full((8, 2), np.nan)}, "values that are not finite"),
         ({f"{Q}.alpha": np.full((), np.inf)}, "values that are not finite"),
         ({f"{Q}.alpha": np.ones(3)}, "wanted one number"),
+        ({f"{Q}.alpha": np.zeros(())}, "is 0: kohya's scripts mean the rank"),
         ({f"{Q}.lora_up.weight": None}, "has no up matrix beside it"),
         ({f"{Q}.lora_down.weight": None, f"{Q}.lora_up.weight": None, f"{Q}.alpha": np.ones(())}, "no down"),
         ({f"{Q}.lora_down.weight": None, f"{Q}.lora_up.weight": None}, "has no tensors"),

@@ -217,6 +217,7 @@ def test_refusals(pipe: Pipeline, files: dict[str, Path], tmp_path: Path) -> Non
         (lambda: pipe.load_lora(files["a"], name=""), "name of a LoRA is ''"),
         (lambda: pipe.load_lora(files["b"], float("nan")), "scale of a LoRA is nan"),
         (lambda: pipe.load_lora(files["b"], True), "scale of a LoRA is True"),
+        (lambda: pipe.load_lora(None), "path of a LoRA is None"),  # type: ignore[arg-type]
         (lambda: pipe.load_lora(tmp_path / "none.safetensors"), "No such file"),
         (lambda: pipe.set_loras({"b": 1.0}), "no LoRA called 'b': loaded are a"),
         (lambda: pipe.set_loras({"a": "much"}), "scale of a LoRA is 'much'"),  # type: ignore[dict-item]

@@ -10,7 +10,8 @@ import pytest
 
 from fastdiff.errors import InputError
 from fastdiff.samplers import SAMPLERS, NoiseSchedule, make_table
-from fastdiff.samplers.diffusers_keys import DIFFUSERS_KEYS
+from fastdiff.samplers.diffusers_keys import BEYOND_CLASS, DIFFUSERS_KEYS
+from fastdiff.samplers.registry import options_of
 from tests.samplers.diffusers_classes import scheduler_parameters
 
 CLASSES = [(sampler.name, name) for sampler in SAMPLERS.values() for name in sampler.classes]
@@ -79,3 +80,30 @@ def test_keys_that_are_none_of_the_sampler_s_business(config: dict[str, Any]) ->
 def test_prediction_of_old_checkpoints() -> None:
     with pytest.raises(InputError, match=r"predict_epsilon=False .*set prediction_type to 'sample'"):
         NoiseSchedule.from_config({"predict_epsilon": False})
+
+
+@pytest.mark.parametrize("class_name", BEYOND_CLASS)
+def test_options_beyond_a_class(class_name: str) -> None:
+    """What a sampler reads and its class does not know, of all that another class's config may hold."""
+    known = scheduler_parameters()[class_name].keys()
+    options: set[str] = set()
+    for sampler in SAMPLERS.values():
+        if sampler.classes[:1] == (class_name,):
+            options |= options_of(sampler).keys()
+    assert BEYOND_CLASS[class_name].isdisjoint(known)
+    # eta is no key of configs, a learned variance is the model's, and all classes look for ends of the levels
+    others = {"eta", "variance_type", "sigma_min", "sigma_max"}
+    assert (options & DIFFUSERS_KEYS) - known - others <= BEYOND_CLASS[class_name]
+
+
+def test_a_checkpoints_keys_of_another_class_are_left_alone() -> None:
+    config = {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
+    schedule = NoiseSchedule.from_config(config)
+    plain = NoiseSchedule.from_config({"_class_name": "DPMSolverMultistepScheduler"})
+    read = schedule.as_class("EulerAncestralDiscreteScheduler")
+    assert make_table("euler_ancestral", read, 6) == make_table("euler_ancestral", plain, 6)
+    assert make_table("euler_ancestral", schedule, 6) != make_table("euler_ancestral", plain, 6)
+    asked = make_table("euler_ancestral", read, 6, options={"use_karras_sigmas": True})
+    assert asked == make_table("euler_ancestral", schedule, 6)
+    assert schedule.as_class("EulerDiscreteScheduler") is schedule
+    assert schedule.as_class(None) is schedule

@@ -50,6 +50,24 @@ def test_every_kind_of_sampler_starts_in_the_middle(
     compare(pipe, tiny_checkpoint, sampler=sampler)
 
 
+def test_lms_knows_nothing_of_the_steps_that_were_left_out(
+    pipe: fastdiff.Pipeline, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers' takes the first of the coefficients for four derivatives where it has one."""
+    import functools
+
+    from diffusers import LMSDiscreteScheduler
+
+    step = LMSDiscreteScheduler.step
+
+    @functools.wraps(step)
+    def growing(self: Any, output: Any, timestep: Any, sample: Any, order: int = 4, **options: Any) -> Any:
+        return step(self, output, timestep, sample, min(order, len(self.derivatives) + 1), **options)
+
+    monkeypatch.setattr(LMSDiscreteScheduler, "step", growing)
+    compare(pipe, tiny_checkpoint, sampler="lms")
+
+
 @pytest.mark.parametrize(
     ("sampler", "strength"),
     [

@@ -82,6 +82,23 @@ def test_any_model_keeps_what_lies_outside(
     compare(pipe, tiny_checkpoint, sampler=sampler)
 
 
+def test_a_stage_between_two_steps_has_noise_of_its_own(
+    pipe: fastdiff.Pipeline, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers gives the picture outside the mask the noise of the step's end, beside latents in between."""
+    from diffusers import KDPM2DiscreteScheduler
+
+    add_noise = KDPM2DiscreteScheduler.add_noise
+
+    def between(self: Any, picture: Any, noise: Any, timesteps: Any) -> Any:
+        if self.step_index is None or self.state_in_first_order:
+            return add_noise(self, picture, noise, timesteps)
+        return picture + noise * self.sigmas_interpol[self.step_index]
+
+    monkeypatch.setattr(KDPM2DiscreteScheduler, "add_noise", between)
+    compare(pipe, tiny_checkpoint, sampler="dpm2")
+
+
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "sa_solver"])
 def test_from_noise_alone(pipe: fastdiff.Pipeline, tiny_checkpoint: Path, sampler: str) -> None:
     """Two pictures: what is drawn for the encoder comes before the noise, or between it and the steps'."""

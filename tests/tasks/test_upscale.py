@@ -118,6 +118,7 @@ def test_sides(side: int, scale: float, wanted: int) -> None:
     [
         ({"scale": 1}, "scale is 1: it must be more than 1"),
         ({"scale": "2"}, "scale is '2'"),
+        ({"scale": 1e9}, r"scale is 1e\+09: a side of 32 pixels would be longer than 1048576"),
         ({"method": "latent_lanczos"}, "method is 'latent_lanczos'"),
         ({"strength": 0}, "strength is 0"),
         ({"strength": 0.2, "steps": 4}, "strength 0.2 of 4 steps leaves none to run"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,9 +38,15 @@ def vae_scaling(source: Source) -> dict[str, Any]:
     config, kind = source.configs["vae"], source.classes["vae"]
     scaling = config.get("scaling_factor")
     usual = 1.0 if kind == "AutoencoderTiny" else 0.18215
+    factor, shift = usual if scaling is None else float(scaling), float(config.get("shift_factor") or 0.0)
+    if not (math.isfinite(factor) and factor > 0 and math.isfinite(shift)):
+        raise CheckpointError(
+            f"{source.path}: the VAE has scaling_factor {factor:g} and shift_factor {shift:g}, wanted a"
+            " number above 0 and a finite one: correct vae/config.json"
+        )
     described: dict[str, Any] = {
-        "scaling_factor": usual if scaling is None else float(scaling),
-        "shift_factor": float(config.get("shift_factor") or 0.0),
+        "scaling_factor": factor,
+        "shift_factor": shift,
         "latent_variance": kind == "AutoencoderKL",
         "picture_channels": int(config.get("out_channels", 3)),
     }

@@ -98,7 +98,15 @@ class StandIn(nn.Module):
                 raise
             raise refuse(name, attribute) from None
 
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Refused: the engine has its weights."""
+        raise refuse(self.name, "load_state_dict")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> StandIn:
+        raise refuse(self.name, "copies")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Neither pickled nor copied: a session belongs to its process."""
         raise refuse(self.name, "copies")
 
 
