@@ -58,9 +58,13 @@ def weight_bytes(program: ExportedProgram) -> int:
 
 
 def export_onnx(
-    module: CapturedModule, path: Path, precision: Precision = Precision.FP32
+    module: CapturedModule,
+    path: Path,
+    precision: Precision = Precision.FP32,
+    translations: Mapping[Any, Any] | None = None,
 ) -> tuple[Path, ...]:
-    """Write a captured module as ONNX to ``path``, computing in fp32 or fp16.
+    """Write a captured module as ONNX to ``path``, computing in fp32 or fp16; ``translations`` as for
+    ``write_onnx``.
 
     Returns the files written, the model first. Raises CaptureError when an operator has no ONNX form (in
     bf16, ``Conv`` of this operator set), when a weight is out of the precision's range or when the result
@@ -72,7 +76,7 @@ def export_onnx(
         raise CaptureError(f"{module.name} has not been captured")
     if precision is Precision.FP16:
         module = module.with_program(halves(plain_attention(plain_token_merging(module.program))))
-    return write_onnx(module, path)
+    return write_onnx(module, path, translations)
 
 
 def write_onnx(

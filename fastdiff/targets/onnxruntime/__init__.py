@@ -100,9 +100,11 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
     if options.device == "cuda":
         return _compile_for_cuda(captured, folder)
     from fastdiff.build.onnx import OPSET, export_onnx
+    from fastdiff.targets.onnxruntime.group_norm import translations
 
     name = f"{captured.name}.onnx"
-    exported = export_onnx(captured, folder / f"{captured.name}.exported.onnx")
+    path = folder / f"{captured.name}.exported.onnx"
+    exported = export_onnx(captured, path, translations=translations())
     tactics: dict[str, Any] = {"format": "onnx", "opset": OPSET}
     if len(exported) > 1:  # ONNX refers to external data by file name, so these keep theirs
         files = tuple(path.name for path in exported)
