@@ -18,6 +18,7 @@ from fastdiff.targets.session import Session
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
     from fastdiff.targets.tensorrt.adapters import Adapters
+    from fastdiff.targets.tensorrt.interface import Engine
 
 __all__ = [
     "COMPUTES_IN",
@@ -126,8 +127,8 @@ def open(
             f"{folder}: {plan} has the tensors {dict(engine.tensors)}, not {expected}; build it again"
         )
 
-    def adapters() -> Adapters:
-        return open_adapters(folder, name, entry, api, engine, memory)
+    def adapters(opened: Engine) -> Adapters:
+        return open_adapters(folder, name, entry, api, opened, memory)
 
     return TensorRtSession(name, entry, engine, memory, profiles, outputs, adapters)
 

@@ -130,9 +130,10 @@ class Merger:
             with np.errstate(over="ignore"):
                 fits = np.isfinite(total) and np.isfinite(np.asarray(peak).astype(job.dtype))
             if not fits:
+                other = ", or build the engine with --precision fp32" if job.dtype.itemsize < 4 else ""
                 raise NumericError(
                     f"a LoRA takes the weight of {job.path} out of the range of {job.dtype.name}: give it a"
-                    " smaller scale, or build the engine with --precision fp32"
+                    f" smaller scale{other}"
                 )
 
 

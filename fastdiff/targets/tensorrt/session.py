@@ -65,7 +65,7 @@ class TensorRtSession(Session):
         memory: SharedMemory,
         profiles: Sequence[Profile],
         output_names: Sequence[str],
-        adapters: Callable[[], Adapters],
+        adapters: Callable[[Engine], Adapters],
     ) -> None:
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
         self._engine: Engine | None = engine
@@ -157,7 +157,9 @@ class TensorRtSession(Session):
 
     @cached_property
     def _adapters(self) -> Adapters:
-        return self._make_adapters()
+        if self._engine is None:
+            raise TensorRtError("the session was closed")
+        return self._make_adapters(self._engine)
 
     def close(self) -> None:
         """Free buffers, graphs, engine, and the shared memory with the last of the modules."""

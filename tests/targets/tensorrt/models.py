@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastdiff.config import Precision, SizeRange, TensorSpec
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets.tensorrt.adapters import Adapters, open_adapters
+from fastdiff.targets.tensorrt.interface import Engine
 from fastdiff.targets.tensorrt.memory import SharedMemory
 from fastdiff.targets.tensorrt.profiles import input_shapes, make_profiles
 from fastdiff.targets.tensorrt.session import TensorRtSession
@@ -60,12 +61,10 @@ def write_plan(path: Path) -> Path:
 
 
 def open_session(api: FakeApi, plan: Path, memory: SharedMemory) -> TensorRtSession:
-    engine = api.load(plan)
-
-    def adapters() -> Adapters:
+    def adapters(engine: Engine) -> Adapters:
         return open_adapters(plan.parent, "unet", ENTRY, api, engine, memory)
 
-    return TensorRtSession("unet", ENTRY, engine, memory, PROFILES, NAMES, adapters)
+    return TensorRtSession("unet", ENTRY, api.load(plan), memory, PROFILES, NAMES, adapters)
 
 
 def arrays(seed: int = 0, **sizes: int) -> dict[str, NDArray[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -254,6 +255,17 @@ def test_engine_that_was_not_built_for_it(built: Built, machine: Machine) -> Non
         session.set_adapters({})
     with engine.open_module("vae_decoder") as session, pytest.raises(TargetError, match="vae_decoder"):
         session.adaptable()
+    with pytest.raises(TargetError, match="vae_decoder: the session was closed"):
+        session.adaptable()
+
+
+def test_closing_lets_go_of_the_engine(built: Built, machine: Machine) -> None:
+    session: Any = open_engine(built.path).open_module("text_encoder")
+    session.set_adapters(single(random_updates(session.adaptable(), 1, 1)))
+    engine = weakref.ref(session._engine)
+    session.close()
+    assert engine() is None
+    assert machine.device.used() == 0
 
 
 def test_damaged_files(built: Built, machine: Machine, tmp_path: Path) -> None:
