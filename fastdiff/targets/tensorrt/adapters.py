@@ -70,7 +70,7 @@ class Adapters:
         """
         self._memory.wait()
         try:
-            self._apply(updates, stream)
+            self._apply({path: parts for path, parts in updates.items() if parts}, stream)
         except (TensorRtError, NumericError):
             if self._uncertain:
                 with contextlib.suppress(TensorRtError, NumericError):
@@ -100,7 +100,7 @@ class Adapters:
             self._engine.replace(given, self._as_built, stream)
             self._device.synchronize(stream)
         self._uncertain.clear()
-        self._current = dict(updates)
+        self._current = updates
         if not updates:
             self.free()
 
