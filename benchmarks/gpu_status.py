@@ -65,7 +65,11 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "tests/targets/onnxruntime/test_*.py",
         "tests/targets/test_onnxruntime*.py",
     ),
-    "target `tensorrt`": ("tests/targets/tensorrt/test_*.py",),
+    "target `tensorrt`": (
+        "tests/targets/tensorrt/test_gpu*.py",
+        "tests/targets/tensorrt/test_device*.py",
+    ),
+    "LoRA on the target `tensorrt`": ("tests/targets/tensorrt/test_lora*.py",),
     "several GPUs": ("tests/*/test_devices*.py", "tests/test_devices*.py", "tests/devices/test_*.py"),
     "training of `scenes`, `--device cuda`": ("tests/zoo/test_training_gpu.py",),
     "`fastdiff bench --devices cuda`": ("tests/bench/test_gpu.py",),

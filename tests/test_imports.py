@@ -44,6 +44,8 @@ ALLOWED = {
     "targets/native/compiler.py": {"torch"},
     "targets/onnxruntime": {"onnxruntime", "onnx", "onnxscript", "torch"},
     "targets/tensorrt": {"tensorrt", "cuda"},
+    "targets/tensorrt/adaptable.py": {"onnx"},
+    "targets/tensorrt/merge.py": {"onnx"},
     "targets/torch.py": {"torch", "diffusers", "transformers"},
     "zoo/training": {"torch", "diffusers", "transformers"},
 }

@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refit",
         action="store_true",
-        help="tensorrt: weights can be replaced later; where ENGINE was built so, replace its weights",
+        help="tensorrt: weights can be replaced later, which LoRAs need; where ENGINE was built so, replace "
+        "its weights",
     )
     parser.add_argument(
         "--deep-cache",

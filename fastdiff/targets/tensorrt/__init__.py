@@ -17,6 +17,8 @@ from fastdiff.targets.session import Session
 
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
+    from fastdiff.targets.tensorrt.adapters import Adapters
+    from fastdiff.targets.tensorrt.interface import Engine
 
 __all__ = [
     "COMPUTES_IN",
@@ -34,7 +36,7 @@ NEEDS_GRAPH = True
 PRECISIONS = (Precision.FP16, Precision.FP32)
 COMPUTES_IN = (Precision.FP16,)
 ON_GPU = True
-SELF_CHECKING: tuple[str, ...] = ()
+SELF_CHECKING = (".weights.safetensors",)
 
 _OLDEST, _NEWEST = (10, 1), 11
 """Versions of TensorRT that api.py is written for: from the first to all of the second."""
@@ -100,21 +102,22 @@ def open(
     if not available.ok:
         raise TargetError(f"target 'tensorrt' cannot run here: {available.reason}; {available.fix}")
     from fastdiff.targets.tensorrt import backend
-    from fastdiff.targets.tensorrt.compiler import SUFFIX, load_api
+    from fastdiff.targets.tensorrt.adapters import open_adapters
+    from fastdiff.targets.tensorrt.compiler import load_api, plan_of
     from fastdiff.targets.tensorrt.interface import TensorRtError
     from fastdiff.targets.tensorrt.memory import shared_memory
     from fastdiff.targets.tensorrt.session import TensorRtSession
 
     index = _device_for(folder, name, entry, device)
-    plan = next((file for file in entry.files if file.endswith(SUFFIX)), None)
+    plan = plan_of(entry)
     profiles, outputs = _tactics(entry)
     if plan is None or not profiles or len(outputs) != len(entry.outputs):
         raise EngineDamagedError(f"{folder}: module {name} lists no plan and profiles; build it again")
     gpu = backend.device(index)
-    memory = shared_memory(folder, index, gpu)
+    memory, api = shared_memory(folder, index, gpu), load_api()
     try:
         with memory.lock, gpu.active():
-            engine = load_api().load(folder / plan)
+            engine = api.load(folder / plan)
     except TensorRtError as error:
         raise EngineDamagedError(f"{folder}: TensorRT refuses {plan} ({error}); build it again") from error
     expected = {spec.name: spec.dtype for spec in entry.inputs}
@@ -123,7 +126,11 @@ def open(
         raise EngineDamagedError(
             f"{folder}: {plan} has the tensors {dict(engine.tensors)}, not {expected}; build it again"
         )
-    return TensorRtSession(name, entry, engine, memory, profiles, outputs)
+
+    def adapters(opened: Engine) -> Adapters:
+        return open_adapters(folder, name, entry, api, opened, memory)
+
+    return TensorRtSession(name, entry, engine, memory, profiles, outputs, adapters)
 
 
 def _device_for(folder: Path, name: str, entry: ModuleEntry, device: int | None) -> int:

@@ -14,7 +14,15 @@ from typing import TypeVar
 
 import tensorrt as trt
 
-from fastdiff.targets.tensorrt.interface import BuildRequest, Context, Engine, Phases, Shape, TensorRtError
+from fastdiff.targets.tensorrt.interface import (
+    BuildRequest,
+    Context,
+    Engine,
+    Phases,
+    Shape,
+    TensorRtError,
+    Values,
+)
 
 __all__ = ["TensorRt"]
 
@@ -30,6 +38,7 @@ _DTYPES = {
     trt.DataType.INT32: "int32",
     trt.DataType.INT64: "int64",
 }
+_WEIGHTS = {"float32": trt.DataType.FLOAT, "float16": trt.DataType.HALF}
 
 T = TypeVar("T")
 
@@ -132,6 +141,30 @@ class _Engine:
     def create_context(self, profile: int, stream: int) -> Context:
         return _Context(self._engine, profile, stream)
 
+    def replaceable(self) -> Mapping[str, tuple[str, int]]:
+        if not self._engine.refittable:
+            return {}
+        refitter = self._refitter()
+        found = {name: refitter.get_weights_prototype(name) for name in refitter.get_all_weights() if name}
+        return {name: (_DTYPES.get(kind.dtype, kind.dtype.name), kind.size) for name, kind in found.items()}
+
+    def also_needed(self, weights: Mapping[str, Values]) -> list[str]:
+        refitter = self._refitter()
+        _set_weights(refitter, weights)
+        return list(refitter.get_missing_weights())
+
+    def replace(self, weights: Mapping[str, Values], others: Callable[[str], Values], stream: int) -> None:
+        refitter = self._refitter()
+        _set_weights(refitter, weights)
+        _set_weights(refitter, {name: others(name) for name in refitter.get_missing_weights()})
+        if not refitter.refit_cuda_engine_async(stream):
+            raise TensorRtError(f"the weights cannot be replaced{_reason(': ')}")
+
+    def _refitter(self) -> trt.Refitter:
+        refitter = _made("a refitter", lambda: trt.Refitter(self._engine, _LOG))
+        refitter.weights_validation = False  # of conversions, which a strongly typed network has none of
+        return refitter
+
 
 class _Context:
     def __init__(self, engine: trt.ICudaEngine, profile: int, stream: int) -> None:
@@ -215,6 +248,15 @@ def _set_timing_cache(config: trt.IBuilderConfig, data: bytes) -> trt.ITimingCac
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
+
+
+def _set_weights(refitter: trt.Refitter, weights: Mapping[str, Values]) -> None:
+    _LOG.errors.clear()
+    for name, values in weights.items():
+        location = trt.TensorLocation.DEVICE if values.on_device else trt.TensorLocation.HOST
+        given = trt.Weights(_WEIGHTS[values.dtype], values.address, values.count)
+        if not refitter.set_named_weights(name, given, location):
+            raise TensorRtError(f"the weight {name} cannot be replaced{_reason(': ')}")
 
 
 def _check_refit() -> None:

@@ -6,7 +6,7 @@ the GPU that ``Device.active`` selects.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,17 @@ __all__ = [
     "Device",
     "DeviceMemoryError",
     "Engine",
+    "InputShapes",
     "Phases",
     "Shape",
     "TensorRtError",
+    "Values",
 ]
 
 Shape = tuple[int, ...]
+
+InputShapes = Mapping[str, tuple[Shape, Shape, Shape]]
+"""Least, usual and largest shape of every input."""
 
 
 class TensorRtError(Exception):
@@ -56,11 +61,26 @@ class BuildRequest:
     memory that one layer may use; whether weights can be replaced later; a timing cache, empty for none.
     """
 
-    profiles: tuple[Mapping[str, tuple[Shape, Shape, Shape]], ...]
+    profiles: tuple[InputShapes, ...]
     workspace: int
     refittable: bool
     timing_cache: bytes
     phases: Phases
+
+
+@dataclass(frozen=True)
+class Values:
+    """``count`` values of a weight at ``address``, of a NumPy dtype, on the device or on the host."""
+
+    address: int
+    dtype: str
+    count: int
+    on_device: bool
+
+    @staticmethod
+    def of(array: NDArray[Any]) -> Values:
+        """Those of a contiguous array, which must be kept while they are used."""
+        return Values(array.ctypes.data, array.dtype.name, array.size, on_device=False)
 
 
 class Context(Protocol):
@@ -91,6 +111,23 @@ class Engine(Protocol):
 
     def create_context(self, profile: int, stream: int) -> Context:
         """A context without device memory of its own; ``stream`` is where the profile is switched."""
+
+    def replaceable(self) -> Mapping[str, tuple[str, int]]:
+        """NumPy dtype and number of values of each weight that can be replaced, by its name in the network.
+        None in a plan that was not built for it.
+        """
+
+    def also_needed(self, weights: Mapping[str, Values]) -> list[str]:
+        """Names of the weights that must be given with these, since the plan holds them combined. An empty
+        name stands for a weight that has none.
+        """
+
+    def replace(self, weights: Mapping[str, Values], others: Callable[[str], Values], stream: int) -> None:
+        """Put new weights into the engine, on ``stream``; ``others`` gives those that they need besides.
+
+        Nothing of the engine's may be under way but on that stream. Contexts stay valid, graphs of them do
+        not. When it raises, some weights may have been replaced.
+        """
 
 
 class Api(Protocol):

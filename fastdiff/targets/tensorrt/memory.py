@@ -65,11 +65,15 @@ class SharedMemory:
         if self._last == stream:
             self._last = None
 
-    def free(self) -> None:
-        """Give the block back, once the runs under way have ended."""
+    def wait(self) -> None:
+        """Wait for the runs under way. Each was put behind the one before it, so that the last one tells."""
         if self._last is not None:
             self.device.synchronize(self._last)
             self._last = None
+
+    def free(self) -> None:
+        """Give the block back, once the runs under way have ended."""
+        self.wait()
         if self.size:
             self.device.free(self.address)
             self.address = self.size = 0

@@ -1,4 +1,4 @@
-"""A TensorRT engine as a Session: static device buffers and a CUDA graph per shape."""
+"""A TensorRT engine as a Session: static device buffers and a CUDA graph per shape, LoRAs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import contextlib
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastdiff.errors import FastdiffWarning, InputError, TargetError
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets.session import Array, Session
+from fastdiff.targets.tensorrt.adapters import Adapters
 from fastdiff.targets.tensorrt.interface import Context, DeviceMemoryError, Engine, TensorRtError
 from fastdiff.targets.tensorrt.memory import SharedMemory
 from fastdiff.targets.tensorrt.profiles import Profile, choose, shape_of
+
+if TYPE_CHECKING:
+    from fastdiff.lora.update import LowRank
 
 __all__ = ["TensorRtSession"]
 
@@ -59,6 +65,7 @@ class TensorRtSession(Session):
         memory: SharedMemory,
         profiles: Sequence[Profile],
         output_names: Sequence[str],
+        adapters: Callable[[Engine], Adapters],
     ) -> None:
         super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
         self._engine: Engine | None = engine
@@ -70,6 +77,8 @@ class TensorRtSession(Session):
             **{("out", spec.name): tensor for spec, tensor in zip(self.outputs, output_names, strict=True)},
         }
         self._plans: OrderedDict[tuple[object, ...], _Plan] = OrderedDict()
+        self._make_adapters = adapters
+        self._replaced = 0
         memory.attach()
         with self._ready():
             self._stream = self._device.create_stream()
@@ -122,8 +131,35 @@ class TensorRtSession(Session):
 
     @property
     def memory_generation(self) -> int:
-        """Counts how often the memory that the engine's modules share has moved."""
-        return self._memory.generation
+        """Counts how often the memory that the engine's modules share has moved or the weights changed."""
+        return self._memory.generation + self._replaced
+
+    def adaptable(self) -> Mapping[str, tuple[int, ...]]:
+        """As of every session; of an engine that was not built with ``--refit``, TargetError."""
+        with self._ready():
+            return {path: layer.shape for path, layer in self._adapters.layers.items()}
+
+    def _set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:
+        """Put other weights into the engine. Graphs are captured anew: TensorRT does not say that they see
+        them. Where that fails and cannot be undone, the session runs no more until a call succeeds.
+        """
+        if not updates and "_adapters" not in vars(self):
+            return
+        with self._ready("a LoRA takes twice the memory of the weights that it changes"):
+            try:
+                self._adapters.set(updates, self._stream)
+            finally:
+                self._replaced += 1
+                for plan in self._plans.values():
+                    self._device.synchronize(plan.stream)
+                    self._forget_graph(plan)
+                    plan.runs = 0
+
+    @cached_property
+    def _adapters(self) -> Adapters:
+        if self._engine is None:
+            raise TensorRtError("the session was closed")
+        return self._make_adapters(self._engine)
 
     def close(self) -> None:
         """Free buffers, graphs, engine, and the shared memory with the last of the modules."""
@@ -132,6 +168,9 @@ class TensorRtSession(Session):
         with self._ready():
             while self._plans:
                 self._drop(self._plans.popitem()[1])
+            if "_adapters" in vars(self):
+                self._adapters.free()
+                del self._adapters
             self._device.destroy_stream(self._stream)
             self._engine = None
             self._memory.detach()
@@ -145,18 +184,27 @@ class TensorRtSession(Session):
         }
 
     @contextlib.contextmanager
-    def _ready(self) -> Iterator[None]:
-        """The GPU is selected, the shared memory is ours, and failures are TargetErrors."""
+    def _ready(self, full: str = "ask for smaller or fewer pictures") -> Iterator[None]:
+        """The GPU is selected, the shared memory is ours, and failures are TargetErrors, which say ``full``
+        where the GPU's memory is.
+        """
         try:
             with self._memory.lock, self._device.active():
                 yield
         except DeviceMemoryError as error:
-            raise TargetError(f"{self.name}: {error}: ask for smaller or fewer pictures") from error
+            raise TargetError(f"{self.name}: {error}: {full}") from error
         except TensorRtError as error:
             raise TargetError(f"{self.name}: {error}; check the engine with fastdiff verify") from error
 
     def _plan(self, sizes: Mapping[str, int], stream: int, own: bool = True) -> _Plan:
         """The plan for a shape, made when it is first wanted; ``own`` ones have buffers."""
+        if self._engine is None:
+            raise TensorRtError("the session was closed")
+        if "_adapters" in vars(self) and not self._adapters.whole:
+            raise TargetError(
+                f"{self.name}: a LoRA failed and left weights that are neither old nor new: open the engine"
+                " again"
+            )
         key = (own, None if own else stream, *sorted(sizes.items()))
         if key not in self._plans:
             while len(self._plans) >= _SHAPES:
@@ -166,11 +214,10 @@ class TensorRtSession(Session):
         return self._plans[key]
 
     def _make_plan(self, sizes: Mapping[str, int], stream: int, own: bool) -> _Plan:
-        if self._engine is None:
-            raise TensorRtError("the session was closed")
         index = choose(self._profiles, sizes)
         if index is None:
             raise TensorRtError(f"no profile has room for {dict(sizes)}")
+        assert self._engine is not None
         context = self._engine.create_context(index, stream)
         memory = context.set_shapes({spec.name: shape_of(spec, sizes) for spec in self.inputs})
         plan = _Plan(context, memory, stream, capturable=own)

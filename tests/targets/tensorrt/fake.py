@@ -2,12 +2,14 @@
 
 A plan is its ONNX file with a line before it, and ONNX Runtime runs it. Device memory is arrays at made-up
 addresses. What CUDA and TensorRT forbid, and would punish with wrong pictures, fails here: graphs of contexts
-that were changed, memory that is too small or was freed, shapes outside the profile, no GPU selected.
+that were changed or whose engine was, memory that is too small or was freed, shapes outside the profile, no
+GPU selected.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.targets.tensorrt.interface import BuildRequest, DeviceMemoryError, Shape, TensorRtError
+from fastdiff.targets.tensorrt.interface import (
+    BuildRequest,
+    DeviceMemoryError,
+    Shape,
+    TensorRtError,
+    Values,
+)
 
 MAGIC = b"plan of the stand-in\n"
 NOISE = 0xA5
@@ -34,6 +42,7 @@ class FakeDevice:
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.capturing: dict[int, list[Callable[[], None]]] = {}
         self.fail_capture = False
+        self.uploaded = 0
         self._next = 1 << 20
         self._selected = 0
 
@@ -74,18 +83,28 @@ class FakeDevice:
     def destroy_stream(self, stream: int) -> None:
         self.streams.remove(stream)
 
+    def memory(self, address: int, size: int) -> NDArray[np.uint8]:
+        """What is at an address, which may be inside a block."""
+        for start, block in self.blocks.items():
+            if start <= address < start + block.nbytes:
+                assert address - start + size <= block.nbytes, "past the end of a block"
+                return block[address - start : address - start + size]
+        raise AssertionError("memory that was freed, or never was")
+
     def upload(self, address: int, array: NDArray[Any], stream: int) -> None:
         assert array.flags.c_contiguous
         assert stream in self.streams
-        self.blocks[address][: array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
+        self.uploaded += array.nbytes
+        self.memory(address, array.nbytes)[:] = np.frombuffer(array.tobytes(), np.uint8)
 
     def download(self, array: NDArray[Any], address: int, stream: int) -> None:
         assert stream in self.streams
-        array[...] = self.blocks[address][: array.nbytes].view(array.dtype).reshape(array.shape)
+        assert array.flags.c_contiguous
+        array[...] = self.memory(address, array.nbytes).view(array.dtype).reshape(array.shape)
 
     def read(self, address: int, shape: Shape, dtype: str) -> NDArray[Any]:
-        count = int(np.prod(shape))
-        return self.blocks[address].view(dtype)[:count].reshape(shape).copy()
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self.memory(address, size).view(dtype).reshape(shape).copy()
 
     def synchronize(self, stream: int) -> None:
         assert not self.capturing.get(stream), "CUDA refuses to wait for a stream that is captured"
@@ -126,11 +145,18 @@ class FakeDevice:
 
 @dataclass
 class FakeApi:
-    """TensorRT on ``device``. ``requests`` has every build's request by the module's name."""
+    """TensorRT on ``device``. ``requests`` has every build's request by the module's name.
+
+    Plans do not have the weights that are ``folded`` under their names, and those of a group that is
+    ``together`` only with each other. So many refits of an engine fail, half done.
+    """
 
     device: FakeDevice
     requests: dict[str, BuildRequest] = field(default_factory=dict)
     failure: str = ""
+    folded: Callable[[str], bool] = lambda name: False
+    together: tuple[tuple[str, ...], ...] = ()
+    failing_refits: int = 0
 
     def build(self, network: Path, plan: Path, request: BuildRequest) -> bytes:
         import onnx
@@ -162,7 +188,7 @@ class FakeApi:
 
     def load(self, plan: Path) -> FakeEngine:
         header, model = read_plan(plan)
-        return FakeEngine(self.device, plan.stem, header, model)
+        return FakeEngine(self, plan.stem, header, model)
 
     def refit(self, plan: Path, network: Path, refitted: Path) -> None:
         import onnx
@@ -189,16 +215,78 @@ def read_plan(plan: Path) -> tuple[dict[str, Any], bytes]:
 
 
 class FakeEngine:
-    def __init__(self, device: FakeDevice, name: str, header: dict[str, Any], model: bytes) -> None:
+    """``replaced`` counts the refits, ``weights`` has what the last one was given."""
+
+    def __init__(self, api: FakeApi, name: str, header: dict[str, Any], model: bytes) -> None:
+        self.api, self.device, self.name, self.profiles = api, api.device, name, header["profiles"]
+        self.refittable = header["refittable"]
+        self.model = model
+        self.replaced = 0
+        self.weights: list[str] = []
+        self.open()
+        dtypes = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
+        values = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.tensors = {value.name: dtypes[value.type] for value in values}
+
+    def open(self) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self.device, self.name, self.profiles = device, name, header["profiles"]
-        dtypes = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
-        values = [*self.session.get_inputs(), *self.session.get_outputs()]
-        self.tensors = {value.name: dtypes[value.type] for value in values}
+        self.session = onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
+
+    def replaceable(self) -> dict[str, tuple[str, int]]:
+        import onnx
+
+        if not self.refittable:
+            return {}
+        dtypes = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
+        return {
+            tensor.name: (dtypes[tensor.data_type], int(np.prod(tensor.dims)))
+            for tensor in onnx.load_from_string(self.model).graph.initializer
+            if tensor.data_type in dtypes and not self.api.folded(tensor.name)
+        }
+
+    def also_needed(self, weights: Mapping[str, Values]) -> list[str]:
+        known = self.replaceable()
+        for name, values in weights.items():
+            assert known[name] == (values.dtype, values.count)
+        return [
+            name
+            for group in self.api.together
+            if any(each in weights for each in group)
+            for name in group
+            if name not in weights
+        ]
+
+    def replace(self, weights: Mapping[str, Values], others: Callable[[str], Values], stream: int) -> None:
+        import onnx
+        from onnx import numpy_helper
+
+        assert stream in self.device.streams
+        assert not self.device.capturing
+        every = {**weights, **{name: others(name) for name in self.also_needed(weights)}}
+        self.also_needed(every)
+        model = onnx.load_from_string(self.model)
+        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        fails = self.api.failing_refits > 0
+        self.api.failing_refits -= fails
+        for name, values in list(every.items())[: len(every) // 2 if fails else None]:
+            shape = tuple(stored[name].dims)
+            stored[name].CopyFrom(numpy_helper.from_array(self.read(values, shape), name))
+        self.model = model.SerializeToString()
+        self.weights = sorted(every)
+        self.replaced += 1
+        self.open()
+        if fails:
+            raise TensorRtError("the weights cannot be replaced: the refitter is out of memory")
+
+    def read(self, values: Values, shape: Shape) -> NDArray[Any]:
+        if values.on_device:
+            return self.device.read(values.address, shape, values.dtype)
+        size = values.count * np.dtype(values.dtype).itemsize
+        data = ctypes.string_at(values.address, size)
+        return np.frombuffer(data, values.dtype).reshape(shape)
 
     def memory(self, profile: int) -> int:
         return memory_for({name: shapes[2] for name, shapes in self.profiles[profile].items()})
@@ -245,10 +333,11 @@ class FakeContext:
         device = self.engine.device
         assert self.runs or stream not in device.capturing, "TensorRT wants one run before a capture"
         self.runs += 1
-        changes = self.changes
+        changes, replaced = self.changes, self.engine.replaced
 
         def work() -> None:
             assert changes == self.changes, "the graph is of a context that was changed since"
+            assert replaced == self.engine.replaced, "the graph is of weights that were replaced since"
             self.compute()
 
         device.put(stream, self.engine.name, work)
@@ -263,5 +352,6 @@ class FakeContext:
         }
         names = [value.name for value in self.engine.session.get_outputs()]
         for name, result in zip(names, self.engine.session.run(names, feeds), strict=True):
-            block = device.blocks[self.addresses[name]]
-            block[: result.nbytes] = np.frombuffer(result.tobytes(), np.uint8)
+            assert self.addresses[name] % 256 == 0
+            block = device.memory(self.addresses[name], result.nbytes)
+            block[:] = np.frombuffer(result.tobytes(), np.uint8)

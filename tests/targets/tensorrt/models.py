@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from fastdiff.config import Precision, SizeRange, TensorSpec
 from fastdiff.manifest import ModuleEntry
+from fastdiff.targets.tensorrt.adapters import Adapters, open_adapters
+from fastdiff.targets.tensorrt.interface import Engine
 from fastdiff.targets.tensorrt.memory import SharedMemory
 from fastdiff.targets.tensorrt.profiles import input_shapes, make_profiles
 from fastdiff.targets.tensorrt.session import TensorRtSession
@@ -59,7 +61,10 @@ def write_plan(path: Path) -> Path:
 
 
 def open_session(api: FakeApi, plan: Path, memory: SharedMemory) -> TensorRtSession:
-    return TensorRtSession("unet", ENTRY, api.load(plan), memory, PROFILES, NAMES)
+    def adapters(engine: Engine) -> Adapters:
+        return open_adapters(plan.parent, "unet", ENTRY, api, engine, memory)
+
+    return TensorRtSession("unet", ENTRY, api.load(plan), memory, PROFILES, NAMES, adapters)
 
 
 def arrays(seed: int = 0, **sizes: int) -> dict[str, NDArray[Any]]:

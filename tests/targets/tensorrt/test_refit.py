@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastdiff.build.build import Stage, build_engine
@@ -13,9 +14,11 @@ from fastdiff.build.refit import refit_engine
 from fastdiff.cli import main
 from fastdiff.engine_dir import open_engine
 from fastdiff.errors import CaptureError, EngineMismatchError, InputError, VerificationError
+from fastdiff.lora import LowRank
 from tests.builds import build_captured
 from tests.checkpoints import copy_checkpoint, make_checkpoint
 from tests.compare import assert_close
+from tests.lora.made_up import add_to, random_updates
 from tests.targets.tensorrt.conftest import Machine
 
 NAMES = ("text_encoder", "vae_decoder")
@@ -66,19 +69,30 @@ def test_weights_are_replaced_and_verified(
     given = random_inputs(module_spec("vae_decoder", model), sizes, seed=1)
     with new.open_module("vae_decoder") as session:
         found = session(**given)["sample"]
-    assert_close(found, eager(tuned, given), rel_l2=2e-3)
+    assert_close(found, eager(tuned, "vae_decoder", given, {})["sample"], rel_l2=2e-3)
+    given = random_inputs(module_spec("text_encoder", model), sizes, seed=1, vocab_size=100)
+    with new.open_module("text_encoder") as session:
+        plain = session(**given)["last_hidden_state"]
+        updates = random_updates(session.adaptable(), 2, seed=1, size=0.3)
+        session.set_adapters({path: [update] for path, update in updates.items()})
+        found = session(**given)["last_hidden_state"]
+        wanted = eager(tuned, "text_encoder", given, updates)["last_hidden_state"]
+        assert_close(found, wanted, rel_l2=3e-3, label="a LoRA on the new weights")
+        session.set_adapters({})
+        assert np.array_equal(session(**given)["last_hidden_state"], plain)
     assert [path.name for path in engine.parent.iterdir()] == [engine.name]
 
 
-def eager(checkpoint: Path, given: dict[str, Any]) -> Any:
-    import torch
-
+def eager(checkpoint: Path, name: str, given: dict[str, Any], updates: dict[str, LowRank]) -> dict[str, Any]:
+    """What PyTorch computes, with updates in its weights."""
+    from fastdiff.build.capture import run_eager
     from fastdiff.build.checkpoint import load_checkpoint
 
     source = load_checkpoint(checkpoint)
-    module = module_spec("vae_decoder", source.spec).wrap(source.load("vae"))
-    with torch.no_grad():
-        return module(torch.from_numpy(given["latent_sample"]))
+    spec = module_spec(name, source.spec)
+    part = source.load(spec.part)
+    add_to(part, updates)
+    return run_eager(spec.wrap(part), spec.inputs, spec.outputs, given)
 
 
 def test_progress(engine: Path, tiny_checkpoint: Path) -> None:

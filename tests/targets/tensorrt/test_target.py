@@ -47,7 +47,9 @@ def test_manifest_records_what_the_plan_is_for(built: Built) -> None:
         {"batch": [1, 2, 4], "height": [4, 8, 16], "width": [4, 8, 16], "tokens": [1, 77, 154]},
     ]
     assert entry.shapes["height"].maximum == 16
-    assert set(entry.files) == {"unet.plan"}
+    files = ("plan", "parameters.json", "weights.safetensors", "merge.plan")
+    assert set(entry.files) == {f"unet.{file}" for file in files}
+    assert set(open_engine_unchecked(built).entry("vae_decoder").files) == {"vae_decoder.plan"}
     assert sorted(path.name for path in built.path.iterdir() if path.suffix == ".onnx") == []
 
 
@@ -75,7 +77,8 @@ def test_timing_cache_is_beside_the_engine(built: Built) -> None:
     folder = built.path.parent / "tensorrt-timing-cache"
     (file,) = folder.glob("*.cache")
     assert file.name == "NVIDIA-H200-sm9.0-tensorrt10.16.1.11.cache"
-    assert file.read_bytes() == b"".join(f"{name} measured;".encode() for name in MODULES)
+    plans = [(name, f"{name}.merge") if name in ("unet", "text_encoder") else (name,) for name in MODULES]
+    assert file.read_bytes() == b"".join(f"{name} measured;".encode() for names in plans for name in names)
     assert built.machine.api.requests["vae_encoder"].timing_cache.startswith(b"text_encoder measured;")
 
 
