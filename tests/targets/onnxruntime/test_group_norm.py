@@ -56,7 +56,7 @@ def test_values(sides: tuple[int, ...], affine: bool, tmp_path: Path, rng: np.ra
 
 
 def test_a_large_group(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Two million values, as of a decoder at 700²; InstanceNormalization is 4e-5 off here."""
+    """Two million values, as of a decoder at 700²; InstanceNormalization is 3e-5 off here."""
     norm = nn.GroupNorm(2, 8, eps=1e-6)
     session = exported(norm, torch.zeros(2, 8, 4, 4), tmp_path / "norm.onnx")
     x = rng.standard_normal((1, 8, 701, 699), np.float32) * 1.5 + 0.7
