@@ -1,8 +1,9 @@
 """Where an ONNX file has the layers' weights.
 
-The exporter stores the weights of linear layers transposed, under names of its own, so that they are found by
-their values when the engine is built. Initializers of equal values are one: a layer that shares its weight
-with another takes no updates.
+The exporter stores the weights of linear layers transposed, ONNX Runtime's optimiser for CUDA those of
+convolutions channels-last, under names of their own, so that they are found by their values when the engine is
+built, in a file of halves by their values rounded to it. Initializers of equal values are one: a layer that
+shares its weight with another takes no updates.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import mmap
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,17 +26,25 @@ __all__ = ["Located", "find_weights", "initializers"]
 
 @dataclass(frozen=True)
 class Located:
-    """Shape of a layer's weight, and the initializer that holds it: its name, file and offset there."""
+    """Shape of a layer's weight, and the initializer that holds it: its name, file and offset there, its
+    dtype, and ``axes``, by which the weight was transposed.
+    """
 
     shape: tuple[int, ...]
     initializer: str
     file: str
     offset: int
+    dtype: str = "float32"
+    axes: tuple[int, ...] = ()
 
 
 _Stored = tuple[str, str, int, NDArray[Any]]
-_Key = tuple[tuple[int, ...], bytes]
+_Key = tuple[str, tuple[int, ...], bytes]
 _SAMPLE = 64
+_DTYPES = {1: "<f4", 10: "<f2"}
+"""Of ONNX's types those that weights are looked for in: FLOAT and FLOAT16."""
+_AXES: dict[int, tuple[tuple[int, ...], ...]] = {2: ((0, 1), (1, 0)), 4: ((0, 1, 2, 3), (0, 2, 3, 1))}
+"""By the number of a weight's axes, the orders that they may be stored in."""
 
 
 def find_weights(captured: CapturedModule, folder: Path, model: str) -> dict[str, Located]:
@@ -46,23 +56,27 @@ def find_weights(captured: CapturedModule, folder: Path, model: str) -> dict[str
         return {}
     stored = initializers(folder, model)
     known: dict[_Key, list[_Stored]] = {}
+    dtypes = sorted({array.dtype.str for _, _, _, array in stored})
     for name, file, offset, array in stored:
         known.setdefault(_key(array), []).append((name, file, offset, array))
     layers: dict[str, Located] = {}
     for path, shape in shapes.items():
         weight = captured.source.get_submodule(path).weight.detach().float().numpy()
-        for transposed in (False, True) if weight.ndim == 2 else (False,):
-            wanted = np.ascontiguousarray(weight.T) if transposed else np.ascontiguousarray(weight)
+        for dtype, axes in product(dtypes, _AXES.get(weight.ndim, (tuple(range(weight.ndim)),))):
+            if path in layers:
+                break
+            with np.errstate(over="ignore"):  # what halves cannot hold is in no file of them
+                wanted = np.ascontiguousarray(weight.astype(dtype, copy=False).transpose(axes))
             for name, file, offset, array in known.get(_key(wanted), ()):
                 if path not in layers and np.array_equal(array, wanted):
-                    layers[path] = Located(shape, name, file, offset)
+                    layers[path] = Located(shape, name, file, offset, str(wanted.dtype), axes)
                 cast(Any, array)._mmap.madvise(mmap.MADV_DONTNEED)  # all pages have been read
     shared = Counter(layer.initializer for layer in layers.values())
     return {path: layer for path, layer in layers.items() if shared[layer.initializer] == 1}
 
 
 def initializers(folder: Path, model: str) -> list[_Stored]:
-    """Name, file, offset and values of each float32 initializer of two axes or more."""
+    """Name, file, offset and values of each float32 or float16 initializer of two axes or more."""
     import onnx
 
     graph = onnx.load(str(folder / model), load_external_data=False).graph
@@ -70,7 +84,7 @@ def initializers(folder: Path, model: str) -> list[_Stored]:
     with (folder / model).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as raw:
         end = 0
         for tensor in graph.initializer:
-            if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+            if tensor.data_type not in _DTYPES or len(tensor.dims) < 2:
                 continue
             external = {entry.key: entry.value for entry in tensor.external_data}
             if external:
@@ -80,8 +94,8 @@ def initializers(folder: Path, model: str) -> list[_Stored]:
                 if offset < 0:
                     continue
                 end = offset + len(tensor.raw_data)
-            shape = tuple(tensor.dims)
-            found.append((tensor.name, file, offset, np.memmap(folder / file, "<f4", "r", offset, shape)))
+            dtype, shape = _DTYPES[tensor.data_type], tuple(tensor.dims)
+            found.append((tensor.name, file, offset, np.memmap(folder / file, dtype, "r", offset, shape)))
     return found
 
 
@@ -94,4 +108,4 @@ def _position(raw: Any, data: bytes, start: int) -> int:
 def _key(array: NDArray[Any]) -> _Key:
     """The same for equal arrays, different for most others."""
     flat = array.reshape(-1)
-    return array.shape, flat[:_SAMPLE].tobytes() + flat[-_SAMPLE:].tobytes()
+    return array.dtype.str, array.shape, flat[:_SAMPLE].tobytes() + flat[-_SAMPLE:].tobytes()
