@@ -63,7 +63,10 @@ def only_standard(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
                 writer.give(writer.node("Mul", left, writer.node("Gelu", right)), node.output[0])
             case "NhwcConv":
                 x = writer.node("Transpose", node.input[0], perm=TO_CHANNELS)
-                kernel = writer.constant(writer.array(node.input[1]).transpose(TO_CHANNELS))
+                if node.input[1] in writer.initializers:
+                    kernel = writer.constant(writer.array(node.input[1]).transpose(TO_CHANNELS))
+                else:
+                    kernel = writer.node("Transpose", node.input[1], perm=TO_CHANNELS)
                 y = writer.node("Conv", x, kernel, *node.input[2:], **given)
                 writer.give(writer.node("Transpose", y, perm=TO_ROWS), node.output[0])
             case _:
@@ -76,6 +79,13 @@ def only_standard(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     return changed, found
 
 
+def _is_vector(name: str, made_by: dict[str, onnx.NodeProto]) -> bool:
+    """Whether a value is [batch, channels]: what Gemm gives, or a sum that begins with it."""
+    while name in made_by and made_by[name].op_type == "Add":
+        name = made_by[name].input[0]
+    return name in made_by and made_by[name].op_type == "Gemm"
+
+
 def _group_norm(
     writer: _Writer, node: onnx.NodeProto, given: dict[str, Any], made_by: dict[str, onnx.NodeProto]
 ) -> None:
@@ -84,7 +94,7 @@ def _group_norm(
     x = node.input[0]
     if node.op_type == "SkipGroupNorm":
         skip = node.input[3]
-        if skip in made_by and made_by[skip].op_type == "Gemm":  # [batch, channels]
+        if _is_vector(skip, made_by):
             skip = writer.node("Unsqueeze", skip, writer.constant(np.array([1, 2])))
         x = writer.node("Add", x, skip)
         if len(node.input) > 4 and node.input[4]:
