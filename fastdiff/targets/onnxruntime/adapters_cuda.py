@@ -132,9 +132,6 @@ def _zeros_down(
     if order == "linear":
         down = np.zeros((inner[0], rank), dtype)
         return down, down.T
-    if order == "NHWC":
-        down = np.zeros((rank, *inner[1:], inner[0]), dtype)
-        return down, np.moveaxis(down, -1, 1)
     down = np.zeros((rank, *inner), dtype)
     return down, down
 

@@ -13,13 +13,16 @@ branch together: their ``down`` stand beside each other, and each one's ``up`` g
 A graph for CUDA gets its branches when it has been optimised. What it fuses comes behind a product and takes
 its result, so that the sum of layer and branch goes there in its place, and nothing else changes.
 
-=============================  ================================  =========================================
-layer                          ``down``                          ``up``
-=============================  ================================  =========================================
-linear (MatMul, Gemm)          [in, rank], by MatMul             [rank, out], by MatMul
-convolution (Conv)             [rank, in, h, w], by Conv         [out, rank, 1, 1], by Conv
-channels-last (NhwcConv)       [rank, h, w, in], by NhwcConv     [rank, out], by MatMul
-=============================  ================================  =========================================
+=============================  =======================================  ==================================
+layer                          ``down``                                 ``up``
+=============================  =======================================  ==================================
+linear (MatMul, Gemm)          [in, rank], by MatMul                    [rank, out], by MatMul
+convolution (Conv)             [rank, in, h, w], by Conv                [out, rank, 1, 1], by Conv
+channels-last (NhwcConv)       [rank, in, h, w], by Conv and transposes  [rank, out], by MatMul
+=============================  =======================================  ==================================
+
+NhwcConv itself is for weights that are constants: of others the CUDA provider does not know that they lie
+channels-last.
 """
 
 from __future__ import annotations
@@ -38,8 +41,6 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = ["write_branches"]
-
-_CONVOLUTIONS = ("Conv", "NhwcConv")
 
 
 def write_branches(folder: Path, model: str, name: str, located: Mapping[str, Located]) -> dict[str, Layer]:
@@ -125,14 +126,22 @@ class _Writer:
         output = last.output[0]
         last.output[0] = f"{output}/plain"
         narrow, added = f"{output}/narrow", f"{output}/added"
-        convolution = node.op_type in _CONVOLUTIONS
-        down = _node(node.op_type if convolution else "MatMul", [node.input[0], f"{path}/down"], narrow)
-        if convolution:
-            down.attribute.extend(node.attribute)
-            down.domain = node.domain
+        if node.op_type == "NhwcConv":
+            turned = f"{narrow}/channels_first"
+            down = [
+                _node("Transpose", [node.input[0]], f"{turned}/input", perm=[0, 3, 1, 2]),
+                _node("Conv", [f"{turned}/input", f"{path}/down"], turned),
+                _node("Transpose", [turned], narrow, perm=[0, 2, 3, 1]),
+            ]
+            down[1].attribute.extend(node.attribute)
+        elif node.op_type == "Conv":
+            down = [_node("Conv", [node.input[0], f"{path}/down"], narrow)]
+            down[0].attribute.extend(node.attribute)
+        else:
+            down = [_node("MatMul", [node.input[0], f"{path}/down"], narrow)]
         up = _node("Conv" if node.op_type == "Conv" else "MatMul", [narrow, f"{path}/up"], added)
         total = _node("Add", [last.output[0], added], output)
-        self._behind.setdefault(id(last), []).extend([down, up, total])
+        self._behind.setdefault(id(last), []).extend([*down, up, total])
 
     def _with_bias(self, node: Any) -> Any:
         """The addition of a bias behind a product, which ONNX Runtime may fuse with it, or the product."""
@@ -150,7 +159,7 @@ class _Writer:
         rank = f"rank of {path}"
         sizes: tuple[list[Any], list[Any]] = ([inner[0], rank], [rank, out])
         if weight.axes == CHANNELS_LAST:
-            sizes = [rank, *inner[1:], inner[0]], [rank, out]
+            sizes = [rank, *inner], [rank, out]
         elif len(inner) > 1:
             sizes = [rank, *inner], [out, rank, *(1 for _ in inner[1:])]
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(weight.dtype))
@@ -169,7 +178,7 @@ def _is_product(node: Any, weight: Located) -> bool:
     return str(node.op_type) == "MatMul"
 
 
-def _node(op: str, inputs: list[str], output: str) -> Any:
+def _node(op: str, inputs: list[str], output: str, **attributes: Any) -> Any:
     from onnx import helper
 
-    return helper.make_node(op, inputs, [output], name=output)
+    return helper.make_node(op, inputs, [output], name=output, **attributes)

@@ -6,16 +6,31 @@ what exported them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["only_standard"]
+from fastdiff.targets.onnxruntime.cuda import OrtDevice
+
+__all__ = ["on_the_cpu", "only_standard"]
 
 ONLY_CUDA = ("BiasAdd", "BiasSplitGelu", "GroupNorm", "NhwcConv", "SkipGroupNorm")
 TO_CHANNELS, TO_ROWS = [0, 3, 1, 2], [0, 2, 3, 1]
+
+
+def on_the_cpu(path: Path) -> OrtDevice:
+    """A file made for CUDA, opened on the CPU."""
+    standard, _ = only_standard(onnx.load(path))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it tells of every initializer that has been written as another
+    data = standard.SerializeToString()
+    return OrtDevice(
+        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), "cpu", 0
+    )
 
 
 class _Writer:
@@ -63,10 +78,7 @@ def only_standard(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
                 writer.give(writer.node("Mul", left, writer.node("Gelu", right)), node.output[0])
             case "NhwcConv":
                 x = writer.node("Transpose", node.input[0], perm=TO_CHANNELS)
-                if node.input[1] in writer.initializers:
-                    kernel = writer.constant(writer.array(node.input[1]).transpose(TO_CHANNELS))
-                else:
-                    kernel = writer.node("Transpose", node.input[1], perm=TO_CHANNELS)
+                kernel = writer.constant(writer.array(node.input[1]).transpose(TO_CHANNELS))
                 y = writer.node("Conv", x, kernel, *node.input[2:], **given)
                 writer.give(writer.node("Transpose", y, perm=TO_ROWS), node.output[0])
             case _:
