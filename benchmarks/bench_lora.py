@@ -18,7 +18,7 @@ are written and read, of the layers of attention and then of every linear layer 
 Times are wall clock and, behind it, CPU time of the process, each the best of --rounds; with other load on
 the machine CPU time over threads is what the machine alone would need. Of onnxruntime a switch makes inputs
 of the matrices and nothing else; for SDXL at its published depth, whose weights it would hold in memory, that
-part is measured alone ("inputs").
+part is measured alone ("inputs"), and so are the halves that it makes of them for CUDA ("CUDA").
 """
 
 from __future__ import annotations
@@ -201,18 +201,33 @@ def ones(shape: tuple[int, ...], rank: int) -> LowRank:
 
 
 def measure_inputs(arguments: Any) -> None:
-    """What onnxruntime does in a switch, for every layer of SDXL's U-Net, without the U-Net."""
+    """What onnxruntime does in a switch, for every layer of SDXL's U-Net, without the U-Net; for CUDA without
+    the copies to the GPU.
+    """
     from fastdiff.build.parameters import adaptable_shapes
     from fastdiff.targets.onnxruntime.adapters import feeds_of
+    from fastdiff.targets.onnxruntime.adapters_cuda import matrices_of
     from fastdiff.targets.parameters import Layer
 
     shapes = adaptable_shapes("unet", meta([1, 2, 10]))
     layers = {path: Layer(shape, ((path,),)) for path, shape in shapes.items()}
+    on_cuda = {path: Layer(shape, (cuda_place(path, shape),)) for path, shape in shapes.items()}
     for kind, some in kinds_of(shapes).items():
         updates = {path: [ones(shape, arguments.rank)] for path, shape in some.items()}
         (found,) = best(arguments.rounds, partial(feeds_of, layers, updates))
         print(f"{kind}: {len(some)} layers at the published depth")
         print(f"  inputs  {shown(found)}")
+        (found,) = best(arguments.rounds, partial(matrices_of, on_cuda, updates, arguments.threads))
+        print(f"  CUDA    {shown(found)}")
+
+
+def cuda_place(path: str, shape: tuple[int, ...]) -> tuple[str, str, str, int, int]:
+    """Where a graph for CUDA has a layer of the U-Net: q, k and v of self-attention are one product."""
+    stem, _, last = path.rpartition(".")
+    order = "linear" if len(shape) == 2 else "NHWC"
+    if stem.endswith("attn1") and last in ("to_q", "to_k", "to_v"):
+        return stem, "float16", order, "qkv".index(last[-1]) * shape[0], 3 * shape[0]
+    return path, "float16", order, 0, shape[0]
 
 
 def kinds_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -60,9 +60,10 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "tests/targets/cuda/test_call*.py",
     ),
     "LoRA on the target `cuda`": ("tests/targets/cuda/test_adapters*.py",),
+    "LoRA on the target `onnxruntime`, CUDA": ("tests/targets/onnxruntime/test_adapters*.py",),
     "fp16-safe VAE": ("tests/targets/cuda/test_ranges*.py",),
     "target `onnxruntime` on CUDA": (
-        "tests/targets/onnxruntime/test_*.py",
+        "tests/targets/onnxruntime/test_cuda*.py",
         "tests/targets/test_onnxruntime*.py",
     ),
     "target `tensorrt`": (

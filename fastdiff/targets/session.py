@@ -109,8 +109,8 @@ class Session(ABC):
         checkpoint's module. Raises TargetError where the target, or this engine, takes none.
         """
         raise TargetError(
-            f"{self.name}: its target takes no LoRA on an open engine: build one for native, cuda, torch, or"
-            " onnxruntime on the CPU"
+            f"{self.name}: its target takes no LoRA on an open engine: build one for native, cuda, torch or"
+            " onnxruntime"
         )
 
     def set_adapters(self, updates: Mapping[str, Sequence[LowRank]]) -> None:

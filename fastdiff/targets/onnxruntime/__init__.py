@@ -8,8 +8,8 @@ them.
 
 For CUDA (``--device cuda --precision fp16``) the graph computes in fp16 with the operators that ONNX Runtime
 adds for its CUDA provider: ``contrib.py`` writes them, ``optimise.py`` lets ONNX Runtime's transformer
-optimiser do the rest, ``cuda.py`` runs the result on buffers that stay on the device, as CUDA graphs. Nothing
-falls back to the CPU silently.
+optimiser do the rest, ``cuda.py`` and ``session_cuda.py`` run the result on buffers that stay on the device,
+as CUDA graphs. Nothing falls back to the CPU silently.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled, CompileOptions, parameters
 from fastdiff.targets.onnxruntime import cuda
 from fastdiff.targets.onnxruntime.adapters import PLACE, SUFFIX, feeds_of, write_adaptable
+from fastdiff.targets.onnxruntime.session_cuda import CudaSession
 from fastdiff.targets.session import Array, Session
 from fastdiff.targets.shared import open_shared
 
@@ -125,6 +126,7 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
 def _compile_for_cuda(captured: CapturedModule, folder: Path) -> Compiled:
     """Export in fp16 with fused operators, and optimise. Raises CaptureError."""
     from fastdiff.build.onnx import OPSET
+    from fastdiff.targets.onnxruntime import adapters_cuda
     from fastdiff.targets.onnxruntime.contrib import export_contrib
     from fastdiff.targets.onnxruntime.optimise import optimise
 
@@ -135,8 +137,9 @@ def _compile_for_cuda(captured: CapturedModule, folder: Path) -> Compiled:
         path.unlink()
     data = folder / f"{name}.data"
     files = (name, data.name) if data.is_file() else (name,)
+    more = adapters_cuda.write_adaptable(captured, folder, name)
     tactics = {"format": "onnx", "opset": OPSET, "optimisation": "transformer optimiser", "fused": fused}
-    return Compiled(files, tactics, requires={"device": "cuda"})
+    return Compiled((*files, *more), tactics, requires={"device": "cuda"})
 
 
 def open(
@@ -169,9 +172,12 @@ def _open_on_cuda(
     model = _model_file(folder, name, entry)
     provider = cuda.provider_options(device, stream)
     options = _options(threads, "ORT_ENABLE_BASIC")  # moves transposes out of the way
-    with _refusal(folder, model):
-        session = cuda.open_session(folder / model, options, provider)
-    return CudaSession(name, entry, cuda.OrtDevice(session, "cuda", device))
+
+    def open_graph(file: str) -> cuda.Device:
+        with _refusal(folder, file):
+            return cuda.OrtDevice(cuda.open_session(folder / file, options, provider), "cuda", device)
+
+    return CudaSession(folder, name, entry, model, open_graph, options.intra_op_num_threads)
 
 
 def _model_file(folder: Path, name: str, entry: ModuleEntry) -> str:
@@ -194,31 +200,6 @@ def _refusal(folder: Path, model: str) -> Iterator[None]:
         raise EngineDamagedError(
             f"{folder}: ONNX Runtime refuses {model} ({reason}); build it again"
         ) from error
-
-
-class CudaSession(Session):
-    """A module on buffers that stay on the device.
-
-    Inputs other than the sample and its time, such as a prompt's embeddings, are copied there only when they
-    change. Arrays in, arrays out: of a step, the latents alone move.
-    """
-
-    def __init__(self, name: str, entry: ModuleEntry, device: cuda.Device) -> None:
-        super().__init__(name, entry.inputs, entry.outputs, entry.shapes)
-        changing = ("sample", "timestep", "latent_sample", "input_ids")
-        self._bindings = cuda.Bindings(
-            device,
-            entry.outputs,
-            cuda.output_shapes(entry.inputs, entry.outputs),
-            kept=frozenset(i for i, spec in enumerate(entry.inputs) if spec.name not in changing),
-        )
-
-    def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        results = self._bindings.run(list(arrays.values()))
-        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
-
-    def close(self) -> None:
-        self._bindings.close()
 
 
 class _OnnxRuntimeSession(Session):

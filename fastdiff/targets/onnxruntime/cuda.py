@@ -26,6 +26,7 @@ from fastdiff.config import TensorSpec
 from fastdiff.errors import InputError, TargetError
 
 __all__ = [
+    "MOST_PARAMETERS",
     "MOST_SHAPES",
     "PROVIDER",
     "Bindings",
@@ -37,11 +38,16 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+_Shapes = tuple[tuple[int, ...], ...]
 
 PROVIDER = "CUDAExecutionProvider"
 
 MOST_SHAPES = 8
 """Sets of input shapes whose buffers and graphs a session keeps."""
+
+MOST_PARAMETERS = 2
+"""Sets of shapes of the parameters whose buffers a session keeps: of two LoRAs, each with the graphs of its
+ranks."""
 
 _WARM_RUNS = 1
 """Runs of a shape before its graph is captured: one that is run once is not worth a graph, and cuDNN's search
@@ -81,6 +87,9 @@ def provider_options(device: int = 0, stream: int | None = None, graphs: bool = 
 class Device(Protocol):
     """What :class:`Bindings` needs of a runtime: values on the device, and runs on bound values."""
 
+    names: list[str]
+    """Of the model's inputs, in the order in which they are bound."""
+
     def value(self, shape: tuple[int, ...], dtype: str) -> Any:
         """Memory for an array, on the device; its address never changes."""
 
@@ -98,6 +107,9 @@ class Device(Protocol):
 
     def forget(self, graph: int) -> None:
         """Give back what graph number ``graph`` holds, if it was captured."""
+
+    def close(self) -> None:
+        """Give the model back, with its weights. Nothing else can be asked for afterwards."""
 
 
 @dataclass
@@ -119,6 +131,8 @@ class Bindings:
     ``output_shapes`` gives the outputs' shapes for the arrays of a call. ``kept`` are positions of inputs
     that are the same in many calls, like a prompt's embeddings: they are copied to the device only when
     their values change. Graphs are captured with ``graphs``; each belongs to the buffers of its shape.
+
+    The model may have inputs behind those of a call, its parameters, which all calls have in common.
     """
 
     def __init__(
@@ -136,7 +150,8 @@ class Bindings:
         self._kept = kept
         self._graphs = graphs
         self._most = most_shapes
-        self._bound: OrderedDict[tuple[tuple[int, ...], ...], _Bound] = OrderedDict()
+        self._bound: OrderedDict[tuple[_Shapes, _Shapes], _Bound] = OrderedDict()  # parameters', call's
+        self._parameters: OrderedDict[_Shapes, list[Any]] = OrderedDict({(): []})  # the last one's are in use
         self._captured = 0
 
     def run(self, arrays: list[Array]) -> list[Array]:
@@ -149,19 +164,44 @@ class Bindings:
         self._device.run(bound.binding, bound.graph if capture else None)
         return [self._device.read(value) for value in bound.outputs]
 
+    def set_parameters(self, arrays: list[Array]) -> None:
+        """Have the parameters these values from the next call on.
+
+        Their buffers stay where they are as long as the shapes are the same: graphs that were captured with
+        them read the new values. When memory does not suffice for others, all is as it was.
+        """
+        key = tuple(array.shape for array in arrays)
+        values = self._parameters.get(key)
+        if values is None:
+            while len(self._parameters) >= MOST_PARAMETERS:
+                self._drop_parameters(next(iter(self._parameters)))
+            values = [self._device.value(array.shape, str(array.dtype)) for array in arrays]
+        for value, array in zip(values, arrays, strict=True):
+            self._device.write(value, array)
+        self._parameters[key] = values
+        self._parameters.move_to_end(key)
+
     @property
-    def shapes(self) -> list[tuple[tuple[int, ...], ...]]:
+    def shapes(self) -> list[_Shapes]:
         """The input shapes whose buffers are kept, the latest last."""
-        return list(self._bound)
+        return [shapes for _, shapes in self._bound]
 
     def close(self) -> None:
-        """Give the buffers back."""
+        """Give the buffers and the device's model back."""
         for bound in self._bound.values():
             self._device.forget(bound.graph)
         self._bound.clear()
+        self._parameters.clear()
+        self._device.close()
+
+    def _drop_parameters(self, shapes: _Shapes) -> None:
+        for key in [key for key in self._bound if key[0] == shapes]:
+            self._device.forget(self._bound.pop(key).graph)
+        del self._parameters[shapes]
 
     def _buffers(self, arrays: list[Array]) -> _Bound:
-        key = tuple(array.shape for array in arrays)
+        parameters = next(reversed(self._parameters))
+        key = parameters, tuple(array.shape for array in arrays)
         bound = self._bound.get(key)
         if bound is None:
             while len(self._bound) >= self._most:
@@ -173,7 +213,8 @@ class Bindings:
                 for shape, spec in zip(self._output_shapes(arrays), self._outputs, strict=True)
             ]
             self._captured += 1  # a number of its own: a graph is bound to the addresses it was captured with
-            bound = _Bound(inputs, outputs, self._device.bind(inputs, outputs), self._captured)
+            binding = self._device.bind([*inputs, *self._parameters[parameters]], outputs)
+            bound = _Bound(inputs, outputs, binding, self._captured)
             self._bound[key] = bound
         self._bound.move_to_end(key)
         return bound
@@ -192,7 +233,7 @@ class OrtDevice:
 
     def __init__(self, session: Any, kind: str, number: int) -> None:
         self._session, self._kind, self._number = session, kind, number
-        self._names = [item.name for item in session.get_inputs()]
+        self.names = [item.name for item in session.get_inputs()]
         self._outputs = [item.name for item in session.get_outputs()]
 
     def value(self, shape: tuple[int, ...], dtype: str) -> Any:  # noqa: D102 (Device says what these do)
@@ -211,7 +252,7 @@ class OrtDevice:
 
     def bind(self, inputs: list[Any], outputs: list[Any]) -> Any:  # noqa: D102
         binding = self._session.io_binding()
-        for name, value in zip(self._names, inputs, strict=True):
+        for name, value in zip(self.names, inputs, strict=True):
             binding.bind_ortvalue_input(name, value)
         for name, value in zip(self._outputs, outputs, strict=True):
             binding.bind_ortvalue_output(name, value)
@@ -231,6 +272,9 @@ class OrtDevice:
         release = getattr(self._session, "release_captured_graph", None)  # not in older versions
         if release is not None:
             release(graph)
+
+    def close(self) -> None:  # noqa: D102
+        self._session = None
 
 
 def open_session(path: Path, options: Any, provider: dict[str, str], create: Any = None) -> Any:

@@ -6,16 +6,31 @@ what exported them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["only_standard"]
+from fastdiff.targets.onnxruntime.cuda import OrtDevice
+
+__all__ = ["on_the_cpu", "only_standard"]
 
 ONLY_CUDA = ("BiasAdd", "BiasSplitGelu", "GroupNorm", "NhwcConv", "SkipGroupNorm")
 TO_CHANNELS, TO_ROWS = [0, 3, 1, 2], [0, 2, 3, 1]
+
+
+def on_the_cpu(path: Path) -> OrtDevice:
+    """A file made for CUDA, opened on the CPU."""
+    standard, _ = only_standard(onnx.load(path))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it tells of every initializer that has been written as another
+    data = standard.SerializeToString()
+    return OrtDevice(
+        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), "cpu", 0
+    )
 
 
 class _Writer:
@@ -76,6 +91,13 @@ def only_standard(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     return changed, found
 
 
+def _is_vector(name: str, made_by: dict[str, onnx.NodeProto]) -> bool:
+    """Whether a value is [batch, channels]: what Gemm gives, or a sum that begins with it."""
+    while name in made_by and made_by[name].op_type == "Add":
+        name = made_by[name].input[0]
+    return name in made_by and made_by[name].op_type == "Gemm"
+
+
 def _group_norm(
     writer: _Writer, node: onnx.NodeProto, given: dict[str, Any], made_by: dict[str, onnx.NodeProto]
 ) -> None:
@@ -84,7 +106,7 @@ def _group_norm(
     x = node.input[0]
     if node.op_type == "SkipGroupNorm":
         skip = node.input[3]
-        if skip in made_by and made_by[skip].op_type == "Gemm":  # [batch, channels]
+        if _is_vector(skip, made_by):
             skip = writer.node("Unsqueeze", skip, writer.constant(np.array([1, 2])))
         x = writer.node("Add", x, skip)
         if len(node.input) > 4 and node.input[4]:

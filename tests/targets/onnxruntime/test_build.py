@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
+import numpy as np
 import onnxruntime
 import pytest
 
@@ -16,9 +16,11 @@ from fastdiff.errors import EngineMismatchError, InputError, TargetError, Verifi
 from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, computes_in, require_target
 from fastdiff.targets import onnxruntime as target
-from fastdiff.targets.onnxruntime import CudaSession, cuda
+from fastdiff.targets.onnxruntime import CudaSession
 from tests.builds import build_captured
-from tests.targets.onnxruntime.standard import only_standard
+from tests.compare import relative_l2
+from tests.lora.made_up import random_updates
+from tests.targets.onnxruntime.standard import on_the_cpu
 
 MODULES = ("text_encoder", "vae_decoder")
 HERE = Availability(True, "pretended")
@@ -29,11 +31,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open what was made for CUDA on the CPU, its operators written in standard ones."""
 
     def open_on_cuda(folder: Path, name: str, entry: ModuleEntry, *rest: Any) -> CudaSession:
-        standard, _ = only_standard(onnx.load(folder / f"{name}.onnx"))
-        session = onnxruntime.InferenceSession(
-            standard.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        return CudaSession(name, entry, cuda.OrtDevice(session, "cpu", 0))
+        return CudaSession(folder, name, entry, f"{name}.onnx", lambda file: on_the_cpu(folder / file))
 
     monkeypatch.setattr(target, "_cuda_availability", lambda: HERE)
     monkeypatch.setattr(target, "_open_on_cuda", open_on_cuda)
@@ -49,6 +47,17 @@ def test_build_and_open(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pyte
         assert entry.requires == {"device": "cuda"}
         assert entry.precision == Precision.FP16
         assert 1e-5 < entry.error["relative_l2"] < 1e-2, "the error of halves, not of float32"
+        adaptable = [f"{name}.lora.onnx", f"{name}.parameters.json"] if name == "text_encoder" else []
+        assert sorted(entry.files) == sorted([f"{name}.onnx", *adaptable])
+    with opened.open_module("text_encoder", 1) as session:
+        ids = np.arange(77).reshape(1, 77)
+        inputs = {"input_ids": ids, "added_embeds": np.zeros((1, 77, session.inputs[1].shape[2]), np.float32)}
+        plain = session(**inputs)["last_hidden_state"]
+        updates = random_updates(session.adaptable(), 2, seed=1)
+        session.set_adapters({path: [update] for path, update in updates.items()})
+        assert relative_l2(session(**inputs)["last_hidden_state"], plain) > 0.1
+        session.set_adapters({})
+        assert np.array_equal(session(**inputs)["last_hidden_state"], plain)
     monkeypatch.setattr(target, "_cuda_availability", lambda: Availability(False, "no CUDA", "get it"))
     with pytest.raises(EngineMismatchError, match="text_encoder was built for CUDA, but no CUDA; get it"):
         open_engine(engine)

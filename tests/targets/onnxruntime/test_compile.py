@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from torch.nn.functional import gelu
 from fastdiff.build import onnx as lowering
 from fastdiff.build.capture import CapturedModule, capture, run_eager
 from fastdiff.build.modules import ModuleSpec, random_inputs
-from fastdiff.build.passes import run_passes
 from fastdiff.config import Precision, SizeRange, TensorSpec
-from fastdiff.targets import CompileOptions
+from fastdiff.manifest import ModuleEntry
+from fastdiff.targets import Compiled, CompileOptions, parameters
 from fastdiff.targets import onnxruntime as target
+from fastdiff.targets.onnxruntime import adapters_cuda
 from fastdiff.targets.onnxruntime.contrib import SPLIT_GELU_WIDTHS
 from tests.compare import assert_close, relative_l2
+from tests.engines import TEXT_ENCODER
 from tests.published import VOCABULARY, model, sizes_of
 from tests.targets.onnxruntime.standard import only_standard
 
@@ -43,17 +47,14 @@ FUSED = {
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_compiled_for_cuda(name: str, tmp_path: Path) -> None:
+def test_compiled_for_cuda(name: str, compiled_for_cuda: Callable[[str], tuple[Path, Compiled]]) -> None:
     """The right operators, and an error within twice that of PyTorch in the same type."""
     module = model(name)
-    assert module.program is not None
-    prepared = module.with_program(run_passes(module.program))
-    options = CompileOptions(Precision.FP16, device="cuda")
-    compiled = target.compile(prepared, tmp_path, options)
+    folder, compiled = compiled_for_cuda(name)
     assert compiled.requires == {"device": "cuda"}
-    assert {path.name for path in tmp_path.iterdir()} == set(compiled.files), "nothing else is left"
+    assert {path.name for path in folder.iterdir()} == set(compiled.files), "nothing else is left"
     assert compiled.tactics["fused"] == FUSED[name]
-    standard, found = only_standard(onnx.load(tmp_path / compiled.files[0]))
+    standard, found = only_standard(onnx.load(folder / compiled.files[0]))
     assert name.startswith("clip") or set(found) >= {"GroupNorm", "NhwcConv"}
     session = onnxruntime.InferenceSession(standard.SerializeToString(), providers=["CPUExecutionProvider"])
     half = copy.deepcopy(module.eager).half()
@@ -102,18 +103,24 @@ def test_gated_gelu_takes_the_bias_along(tmp_path: Path) -> None:
     assert_close(found, eager(torch.from_numpy(x)), rel_l2=2e-3)
 
 
+def entry_of(files: tuple[str, ...]) -> ModuleEntry:
+    return replace(TEXT_ENCODER, files=dict.fromkeys(files, ""))
+
+
 def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for SDXL's U-Net: weights in a second file under the name that the model refers to."""
     monkeypatch.setattr(lowering, "EXTERNAL_DATA_LIMIT", 1000)
     module = model("clip")
     compiled = target.compile(module, tmp_path, CompileOptions(Precision.FP16, device="cuda"))
-    assert compiled.files == ("text_encoder.onnx", "text_encoder.onnx.data")
+    adaptable = ("text_encoder.lora.onnx", "text_encoder.parameters.json")
+    assert compiled.files == ("text_encoder.onnx", "text_encoder.onnx.data", *adaptable)
     assert {path.name for path in tmp_path.iterdir()} == set(compiled.files)
-    session = onnxruntime.InferenceSession(
-        str(tmp_path / compiled.files[0]), providers=["CPUExecutionProvider"]
-    )
     arrays = random_inputs(module.spec, {"batch": 2, "tokens": 7}, 1, VOCABULARY)
-    found = session.run(None, arrays)
     wanted = run_eager(module.eager, module.spec.inputs, module.spec.outputs, arrays)
-    for tensor, value in zip(module.spec.outputs, found, strict=True):
-        assert_close(value, wanted[tensor.name], rel_l2=3e-3, label=tensor.name)
+    layers = parameters.read(tmp_path, "text_encoder", entry_of(compiled.files), adapters_cuda.PLACE)
+    none = adapters_cuda.matrices_of(layers, {}, 1)
+    for file, more in ((compiled.files[0], {}), (compiled.files[2], none)):
+        session = onnxruntime.InferenceSession(str(tmp_path / file), providers=["CPUExecutionProvider"])
+        found = session.run(None, {**arrays, **more})
+        for tensor, value in zip(module.spec.outputs, found, strict=True):
+            assert_close(value, wanted[tensor.name], rel_l2=3e-3, label=tensor.name)

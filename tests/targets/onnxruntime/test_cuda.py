@@ -28,10 +28,14 @@ LARGE = TensorSpec("out", "float32", ("batch", 2, "8*height", "width"))
 
 
 class Recorder:
-    """A device whose model adds 1 to its first input, and which notes what is asked of it."""
+    """A device whose model adds 1 and its parameters' sums to its first input, and which notes what is asked
+    of it. A captured graph does so with the buffers that it was captured with.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *parameters: str) -> None:
+        self.names = [SAMPLE.name, STATES.name, *parameters]
         self.log: list[Any] = []
+        self.captured: dict[int, Any] = {}
 
     def value(self, shape: tuple[int, ...], dtype: str) -> Any:
         self.log.append("allocate")
@@ -49,10 +53,16 @@ class Recorder:
 
     def run(self, binding: Any, graph: int | None) -> None:
         self.log.append(("run", graph))
-        binding[1][0][...] = binding[0][0] + 1
+        if graph is not None:
+            binding = self.captured.setdefault(graph, binding)
+        inputs, outputs = binding
+        outputs[0][...] = inputs[0] + 1 + sum(value.sum() for value in inputs[2:])
 
     def forget(self, graph: int) -> None:
         self.log.append(("forget", graph))
+
+    def close(self) -> None:
+        self.log.append("close")
 
     def runs(self) -> list[Any]:
         return [entry[1] for entry in self.log if entry[0] == "run"]
@@ -108,6 +118,7 @@ def test_least_recently_used_shapes_go() -> None:
     bound.close()
     assert bound.shapes == []
     assert [entry for entry in device.log if entry[0] == "forget"][-1] == ("forget", 4)
+    assert device.log[-1] == "close"
 
 
 def test_what_rarely_changes_is_written_when_it_does() -> None:
@@ -120,6 +131,64 @@ def test_what_rarely_changes_is_written_when_it_does() -> None:
     states[0, 0, 0] = 5.0  # in place: the same array with other values
     bound.run([sample, states])
     assert device.log.count("write") == 4 + 2
+
+
+def matrices(rank: int, value: float) -> list[Array]:
+    return [np.full((3, rank), value, np.float32), np.full((rank, 2), value, np.float32)]
+
+
+def test_captured_graphs_read_new_parameters() -> None:
+    """Of the same shapes: they are copied once, into the buffers that the graphs were captured with."""
+    device = Recorder("down", "up")
+    bound = bindings(device)
+    for _ in range(3):
+        bound.run(arrays(1))
+    before = len(device.log)
+    bound.set_parameters(matrices(8, 1.0))
+    assert device.log[before:] == ["allocate", "allocate", "write", "write"]
+    for size in (1, 1, 1, 2, 2):
+        assert_close(bound.run(arrays(size))[0], arrays(size, value=41.0)[0], max_abs=0.0)
+    assert device.runs() == [None, 1, 1, None, 2, 2, None, 3]
+    before = len(device.log)
+    bound.set_parameters(matrices(8, 0.5))
+    assert device.log[before:] == ["write", "write"]
+    for size in (1, 2):
+        assert_close(bound.run(arrays(size))[0], arrays(size, value=21.0)[0], max_abs=0.0)
+    assert device.runs()[-2:] == [2, 3]
+
+
+def test_other_ranks_have_other_graphs() -> None:
+    """Those of two sets of ranks are kept; the buffers of the older ones go with their graphs."""
+    device = Recorder("down", "up")
+    bound = bindings(device)
+    for rank in (8, 16, 8):
+        bound.set_parameters(matrices(rank, 1.0))
+        for _ in range(2):
+            assert_close(bound.run(arrays(1))[0], arrays(1, value=1 + 5.0 * rank)[0], max_abs=0.0)
+    assert device.runs() == [None, 1, None, 2, 1, 1]
+    bound.set_parameters(matrices(24, 1.0))
+    assert ("forget", 2) in device.log
+    assert ("forget", 1) not in device.log
+    bound.run(arrays(1))
+    bound.set_parameters(matrices(16, 1.0))
+    assert ("forget", 1) in device.log
+    bound.run(arrays(1))
+    assert device.runs()[-2:] == [None, None]
+
+
+def test_no_memory_for_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Recorder("down", "up")
+    bound = bindings(device)
+    bound.set_parameters(matrices(8, 1.0))
+    wanted = bound.run(arrays(1))[0]
+
+    def value(shape: tuple[int, ...], dtype: str) -> Any:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(device, "value", value)
+    with pytest.raises(RuntimeError, match="no memory"):
+        bound.set_parameters(matrices(16, 2.0))
+    assert_close(bound.run(arrays(1))[0], wanted, max_abs=0.0)
 
 
 def test_output_shapes_follow_the_symbols() -> None:
@@ -179,9 +248,13 @@ ENTRY = ModuleEntry(
 
 def test_session_on_real_bindings(model: Path) -> None:
     """ONNX Runtime's own binding, with memory of the CPU."""
-    runtime = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+
+    def open_graph(file: str) -> OrtDevice:
+        path = str(model.parent / file)
+        return OrtDevice(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), "cpu", 0)
+
     rng = np.random.default_rng(0)
-    with CudaSession("unet", ENTRY, OrtDevice(runtime, "cpu", 0)) as session:
+    with CudaSession(model.parent, "unet", ENTRY, "unet.onnx", open_graph) as session:
         results = []
         for batch, tokens in ((2, 3), (2, 3), (1, 9), (2, 3)):
             sample = rng.standard_normal((batch, 2, 3, 5), np.float32)
