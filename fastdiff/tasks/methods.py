@@ -27,7 +27,8 @@ _CONTROL = ("control_", "adapter_", "ip_", "guess_")
 
 class Tasks:
     """What a `fastdiff.pipeline.Pipeline` does with pictures. ``options`` of each method are those of a call:
-    negative, steps, sampler, guidance, seed, num, eta, sampler_options and whatever else says how.
+    negative, steps, sampler, guidance, seed, num, eta, sampler_options and whatever else says how. As in a
+    call, ``prompt`` is wanted where the engine takes one; "" leaves what is painted to the model.
     """
 
     def img2img(
@@ -209,8 +210,6 @@ class Tasks:
         if unknown:
             raise InputError(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}")
         values = {**defaults, **options}
-        if prompt is None and self._pipeline.engine.manifest.model.takes_prompt:
-            prompt = ""
         if values.get("sampler") is None:
             values["sampler"] = self._pipeline.default_sampler()
         return check_request(self._pipeline.engine.manifest.model, prompt=prompt, **values)

@@ -132,7 +132,7 @@ def _check_call(first: Manifest, refiner: ModelSpec, prompt: object, call: Mappi
     options = {name: value for name, value in call.items() if name != "progress"}
     check_request(
         refiner,
-        prompt="" if prompt is None else prompt,
+        prompt=prompt,
         sampler=default_sampler(first.scheduler),
         seed=0,
         **{**defaults, **options},

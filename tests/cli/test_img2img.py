@@ -127,6 +127,24 @@ def test_a_photo_of_any_size(
     equal(folder / "out.png", wanted)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("img2img", "in.png"),
+        ("img2img", "in.png", "--upscale", 2),
+        ("inpaint", "in.png", "mask.png"),
+    ],
+    ids=("img2img", "upscale", "inpaint"),
+)
+def test_a_missing_prompt(
+    capfd: Capture, tiny_native_engine: Path, folder: Path, words: tuple[object, ...]
+) -> None:
+    command, *others = words
+    outcome = run_here(capfd, command, tiny_native_engine, *others)
+    outcome.assert_refused("prompt is missing: this engine makes pictures of one; give it, or '' to leave it")
+    assert not (folder / "out.png").exists()
+
+
 def test_upscale(capfd: Capture, tiny_native_engine: Path, pipe: fastdiff.Pipeline, folder: Path) -> None:
     call = ("img2img", tiny_native_engine, "photo.jpg", PROMPT, "--steps", 4, "--seed", 5)
     assert run_here(capfd, *call, "--upscale", 1.5).status == 0
