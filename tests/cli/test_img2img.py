@@ -192,9 +192,9 @@ def test_painting_loads_no_torch(tiny_native_engine: Path, folder: Path) -> None
 
 
 BAD = [
-    (("missing.png", PROMPT), ("image missing.png cannot be read (No such file or directory)",)),
-    ((PROMPT, "in.png"), (f"image {PROMPT} cannot be read", "give the path of a picture")),
-    (("folder.png", PROMPT), ("image folder.png cannot be read (Is a directory)",)),
+    (("missing.png", PROMPT), ("image 'missing.png' cannot be read (No such file or directory)",)),
+    ((PROMPT, "in.png"), (f"image '{PROMPT}' cannot be read", "give the path of a picture")),
+    (("folder.png", PROMPT), ("image 'folder.png' cannot be read (Is a directory)",)),
     (("text.png", PROMPT), ("image text.png is no picture of a known format", "PNG or JPEG")),
     (("half.png", PROMPT), ("image half.png is damaged",)),
     (("large.jpg", PROMPT), ("height is 771", "multiple of 8", "--fit crop", "768")),

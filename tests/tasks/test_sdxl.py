@@ -309,6 +309,8 @@ def test_options_are_divided(sdxl: Model, refiner: Model) -> None:
     begun = sdxl.pipe(PROMPT, steps=3, seed=1, denoising_end=0.5, output="latents")
     result = refine(refiner.pipe, begun, PROMPT, 0.5, {"steps": 3})
     assert result.metadata[0]["base"]["engine"] == sdxl.pipe.engine.engine_hash
+    assert len(result.timings.steps) == 3, "those of both"
+    assert result.timings.total > begun.timings.total
     for change, message in (
         ({"latent_channels": 16}, "refiner has latent channels 16, the first engine 4"),
         ({"vae_scale_factor": 8}, "refiner has vae scale factor 8, the first engine 4"),
