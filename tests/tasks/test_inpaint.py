@@ -13,10 +13,10 @@ import fastdiff
 from fastdiff import InputError
 from fastdiff.build.build import build_engine
 from fastdiff.tasks.inpaint import mask_region
+from tests.builds import build_mixed
 from tests.families import make_family
 from tests.oracle import psnr
 from tests.tasks.oracle import MIN_PSNR, PROMPT, close, drawn, hole, theirs
-from tests.test_families import build_mixed
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def nine(inpainting: Path) -> fastdiff.Pipeline:
     """Its U-Net on the native target, whose own loop takes mask and picture; the rest needs no capture."""
-    engine = build_mixed(inpainting, inpainting.with_name("nine.fd"), ("unet",))
+    engine = build_mixed(inpainting, inpainting.with_name("nine.fd"), {"unet": "native"})
     return fastdiff.load(engine, threads=1)
 
 
