@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from fastdiff.conditioning import call_conditions
 from fastdiff.control.control import add_control_inputs, control_predict
 from fastdiff.control.request import ControlRequest
-from fastdiff.deep_cache import SHALLOW, FeatureReuse, check_deep_cache
 from fastdiff.denoise import Denoiser, Evaluation, Predict, SplitDenoiser, evaluated
 from fastdiff.errors import InputError
+from fastdiff.feature_reuse import SHALLOW, FeatureReuse, check_deep_cache
 from fastdiff.preview import LatentColours, Previewer, check_preview, check_tiny, decode_tiny
 from fastdiff.samplers import AdaptiveRun, Guidance, StepTable
 from fastdiff.warn import warn

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from fastdiff.errors import NumericError
 from fastdiff.progress import progress_bar
-from fastdiff.request import Request
 from fastdiff.samplers import (
     AdaptiveRun,
     Callback,
@@ -28,6 +27,7 @@ from fastdiff.samplers.loop import Denoiser as CallDenoiser
 from fastdiff.samplers.loop import Edit, Outputs
 
 if TYPE_CHECKING:
+    from fastdiff.request import Request
     from fastdiff.targets.session import Session
 
 __all__ = ["Denoiser", "Evaluation", "Inputs", "Predict", "SplitDenoiser", "evaluated", "run_table"]

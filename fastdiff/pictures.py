@@ -141,7 +141,7 @@ def _content(path: Path, name: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"{name} {path} cannot be read ({error.strerror or error}): give the path of a picture"
+            f"{name} {str(path)!r} cannot be read ({error.strerror or error}): give the path of a picture"
         ) from error
     except ValueError as error:  # a null byte in the path
         raise InputError(f"{name} is no path ({error}): give the path of a picture") from error

@@ -148,7 +148,9 @@ def check_request(
     if not model.takes_prompt:
         prompt, negative, guidance = _unprompted(prompt, negative, guidance)
     elif prompt is None:
-        raise InputError("prompt is missing: this engine makes pictures of one")
+        raise InputError(
+            "prompt is missing: this engine makes pictures of one; give it, or '' to leave it to the model"
+        )
     prompts = texts("prompt", prompt)
     negatives = texts("negative", negative)
     if isinstance(negative, str):

@@ -32,6 +32,15 @@ class Timings:
     vae: float
     total: float
 
+    def __add__(self, later: Timings) -> Timings:
+        """Those of a picture that two calls made."""
+        return Timings(
+            self.text_encoder + later.text_encoder,
+            self.steps + later.steps,
+            self.vae + later.vae,
+            self.total + later.total,
+        )
+
 
 @dataclass(frozen=True)
 class Result:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
 
-__all__ = ["build_captured", "build_native"]
+__all__ = ["build_captured", "build_mixed", "build_native", "targets_of"]
 
 
 def build_native(checkpoint: str | Path, output: Path, **options: Any) -> Path:
@@ -47,3 +50,26 @@ def build_captured(checkpoint: str | Path, output: Path, **options: Any) -> Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "capture", capture)
         return build.build_engine(checkpoint, output, **options).path
+
+
+@contextmanager
+def targets_of(modules: Mapping[str, str]) -> Iterator[None]:
+    """Builds make each of ``modules`` for the target named there, and all others for PyTorch, which costs no
+    capture.
+    """
+    from fastdiff.build import build
+
+    whole = build._Builder.build
+
+    def chosen(self: Any, name: str) -> Any:
+        return whole(dataclasses.replace(self, target=modules.get(name, "torch")), name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build._Builder, "build", chosen)
+        yield
+
+
+def build_mixed(checkpoint: Path, output: Path, modules: Mapping[str, str]) -> Path:
+    """As `build_native`, with the targets of `targets_of`."""
+    with targets_of(modules):
+        return build_native(checkpoint, output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tests.builds import build_native
 from tests.checkpoints import make_checkpoint
 from tests.compare import assert_close
 from tests.controls import make_controlnet, make_t2i_adapter, picture
-from tests.lora.made_up import random_updates, write_lora
+from tests.lora.made_up import add_to, layers_of, random_updates, write_lora
 from tests.oracle import Oracle, psnr
 
 PROMPT = "a red circle left of a blue square"
@@ -208,6 +209,43 @@ def test_a_lora_reaches_the_shallow_part(name: str, request: pytest.FixtureReque
         pipe.unload_loras()
     again = shallow(**inputs, deep_features=before["deep_features"])["sample"]
     assert_close(again, before["sample"], rel_l2=1e-5)
+
+
+def test_pictures_with_a_lora_are_those_of_merged_weights(
+    native: fastdiff.Pipeline, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Full and shallow evaluations in turn, against an engine of a checkpoint that the LoRA was added to."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    merged = tmp_path / "merged"
+    shutil.copytree(checkpoint, merged)
+    updates = {}
+    for index, (name, kind) in enumerate(
+        {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}.items()
+    ):
+        part: Any = kind.from_pretrained(merged / name, local_files_only=True)
+        updates[name] = random_updates(layers_of(part), 2, seed=index, size=0.3)
+        add_to(part, updates[name], 0.8)
+        part.save_pretrained(merged / name)
+    engine = build_engine(merged, tmp_path / "merged.fd", target="torch", deep_cache=1).path
+    call: dict[str, Any] = {"sampler": "euler", "steps": 9, "guidance": 4.0, "seed": 5, "num": 2}
+    before = native(PROMPT, **call, deep_cache=3)
+    native.load_lora(write_lora(tmp_path / "lora.safetensors", updates), 0.8)
+    try:
+        found = native(PROMPT, **call, deep_cache=3)
+        exact = native(PROMPT, **call)
+    finally:
+        native.unload_loras()
+    wanted = fastdiff.load(engine, threads=1)(PROMPT, **call, deep_cache=3)
+    for picture_found, picture_wanted, other, whole in zip(
+        found.images, wanted.images, before.images, exact.images, strict=True
+    ):
+        assert psnr(picture_found, picture_wanted) >= 60
+        assert psnr(picture_found, other) < 30, "the LoRA changes nothing that one could see"
+        assert psnr(picture_found, whole) < 60, "the cache changes nothing"
+    assert_close(found.latents, wanted.latents, rel_l2=1e-4)
+    assert np.array_equal(native(PROMPT, **call, deep_cache=3).latents, before.latents)
 
 
 def test_control_that_reaches_the_shallow_part_or_does_not(checkpoint: Path, tmp_path: Path) -> None:

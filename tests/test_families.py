@@ -6,7 +6,6 @@ capture; ``make test-full`` builds all of it.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +21,7 @@ from fastdiff.build.checkpoint import load_checkpoint
 from fastdiff.build.modules import module_spec, random_inputs
 from fastdiff.config import TOLERANCES, Precision
 from fastdiff.engine_dir import open_engine
-from tests.builds import build_native
+from tests.builds import build_mixed
 from tests.families import FAMILIES, make_family
 from tests.oracle import psnr
 
@@ -84,21 +83,9 @@ def engine_of(checkpoint_of: Any) -> Any:
 
     def make(name: str) -> Path:
         source: Path = checkpoint_of(name)
-        return build_mixed(source, source.with_suffix(".fd"), NATIVE[name])
+        return build_mixed(source, source.with_suffix(".fd"), dict.fromkeys(NATIVE[name], "native"))
 
     return cache(make)
-
-
-def build_mixed(checkpoint: Path, output: Path, native: tuple[str, ...]) -> Path:
-    """An engine whose modules in ``native`` are, and whose others run in PyTorch."""
-    whole = build._Builder.build
-
-    def chosen(self: Any, name: str) -> Any:
-        return whole(self if name in native else dataclasses.replace(self, target="torch"), name)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build._Builder, "build", chosen)
-        return build_native(checkpoint, output)
 
 
 def oracle(checkpoint: Path, **call: Any) -> list[Any]:

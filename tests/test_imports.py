@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,11 @@ AT_TOP = (
     "zoo/training",
 )
 SAMPLERS_MAY = {"fastdiff.errors", "fastdiff.samplers", "fastdiff.kernels", "fastdiff._C", "numpy"}
+# imports that close a circle: the importing file, what it imports, and why
+CIRCLES = {
+    ("fastdiff.build.modules.spec", "fastdiff.build.modules"): "a spec wraps a part as its kind does, in a "
+    "function; the table of the kinds is made of all of them, and each has a spec",
+}
 
 
 def sources() -> list[Path]:
@@ -147,6 +153,49 @@ def test_imports_stay_where_they_belong(path: Path) -> None:
             assert not module.startswith("fastdiff.build"), (
                 f"{name} imports {module} as soon as it is imported"
             )
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def import_graph() -> dict[str, set[str]]:
+    """What each module of the package imports of it, inside functions as well.
+
+    Importing a module runs the packages around it first; those that the importing one lies in run already.
+    """
+    modules = {module_of(path): path for path in sources()}
+    graph: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for found in imports(path):
+            target = found if found in modules else found.rpartition(".")[0]
+            if target in modules and target != name:
+                graph[name].add(target)
+            package = target.rpartition(".")[0]
+            while package in modules and not f"{name}.".startswith(f"{package}."):
+                graph[name].add(package)
+                package = package.rpartition(".")[0]
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of a circle, or none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.smoke
+def test_no_module_imports_itself_in_the_end() -> None:
+    """Imports for types alone do not count."""
+    graph = import_graph()
+    for name, target in CIRCLES:
+        graph[name].remove(target)  # a KeyError is a rule that nobody needs any more
+    assert not (found := circle(graph)), " -> ".join(reversed(found))
+    for name, target in CIRCLES:
+        assert circle({**graph, name: graph[name] | {target}}), f"{name} may import {target}: drop the rule"
 
 
 @pytest.mark.smoke

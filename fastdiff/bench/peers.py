@@ -21,7 +21,7 @@ from fastdiff.bench.case import Job
 from fastdiff.bench.parts import mapped_part
 from fastdiff.errors import InputError, TargetError
 
-__all__ = ["PEERS", "Contestant", "Engine", "Peer", "is_peer", "missing", "open_contestant", "version"]
+__all__ = ["PEERS", "Contestant", "Engine", "Peer", "is_peer", "missing", "open_module_contestant", "version"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -125,21 +125,8 @@ class Contestant(ABC):
         """Return once everything is computed."""
 
 
-def open_contestant(job: Job) -> Contestant:
-    """The contestant that a job names, with its libraries imported but nothing loaded.
-
-    Raises TargetError when its packages are missing and InputError for an unknown name.
-    """
-    if job.case.kind in ("picture", "cold"):
-        from fastdiff.bench.pictures import open_picture_contestant
-
-        return open_picture_contestant(job)
-    if job.case.device == "cuda":
-        from fastdiff.bench.gpu import open_gpu_contestant
-
-        return open_gpu_contestant(job)
-    if job.case.kind == "step":
-        raise InputError(f"{job.case.label}: steps are measured on cuda alone, on the CPU measure picture")
+def open_module_contestant(job: Job) -> Contestant:
+    """The contestant of a module's job on the CPU. Raises as `fastdiff.bench.contestants.open_contestant`."""
     if job.engine:
         return Engine(job)
     if job.contestant not in PEERS:

@@ -106,7 +106,7 @@ def reference(job: Job) -> dict[str, Any]:
 
 def _outputs(job: Job, arrays: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """What PyTorch computes for a job, and the contestant that did."""
-    from fastdiff.bench.peers import open_contestant
+    from fastdiff.bench.contestants import open_contestant
 
     if not job.case.module and importlib.util.find_spec("diffusers") is None:
         contestant = _native_pictures(job)

@@ -56,7 +56,7 @@ class Worker:
         """Import, load, run once; seconds of each."""
         import numpy as np
 
-        from fastdiff.bench.peers import open_contestant
+        from fastdiff.bench.contestants import open_contestant
 
         self._job = Job.from_json(job)
         with np.load(self._job.inputs) as stored:

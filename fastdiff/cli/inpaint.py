@@ -15,7 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", metavar="ENGINE", help="engine folder, as fastdiff build writes it")
     parser.add_argument("image", metavar="IMAGE", help="the picture, a PNG or JPEG file")
     parser.add_argument("mask", metavar="MASK", help="a picture of the same size, white where to paint")
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what the result shows")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        nargs="?",
+        help="what the result shows; none for an engine that takes none",
+    )
     parser.add_argument(
         "--strength",
         metavar="X",

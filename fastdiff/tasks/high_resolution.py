@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastdiff.errors import InputError
 from fastdiff.pictures import Picture, to_sample
-from fastdiff.result import Result, Timings
+from fastdiff.result import Result
 from fastdiff.samplers import Generator
 from fastdiff.tasks.image_to_image import (
     as_pictures,
@@ -71,7 +71,7 @@ def high_resolution(
     settings = {"scale": factor, "method": by, "strength": share, "height": base.height, "width": base.width}
     plan = replace(plan, task={"task": "high_resolution", "settings": settings})
     second = pipe.carry_out(large, plan, watch, control)
-    return replace(second, timings=_sum(first.timings, second.timings))
+    return replace(second, timings=first.timings + second.timings)
 
 
 def _counted_on(preview: Preview | None, before: int, more: int) -> Preview | None:
@@ -145,12 +145,3 @@ def _whole_cells(image: Image.Image, cell: int) -> Image.Image:
     """The picture in a size that the encoder takes."""
     width, height = (max(side // cell, 2) * cell for side in image.size)
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _sum(first: Timings, second: Timings) -> Timings:
-    return Timings(
-        first.text_encoder + second.text_encoder,
-        first.steps + second.steps,
-        first.vae + second.vae,
-        first.total + second.total,
-    )

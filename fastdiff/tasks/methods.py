@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -27,7 +28,8 @@ _CONTROL = ("control_", "adapter_", "ip_", "guess_")
 
 class Tasks:
     """What a `fastdiff.pipeline.Pipeline` does with pictures. ``options`` of each method are those of a call:
-    negative, steps, sampler, guidance, seed, num, eta, sampler_options and whatever else says how.
+    negative, steps, sampler, guidance, seed, num, eta, sampler_options and whatever else says how. As in a
+    call, ``prompt`` is wanted where the engine takes one; "" leaves what is painted to the model.
     """
 
     def img2img(
@@ -70,7 +72,8 @@ class Tasks:
         pipe = self._pipeline
         model = pipe.engine.manifest.model
         if (image is None) == (latents is None):
-            raise InputError(f"{'neither' if image is None else 'both'} image and latents: give one of them")
+            found = "neither image nor" if image is None else "both image and"
+            raise InputError(f"{found} latents: give one of them")
         if latents is None and denoising_start is not None:
             raise InputError("denoising_start with an image: it is for latents that another model began")
         pictures = [] if image is None else as_pictures(image)
@@ -207,13 +210,24 @@ class Tasks:
         known = {*defaults, *PromptOptions.__annotations__}
         unknown = [name for name in options if name not in known]
         if unknown:
-            raise InputError(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}")
+            raise InputError(f"unknown option {unknown[0]!r}: {self._known(unknown[0], known)}")
         values = {**defaults, **options}
-        if prompt is None and self._pipeline.engine.manifest.model.takes_prompt:
-            prompt = ""
         if values.get("sampler") is None:
             values["sampler"] = self._pipeline.default_sampler()
         return check_request(self._pipeline.engine.manifest.model, prompt=prompt, **values)
+
+    def _known(self, name: str, options: set[str]) -> str:
+        """Which task an option is for, or what it may have been meant to be."""
+        methods = (Tasks.img2img, Tasks.inpaint, Tasks.upscale, Tasks.high_resolution)
+        tasks = {**{one.__name__: one for one in methods}, "pictures from noise": type(self).__call__}
+        takes = {
+            task: {*inspect.signature(method).parameters} - {"self", "options"}
+            for task, method in tasks.items()
+        }
+        if owners := [task for task, names in takes.items() if name in names]:
+            return f"it is for {', '.join(owners)}; leave it out"
+        near = difflib.get_close_matches(name, options.union(*takes.values()), n=1)
+        return f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(options))}"
 
     def parsed(self, prompt: Any, options: dict[str, Any]) -> tuple[Request, ControlRequest]:
         """Request and control of a call with ``options`` of both."""

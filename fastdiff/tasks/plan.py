@@ -102,7 +102,6 @@ def per_picture(latents: Array, pictures: int, name: str) -> Array:
     As in diffusers they are repeated as a whole, not each by itself. Raises InputError.
     """
     if pictures % len(latents) or len(latents) > pictures:
-        raise InputError(
-            f"{len(latents)} of {name} for {pictures} pictures: give one, or as many as there are pictures"
-        )
+        wanted = f"{pictures} picture{'s' * (pictures > 1)}"
+        raise InputError(f"{name}: {len(latents)} for {wanted}, give one for all or one each")
     return np.tile(latents, (pictures // len(latents), 1, 1, 1))

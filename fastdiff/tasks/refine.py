@@ -79,7 +79,8 @@ def refine(
     """What ``refiner`` makes of the latents of ``first``, of a call with ``denoising_end=start``.
 
     ``call`` are the refiner's options, as `divided` finds them. Sampler and seed are those of the first
-    model. The metadata hold that one's as ``base``.
+    model. The metadata hold that one's as ``base``, the times are
+    those of both.
     """
     settings = first.metadata[0]["settings"]
     options = {name: value for name, value in call.items() if name not in ("height", "width")}
@@ -95,7 +96,7 @@ def refine(
         {**refined, "base": {name: value for name, value in base.items() if name not in _SAME}}
         for refined, base in zip(result.metadata, first.metadata, strict=True)
     ]
-    return replace(result, metadata=metadata)
+    return replace(result, metadata=metadata, timings=first.timings + result.timings)
 
 
 def _goes_to(name: str, model: ModelSpec) -> bool:
@@ -132,7 +133,7 @@ def _check_call(first: Manifest, refiner: ModelSpec, prompt: object, call: Mappi
     options = {name: value for name, value in call.items() if name != "progress"}
     check_request(
         refiner,
-        prompt="" if prompt is None else prompt,
+        prompt=prompt,
         sampler=default_sampler(first.scheduler),
         seed=0,
         **{**defaults, **options},

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.deep_cache import check_deep_cache
 from fastdiff.devices import Device, check_devices, device_name, share_threads
 from fastdiff.engine_dir import Engine, file_sha256, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
+from fastdiff.feature_reuse import check_deep_cache
 from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
 from fastdiff.lora import Lora, Loras
 from fastdiff.lora.interface import TakesLoras

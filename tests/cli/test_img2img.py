@@ -127,6 +127,24 @@ def test_a_photo_of_any_size(
     equal(folder / "out.png", wanted)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("img2img", "in.png"),
+        ("img2img", "in.png", "--upscale", 2),
+        ("inpaint", "in.png", "mask.png"),
+    ],
+    ids=("img2img", "upscale", "inpaint"),
+)
+def test_a_missing_prompt(
+    capfd: Capture, tiny_native_engine: Path, folder: Path, words: tuple[object, ...]
+) -> None:
+    command, *others = words
+    outcome = run_here(capfd, command, tiny_native_engine, *others)
+    outcome.assert_refused("prompt is missing: this engine makes pictures of one; give it, or '' to leave it")
+    assert not (folder / "out.png").exists()
+
+
 def test_upscale(capfd: Capture, tiny_native_engine: Path, pipe: fastdiff.Pipeline, folder: Path) -> None:
     call = ("img2img", tiny_native_engine, "photo.jpg", PROMPT, "--steps", 4, "--seed", 5)
     assert run_here(capfd, *call, "--upscale", 1.5).status == 0
@@ -174,9 +192,9 @@ def test_painting_loads_no_torch(tiny_native_engine: Path, folder: Path) -> None
 
 
 BAD = [
-    (("missing.png", PROMPT), ("image missing.png cannot be read (No such file or directory)",)),
-    ((PROMPT, "in.png"), (f"image {PROMPT} cannot be read", "give the path of a picture")),
-    (("folder.png", PROMPT), ("image folder.png cannot be read (Is a directory)",)),
+    (("missing.png", PROMPT), ("image 'missing.png' cannot be read (No such file or directory)",)),
+    ((PROMPT, "in.png"), (f"image '{PROMPT}' cannot be read", "give the path of a picture")),
+    (("folder.png", PROMPT), ("image 'folder.png' cannot be read (Is a directory)",)),
     (("text.png", PROMPT), ("image text.png is no picture of a known format", "PNG or JPEG")),
     (("half.png", PROMPT), ("image half.png is damaged",)),
     (("large.jpg", PROMPT), ("height is 771", "multiple of 8", "--fit crop", "768")),

@@ -91,8 +91,8 @@ def test_every_option_arrives(
 
 BAD = [
     (("in.png",), ("MASK", "fastdiff inpaint --help")),
-    (("in.png", PROMPT), (f"mask {PROMPT} cannot be read", "give the path of a picture")),
-    (("missing.png", "mask.png", PROMPT), ("image missing.png cannot be read",)),
+    (("in.png", PROMPT), (f"mask '{PROMPT}' cannot be read", "give the path of a picture")),
+    (("missing.png", "mask.png", PROMPT), ("image 'missing.png' cannot be read",)),
     (("in.png", "missing.png", PROMPT), ("mask missing.png cannot be read",)),
     (("in.png", "text.png", PROMPT), ("mask text.png is no picture of a known format",)),
     (("in.png", "folder.png", PROMPT), ("mask folder.png cannot be read (Is a directory)",)),

@@ -80,7 +80,7 @@ def test_inspect_shows_the_modules(engine: Path, capfd: Capture) -> None:
     [
         (("--control-scale", "1"), "control_scale without control_image"),
         (("--control-scale", "x"), "'x' is not a number"),
-        (("--control-image", "none.png"), "none.png cannot be read"),
+        (("--control-image", "none.png"), "'none.png' cannot be read"),
         (("--control-image", "a.png", "--control-image", "b.png"), "2 pictures for 1 prompts"),
         (("--guess-mode",), "guess_mode without control_image"),
         (("--ip-image", "none.png", "--ip-scale", "nan"), "ip_scale is nan"),

@@ -89,7 +89,7 @@ def test_intervals_in_which_no_step_lies() -> None:
         (ADAPTER, {"adapter_end": 1.0}, "adapter_end without adapter_image"),
         (IP, {"ip_scale": 1.0}, "ip_scale without ip_image"),
         (ONE, {"control_image": 3}, "control_image is of type int"),
-        (ONE, {"control_image": "none.png"}, "control_image none.png cannot be read"),
+        (ONE, {"control_image": "none.png"}, "control_image 'none.png' cannot be read"),
         (ONE, {"control_image": "."}, "cannot be read .Is a directory"),
         (ONE, {"control_image": __file__}, "is no picture of a known format"),
         (ONE, {"control_image": np.full((4, 4, 3), 9.0)}, "floats from 9 to 9: they must be"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fastdiff
+from tests.builds import targets_of
 from tests.control.conftest import build_control
 from tests.control.oracle import ControlOracle
 from tests.controls import make_controlnet, make_t2i_adapter, picture
@@ -41,7 +42,9 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Model:
             )
         ],
     }
-    pipe = build_control(checkpoint, folder / "sdxl.fd", "native", {}, **options)
+    native = dict.fromkeys(("unet", "controlnet", "t2i_adapter"), "native")
+    with targets_of(native):
+        pipe = build_control(checkpoint, folder / "sdxl.fd", "native", {}, **options)
     return Model(pipe, ControlOracle(checkpoint, "StableDiffusionXLPipeline"), folder)
 
 

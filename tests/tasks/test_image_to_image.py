@@ -109,7 +109,7 @@ def test_a_list_of_pictures(pipe: fastdiff.Pipeline) -> None:
     """Each picture gets its own, as if it were alone but for the noise."""
     one = pipe.img2img([drawn()] * 2, PROMPT, num=2, seed=1, steps=4, sampler="ddim")
     assert len(one.images) == 2
-    with pytest.raises(InputError, match="2 of image for 1 pictures"):
+    with pytest.raises(InputError, match="image: 2 for 1 picture, give one for all or one each"):
         pipe.img2img([drawn()] * 2, PROMPT, steps=4)
     with pytest.raises(InputError, match="empty list"):
         pipe.img2img([], PROMPT)
@@ -166,7 +166,7 @@ def test_samplers_without_a_middle_are_refused_by_name(pipe: fastdiff.Pipeline, 
         ({"strength": "much"}, "strength is 'much': it must be a number"),
         ({"strength": float("nan")}, "strength is nan"),
         ({"strength": True}, "strength is True: it must be a number"),
-        ({"image": "nowhere.png"}, "image nowhere.png cannot be read"),
+        ({"image": "nowhere.png"}, "image 'nowhere.png' cannot be read"),
         ({"image": [drawn(), 3], "num": 2}, "image 1 is of type int"),
         ({"image": [drawn(), drawn(40)], "num": 2}, "image is 40 x 32 .*, wanted 32 x 32"),
         ({"fit": None}, "fit is None: it must be one of"),
@@ -174,7 +174,8 @@ def test_samplers_without_a_middle_are_refused_by_name(pipe: fastdiff.Pipeline, 
         ({"denoising_end": float("nan")}, "denoising_end is nan"),
         ({"denoising_end": 1.5}, "denoising_end is 1.5"),
         ({"output": None}, "output is None"),
-        ({"mask": drawn()}, "unknown option 'mask'"),
+        ({"mask": drawn()}, "unknown option 'mask': it is for inpaint; leave it out"),
+        ({"strenght": 0.5}, "unknown option 'strenght': did you mean strength\\?"),
         ({"strength": 0.05, "steps": 10}, "strength 0.05 of 10 steps leaves none to run.* 20 steps"),
         ({"fit": "stretch"}, "fit is 'stretch': it must be one of exact, resize, crop, fill"),
         ({"height": 40}, "image is 32 x 32 .*, wanted 40 x 32: resize it, or set fit"),
@@ -183,7 +184,7 @@ def test_samplers_without_a_middle_are_refused_by_name(pipe: fastdiff.Pipeline, 
         ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, "both image and latents"),
         ({"denoising_start": 0.5}, "denoising_start with an image"),
         ({"denoising_end": 0}, "denoising_end is 0"),
-        ({"steppes": 5}, "unknown option 'steppes'"),
+        ({"steppes": 5}, "unknown option 'steppes': did you mean steps\\?"),
     ],
 )
 def test_options_that_cannot_be_used(pipe: fastdiff.Pipeline, call: dict[str, Any], message: str) -> None:
@@ -195,7 +196,7 @@ def test_options_that_cannot_be_used(pipe: fastdiff.Pipeline, call: dict[str, An
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({}, "neither image and latents"),
+        ({}, "neither image nor latents"),
         ({"latents": np.zeros((1, 3, 8, 8), np.float32)}, r"float32 \[1, 3, 8, 8\]: they must be float32"),
         ({"latents": np.full((1, 4, 8, 8), np.nan, np.float32)}, "NaN or infinity"),
         ({"latents": np.zeros((4, 8, 8), np.float32)}, r"float32 \[4, 8, 8\]: they must be"),
@@ -203,7 +204,7 @@ def test_options_that_cannot_be_used(pipe: fastdiff.Pipeline, call: dict[str, An
         ({"latents": np.zeros((0, 4, 8, 8), np.float32)}, r"float32 \[0, 4, 8, 8\]: they must be"),
         ({"latents": "latents"}, "latents are <U7"),
         ({"latents": np.zeros((1, 4, 7, 8), np.float32)}, "height is 28: it must be a multiple of 8"),
-        ({"latents": np.zeros((2, 4, 8, 8), np.float32)}, "2 of latents for 1 pictures"),
+        ({"latents": np.zeros((2, 4, 8, 8), np.float32)}, "latents: 2 for 1 picture, give"),
         ({"latents": np.zeros((1, 4, 8, 8), np.float32), "fit": "crop"}, "fit is 'crop' with latents"),
         (
             {"latents": np.zeros((1, 4, 8, 8), np.float32), "height": 64},

@@ -13,10 +13,10 @@ import fastdiff
 from fastdiff import InputError
 from fastdiff.build.build import build_engine
 from fastdiff.tasks.inpaint import mask_region
+from tests.builds import build_mixed
 from tests.families import make_family
 from tests.oracle import psnr
 from tests.tasks.oracle import MIN_PSNR, PROMPT, close, drawn, hole, theirs
-from tests.test_families import build_mixed
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def nine(inpainting: Path) -> fastdiff.Pipeline:
     """Its U-Net on the native target, whose own loop takes mask and picture; the rest needs no capture."""
-    engine = build_mixed(inpainting, inpainting.with_name("nine.fd"), ("unet",))
+    engine = build_mixed(inpainting, inpainting.with_name("nine.fd"), {"unet": "native"})
     return fastdiff.load(engine, threads=1)
 
 
@@ -225,7 +225,7 @@ def test_metadata_repeats_the_picture(pipe: fastdiff.Pipeline) -> None:
         ({"image": drawn(37, 32), "mask": hole(37, 32)}, "picture's height is 37: it must be a multiple"),
         ({"mask": np.zeros((32, 32, 2), np.uint8)}, r"mask has shape \[32, 32, 2\]"),
         ({"mask": np.full((32, 32), 100, np.uint8)}, "the mask has no white"),
-        ({"denoising_start": 0.5}, "unknown option 'denoising_start'"),
+        ({"denoising_start": 0.5}, "unknown option 'denoising_start': it is for img2img; leave"),
         ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, "unknown option 'latents'"),
         ({"output": "latents"}, "unknown option 'output'"),
         ({"mask_blur": -1}, "mask_blur is -1: it must be a radius"),
@@ -236,7 +236,7 @@ def test_metadata_repeats_the_picture(pipe: fastdiff.Pipeline) -> None:
         ({"mask": hole(40, 32)}, "mask is 40 x 32 .*, the picture 32 x 32"),
         ({"mask": Image.new("L", (32, 32))}, "the mask has no white"),
         ({"mask": Image.new("L", (32, 32)), "crop_padding": 4}, "the mask has no white"),
-        ({"mask": "nowhere.png"}, "mask nowhere.png cannot be read"),
+        ({"mask": "nowhere.png"}, "mask 'nowhere.png' cannot be read"),
         ({"sampler": "rk45", "strength": 1.0}, "rk45"),
         ({"sampler": "karras_ve", "strength": 0.5}, "karras_ve"),
         ({"sampler": "ddim_inverse"}, "leads from a picture to noise"),

@@ -129,7 +129,7 @@ def _changed(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "none.png", r"image .*none.png cannot be read \(No such file"),
+        (lambda folder: folder / "none.png", r"image '.*none.png' cannot be read \(No such file"),
         (lambda folder: folder, r"cannot be read \(Is a directory\): give the path of a picture"),
         (lambda folder: "in\0.png", "image is no path"),
         (lambda folder: _empty(folder / "in.png"), "in.png is no picture of a known format"),

@@ -1,4 +1,7 @@
-"""The tasks with SDXL, its inpainting model and its refiner, against diffusers' pipelines of each."""
+"""The tasks with SDXL, its inpainting model and its refiner, against diffusers' pipelines of each.
+
+``make test`` spreads the modules over the targets; ``make test-full`` runs all of it with each of them.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ import pytest
 
 import fastdiff
 from fastdiff import InputError
-from fastdiff.build.build import build_engine
 from fastdiff.image import read_metadata
 from fastdiff.tasks.refine import divided, refine
+from tests.builds import build_captured, build_mixed, build_native
 from tests.cli.run import run_here
 from tests.families import make_family
 from tests.oracle import psnr
@@ -31,13 +34,30 @@ NEGATIVE: dict[str, Any] = {"negative_original_size": (100, 120), "negative_targ
 SCORES: dict[str, Any] = {"aesthetic_score": 7.5, "negative_aesthetic_score": 1.5}
 
 
-class Model:
-    """A checkpoint of a family and its engine, whose modules run in PyTorch: the tasks are what is new."""
+MIXED = {
+    "sdxl": {"unet": "native"},
+    "refiner": {"text_encoder_2": "onnxruntime", "unet": "native"},
+    "sdxl_inpainting": {},
+}
+"""Modules for other targets than PyTorch; text encoders and autoencoder have tests of their own on each."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.checkpoint = make_family(name, folder / name)
-        self.engine = build_engine(self.checkpoint, folder / f"{name}.fd", target="torch").path
+
+class Model:
+    """A checkpoint of a family and its engine. ``target`` is one for all modules, or "mixed": see MIXED."""
+
+    def __init__(self, name: str, folder: Path, target: str) -> None:
+        self.checkpoint, engine = make_family(name, folder / name), folder / f"{name}.fd"
+        match target:
+            case "mixed":
+                self.engine = build_mixed(self.checkpoint, engine, MIXED[name])
+            case "native":
+                self.engine = build_native(self.checkpoint, engine)
+            case _:
+                self.engine = build_captured(self.checkpoint, engine, target=target)
         self.pipe = fastdiff.load(self.engine, threads=1)
+
+    def generate(self, **call: Any) -> Any:
+        return compare(self.pipe, self.checkpoint, BASE, **call)
 
     def img2img(self, *size: int, **call: Any) -> Any:
         call = {"image": drawn(*size), "strength": 0.6, **call}
@@ -49,24 +69,45 @@ class Model:
         return compare(self.pipe.inpaint, self.checkpoint, INPAINT, only_theirs=sides, **call)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sdxl-tasks")
+@pytest.fixture(
+    scope="module",
+    params=["mixed", *(pytest.param(name, marks=pytest.mark.full) for name in ("native", "onnxruntime"))],
+)
+def target(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def sdxl(folder: Path) -> Model:
-    return Model("sdxl", folder)
+def folder(target: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp(f"sdxl-{target}")
 
 
 @pytest.fixture(scope="module")
-def nine(folder: Path) -> Model:
-    return Model("sdxl_inpainting", folder)
+def sdxl(folder: Path, target: str) -> Model:
+    return Model("sdxl", folder, target)
 
 
 @pytest.fixture(scope="module")
-def refiner(folder: Path) -> Model:
-    return Model("refiner", folder)
+def nine(folder: Path, target: str) -> Model:
+    return Model("sdxl_inpainting", folder, target)
+
+
+@pytest.fixture(scope="module")
+def refiner(folder: Path, target: str) -> Model:
+    return Model("refiner", folder, target)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"num": 2, "negative": "green", **SIZES},
+        {"sampler": "dpmpp_2m", "prompt_2": "a star", "height": 24, "width": 40, "clip_skip": 1},
+        {"sampler": "euler_ancestral", "guidance": 1.0},
+    ],
+    ids=("sizes", "texts", "alone"),
+)
+def test_text_to_image(sdxl: Model, call: dict[str, Any]) -> None:
+    sdxl.generate(**call)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +138,31 @@ def test_inpainting(sdxl: Model, nine: Model, call: dict[str, Any]) -> None:
     """By keeping what lies outside the mask, and with a model that sees it."""
     sdxl.inpaint(**call)
     nine.inpaint(**call)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "latent_bilinear"])
+@pytest.mark.parametrize("sizes", [{}, SIZES], ids=("plain", "sizes"))
+def test_two_passes(sdxl: Model, method: str, sizes: dict[str, Any]) -> None:
+    """Each pass is told its own size, or both what the call says."""
+    import torch
+    from PIL import Image
+
+    call: dict[str, Any] = {"sampler": "dpmpp_2m", "seed": 6}
+    common = {**call, **sizes, "num_inference_steps": 5, "guidance_scale": 3.0}
+    images, latents = theirs(sdxl.checkpoint, BASE, **common)
+    large: Any = [image.resize((48, 48), Image.Resampling.LANCZOS) for image in images]
+    if method == "latent_bilinear":
+        large = torch.nn.functional.interpolate(torch.from_numpy(latents), size=(12, 12), mode="bilinear")
+    pictures, latents = theirs(sdxl.checkpoint, REFINER, image=large, strength=0.6, **common)
+    ours = sdxl.pipe.high_resolution(
+        PROMPT, scale=1.5, method=method, strength=0.6, steps=5, guidance=3.0, **call, **sizes
+    )
+    close(ours, pictures, latents)
+    if method == "lanczos" and not sizes:
+        upscaled = sdxl.pipe.upscale(
+            images[0], PROMPT, scale=1.5, strength=0.6, steps=5, guidance=3.0, **call
+        )
+        close(upscaled, pictures, latents)
 
 
 def test_what_the_sizes_change(sdxl: Model) -> None:
@@ -243,6 +309,8 @@ def test_options_are_divided(sdxl: Model, refiner: Model) -> None:
     begun = sdxl.pipe(PROMPT, steps=3, seed=1, denoising_end=0.5, output="latents")
     result = refine(refiner.pipe, begun, PROMPT, 0.5, {"steps": 3})
     assert result.metadata[0]["base"]["engine"] == sdxl.pipe.engine.engine_hash
+    assert len(result.timings.steps) == 3, "those of both"
+    assert result.timings.total > begun.timings.total
     for change, message in (
         ({"latent_channels": 16}, "refiner has latent channels 16, the first engine 4"),
         ({"vae_scale_factor": 8}, "refiner has vae scale factor 8, the first engine 4"),

@@ -20,7 +20,7 @@ from fastdiff.build.build import build_engine
 from fastdiff.errors import FastdiffWarning
 from tests.checkpoints import make_checkpoint
 from tests.controls import make_controlnet, make_image_encoder, make_ip_adapter, picture
-from tests.lora.made_up import layers_of, random_updates, write_lora
+from tests.lora.made_up import add_to, layers_of, random_updates, write_lora
 from tests.tasks.oracle import PROMPT, compare, components, drawn, hole
 
 EDGES, FACE = picture(5, 40, 56), picture(7, 45, 33)
@@ -67,8 +67,8 @@ def assert_other(found: list[np.ndarray], plain: list[np.ndarray]) -> None:
         assert np.linalg.norm(ours - other) > 1e-3 * np.linalg.norm(other)
 
 
-@pytest.mark.parametrize("guess", [False, True])
-def test_controlnets(model: Model, guess: bool) -> None:
+def assert_controlled(model: Model, guess: bool) -> None:
+    """Both tasks under a ControlNet, against diffusers' pipelines of the three."""
     from diffusers import ControlNetModel
 
     net = {"controlnet": ControlNetModel.from_pretrained(model.folder / "edges")}
@@ -87,6 +87,31 @@ def test_controlnets(model: Model, guess: bool) -> None:
     ):
         name = f"StableDiffusionControlNet{kind}Pipeline"
         compare(task, model.checkpoint, name, only_ours=control, only_theirs=named, steps=10, **call)
+
+
+@pytest.mark.parametrize("guess", [False, True])
+def test_controlnets(model: Model, guess: bool) -> None:
+    assert_controlled(model, guess)
+
+
+def test_a_lora_with_a_controlnet(model: Model, plain: list[np.ndarray], tmp_path: Path) -> None:
+    """The U-Net and the prompt have the LoRA, the ControlNet is as it was."""
+    base = components(model.checkpoint)
+    updates, kept = {}, {}
+    for seed, name in enumerate(("unet", "text_encoder")):
+        part = getattr(base, name)
+        kept[name] = {key: value.clone() for key, value in part.state_dict().items()}
+        updates[name] = random_updates(layers_of(part), 2, seed, size=0.2)
+    model.pipe.load_lora(write_lora(tmp_path / "style.safetensors", updates, "peft"), 0.7)
+    try:
+        for name, layers in updates.items():
+            add_to(getattr(base, name), layers, 0.7)
+        assert_controlled(model, False)
+        assert_other(model.both(), plain)
+    finally:
+        model.pipe.unload_loras()
+        for name, weights in kept.items():
+            getattr(base, name).load_state_dict(weights)
 
 
 def test_ip_adapter(model: Model) -> None:
@@ -197,6 +222,19 @@ def test_options_are_refused_as_in_a_call_from_noise(
         with pytest.raises(InputError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("task", ["img2img", "inpaint", "upscale", "high_resolution", "__call__"])
+def test_a_missing_prompt_is_refused_by_every_task(
+    model: Model, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is computed; an empty one is a prompt like any other."""
+    given = {"img2img": (drawn(),), "inpaint": (drawn(), hole()), "upscale": (drawn(),)}.get(task, ())
+    call = {**CALL, "steps": 4}
+    assert getattr(model.pipe, task)(*given, prompt="", **call).metadata[0]["prompt"] == ""
+    monkeypatch.setattr(model.pipe, "carry_out", None)
+    with pytest.raises(InputError, match=r"^prompt is missing: this engine makes pictures of one; give it"):
+        getattr(model.pipe, task)(*given, **call)
 
 
 def test_two_devices(model: Model, plain: list[np.ndarray]) -> None:

@@ -126,8 +126,8 @@ def test_sides(side: int, scale: float, wanted: int) -> None:
         ({"sampler": "rk45"}, "rk45"),
         ({"height": 64}, "height with upscale: the scale says how large"),
         ({"image": []}, "image is an empty list"),
-        ({"image": "missing.png"}, "image missing.png cannot be read"),
-        ({"image": [drawn(), drawn()]}, "2 of image for 1 pictures"),
+        ({"image": "missing.png"}, "image 'missing.png' cannot be read"),
+        ({"image": [drawn(), drawn()]}, "image: 2 for 1 picture, give one for all or one each"),
         ({"image": [drawn(), drawn(40, 32)], "num": 2}, "image 1 is 40 x 32 .*, the first 32 x 32"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+import fastdiff.build.lower.ops  # noqa: F401 (fills the table of lowerings)
 from fastdiff.build.capture import CapturedModule
 from fastdiff.build.lower.lowering import Layer, Lowered, lower
 from fastdiff.build.passes import FUSIONS, run_passes, stages

@@ -62,7 +62,7 @@ class Lowered:
 
 Function = Callable[["Lowering", fx.Node], None]
 LOWERINGS: dict[Any, Function] = {}
-"""The function that lowers each op, by the target of its nodes; ops.py fills it."""
+"""The function that lowers each op, by the target of its nodes; ops.py fills it when the package opens."""
 
 
 def lowers(*targets: Any) -> Callable[[Function], Function]:
@@ -82,8 +82,6 @@ def lower(program: ExportedProgram, spec: ModuleSpec, stages: Mapping[fx.Node, s
     where it gives none. Raises CaptureError for a node that has no lowering, and for a dtype, an argument or
     a size that no kernel takes; the message names the node, its module and its op.
     """
-    import fastdiff.build.lower.ops  # noqa: F401 (fills LOWERINGS)
-
     lowering = Lowering(program, spec, stages or {})
     for node in program.graph.nodes:
         if node.op == "call_function":

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdiff.build.checkpoint import Checkpoint, modules_of
 from fastdiff.build.configs import described, read_json, read_source
 from fastdiff.build.families.shared import TOKENIZERS
+from fastdiff.build.opened import Checkpoint, modules_of
 from fastdiff.build.single_file.layout import KINDS, SingleFile, kind_of
 from fastdiff.build.single_file.vocabulary import find_tokenizers
 from fastdiff.build.single_file.weights import load_converted

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastdiff.targets.cuda.calls import Call
-from fastdiff.targets.cuda.implementations import Implementation
+from fastdiff.targets.cuda.implementations.implementation import Implementation
 from fastdiff.targets.cuda.implementations.triton import config_of, json_configs, on_gpu
 
 __all__ = ["IMPLEMENTATIONS"]

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdiff.targets.cuda.calls import Call
-from fastdiff.targets.cuda.implementations import Implementation
 from fastdiff.targets.cuda.implementations.finish import finish
+from fastdiff.targets.cuda.implementations.implementation import Implementation
 from fastdiff.targets.cuda.implementations.triton import config_of, evenly_spaced, json_configs
 
 __all__ = ["IMPLEMENTATIONS"]

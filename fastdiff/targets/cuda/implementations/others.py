@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fastdiff.kernels import reference
 from fastdiff.targets.cuda.calls import Call
-from fastdiff.targets.cuda.implementations import Implementation
+from fastdiff.targets.cuda.implementations.implementation import Implementation
 
 __all__ = ["IMPLEMENTATIONS"]
 
