@@ -219,9 +219,12 @@ class Pipeline(TakesLoras, Tasks):
         control: ControlRequest | None = None,
     ) -> Result:
         """A call that a task has planned: prompt, steps, pictures."""
+        with self._loras.held():
+            return self._carry_out(request, plan, watch or Watch(), control or ControlRequest())
+
+    def _carry_out(self, request: Request, plan: Plan, watch: Watch, control: ControlRequest) -> Result:
         from fastdiff.image import to_images
 
-        watch, control = watch or Watch(), control or ControlRequest()
         check_call(self, request, plan, watch, control)
         embed_begin = time.perf_counter()
         denoise = make_denoiser(self, request, plan, watch, control)

@@ -53,7 +53,7 @@ class Checkpoint:
 
     @property
     def scheduler(self) -> dict[str, Any]:
-        """``scheduler_config.json``, verbatim."""
+        """``scheduler_config.json``, with what diffusers' pipeline corrects in it."""
         return self.configs["scheduler"]
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,16 @@ class Loras:
         self._read = read
         self._apply = weakref.WeakMethod(apply)
         self._loaded: dict[str, LoadedLora] = {}
+        self._held = 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing changes inside: a picture is made with one set of LoRAs from its first step to its last."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
 
     @property
     def scales(self) -> dict[str, float]:
@@ -125,6 +136,8 @@ class Loras:
                 raise InputError(f"there is no LoRA called {name!r}: loaded are {loaded}")
 
     def _change(self, wanted: dict[str, LoadedLora]) -> None:
+        if self._held:
+            raise InputError("LoRAs are changed while a picture is made: change them between two calls")
         apply = self._apply()
         if apply is None:
             raise ReferenceError("the LoRAs' pipeline is gone")

@@ -231,6 +231,21 @@ def test_refusals(pipe: Pipeline, files: dict[str, Path], tmp_path: Path) -> Non
     pipe.unload_loras()
 
 
+def test_none_changes_while_a_picture_is_made(pipe: Pipeline, files: dict[str, Path]) -> None:
+    """From a callback it would be another model's steps; the picture goes on as it began."""
+    expected = pipe(PROMPT, **CALL).latents
+
+    def change(step: int, *_: Any) -> None:
+        for act in (lambda: pipe.load_lora(files["a"]), lambda: pipe.set_loras({})):
+            with pytest.raises(InputError, match="while a picture is made: change them between two calls"):
+                act()
+
+    assert np.array_equal(pipe(PROMPT, callback=change, **CALL).latents, expected)
+    assert not pipe.loras
+    pipe.load_lora(files["a"])
+    pipe.unload_loras()
+
+
 def test_workers(tiny_native_engine: Path, files: dict[str, Path], tmp_path: Path) -> None:
     """Every process has what the pool has, also one that starts again; a file that changes is refused."""
     with PipelinePool(open_engine(tiny_native_engine), ("cpu", "cpu"), 2) as pool:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 __all__ = ["translations"]
 
 
 def translations() -> dict[Any, Any]:
     """How ``group_norm`` is written, as a function of onnxscript."""
+    import torch
     from onnxscript import opset20 as op
 
     def mean(x: Any, groups: Any) -> Any:
