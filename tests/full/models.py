@@ -68,8 +68,15 @@ FULL = {
         task="img2img",
         modules=("text_encoder_2", "unet", "vae_decoder"),
     ),
-    "x4-upscaler": FullModel(
-        peak=2.5, memory=12, disk=12, pictures=((512, 512),), sampler=(None, None), task="upscale", file=False
+    "x4-upscaler": FullModel(  # its U-Net's latents are as large as those of SD's at 1024²
+        peak=2.5,
+        more=0.4,
+        memory=12,
+        disk=12,
+        pictures=((512, 512),),
+        sampler=(None, None),
+        task="upscale",
+        file=False,
     ),
     "ldm-celebahq-256": FullModel(
         peak=_SMALL,
