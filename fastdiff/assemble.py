@@ -121,7 +121,7 @@ def _warn_of_idle(request: Request, table: StepTable, control: ControlRequest) -
     """Of intervals in which no step lies."""
     steps = table.evaluations
     for options in control.idle(request, steps):
-        warn(f"{options} leave out all {steps} steps: the network has no effect; widen the interval")
+        warn(f"with {options} none of {steps} steps is left: the network has no effect; widen the interval")
     interval = request.guidance.interval if isinstance(request.guidance, Guidance) else None
     if interval is not None and not any(interval.holds(table)):
         warn("the guidance interval holds no step: there is no guidance; widen it, or use a guidance of 1")

@@ -147,7 +147,7 @@ def test_several_with_intervals(native: fastdiff.Pipeline, sources: Sources, gui
 def test_an_interval_without_a_step_warns(native: fastdiff.Pipeline) -> None:
     call: dict[str, Any] = {"steps": 2, "seed": 3, "sampler": "euler"}
     with pytest.warns(
-        FastdiffWarning, match="control_start 0.8 and control_end 1 leave out all 2 steps"
+        FastdiffWarning, match="with control_start 0.8 and control_end 1 none of 2 steps is left"
     ) as c:
         found = native(PROMPT, control_image=[EDGES, None], control_start=0.8, **call)
     assert c[0].filename == __file__
