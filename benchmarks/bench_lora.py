@@ -17,8 +17,8 @@ are written and read, of the layers of attention and then of every linear layer 
 
 Times are wall clock and, behind it, CPU time of the process, each the best of --rounds; with other load on
 the machine CPU time over threads is what the machine alone would need. Of onnxruntime a switch makes inputs
-of the matrices and nothing else; for SDXL at its published depth, for which --random takes 14 GB of memory, that
-part is measured alone as well ("inputs"), and so are the halves that it makes of them for CUDA ("CUDA").
+of the matrices and nothing else; for SDXL at its published depth, which takes 14 GB of memory with --random,
+that part is measured alone as well ("inputs"), and so are the halves that it makes of them for CUDA ("CUDA").
 """
 
 from __future__ import annotations
