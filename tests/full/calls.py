@@ -11,6 +11,7 @@ __all__ = ["TASKS", "our_pictures", "their_call"]
 PROMPT = "a red circle left of a blue square"
 TASKS = ("generate", "img2img", "inpaint", "upscale", "unconditional", "classes")
 _LABEL = 7
+_STRENGTH = 0.7  # two of three steps
 
 
 def their_call(task: str, call: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def their_call(task: str, call: dict[str, Any]) -> dict[str, Any]:
         case "generate":
             return {**given, **size}
         case "img2img":  # as large as the picture
-            return {**given, "image": drawn(**size)}
+            return {**given, "image": drawn(**size), "strength": _STRENGTH}
         case "inpaint":
             return {**given, **size, "image": drawn(**size), "mask_image": hole(**size)}
         case "upscale":
@@ -49,7 +50,7 @@ def our_pictures(pipe: Any, task: str, call: dict[str, Any]) -> list[Any]:
         case "generate":
             result = pipe(**options, **size)
         case "img2img":
-            result = pipe.img2img(drawn(**size), **options)
+            result = pipe.img2img(drawn(**size), strength=_STRENGTH, **options)
         case "inpaint":
             result = pipe.inpaint(drawn(**size), hole(**size), **options)
         case "upscale":
