@@ -9,14 +9,10 @@ same turns. With one thread, times are the thread's CPU time.
 
 from __future__ import annotations
 
-import argparse
-import time
-
 import numpy as np
 import torch
-from machine import alternate, copier, describe, verify
+from memory_bound import compare
 
-from fastdiff import _C
 from fastdiff.kernels import elementwise
 
 FUNCTIONS = {
@@ -40,54 +36,21 @@ CASES = [
 TOLERANCE = 5e-7
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=31)
-    arguments = parser.parse_args()
-    threads = arguments.threads
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
-    rng = np.random.default_rng(0)
+def prepare(rng, threads, function, *shapes):
+    inputs = [rng.standard_normal(shape).astype(np.float32) for shape in shapes if shape is not None]
+    tensors = [torch.from_numpy(x) for x in inputs]
+    out = np.empty(shapes[0], np.float32)
+    operation = FUNCTIONS[function]
 
-    print(describe(threads))
-    print(f"{'case':>36} {'what':>9} {'ms':>8} {'GB/s':>7} {'of copy':>8} {'PyTorch /':>10}")
-    for function, *shapes in CASES:
-        inputs = [rng.standard_normal(s).astype(np.float32) for s in shapes if s is not None]
-        tensors = [torch.from_numpy(x) for x in inputs]
-        out = np.empty(shapes[0], np.float32)
-        operation = FUNCTIONS[function]
-        wanted = operation(*(x.double() for x in tensors))
-        case = f"{function} " + " ".join(str(s).replace(" ", "") for s in shapes if s is not None)
+    def ours(isa):
+        return elementwise(function, *inputs, out=out, threads=threads, isa=isa)
 
-        def run(isa, function=function, inputs=inputs, out=out):
-            return lambda: elementwise(function, *inputs, out=out, threads=threads, isa=isa)
+    def eager():
+        return operation(*tensors)
 
-        functions = {}
-        for isa in _C.available_isas():
-            functions[isa] = run(isa)
-            out.fill(np.nan)
-            functions[isa]()
-            verify(out, wanted, TOLERANCE, f"{case} on {isa}")
-
-        def eager(operation=operation, tensors=tensors):
-            return operation(*tensors)
-
-        verify(eager().numpy(), wanted, TOLERANCE, "PyTorch")
-        moved = out.nbytes + sum(x.nbytes for x in inputs)
-        seconds = alternate(
-            {**functions, "PyTorch": eager, "copy": copier(moved)},
-            rounds=arguments.rounds,
-            clock=time.thread_time if threads == 1 else time.perf_counter,
-        )
-        for name, value in seconds.items():
-            print(
-                f"{case:>36} {name:>9} {value * 1e3:8.3f} {moved / value / 1e9:7.1f} "
-                f"{seconds['copy'] / value:8.0%} {seconds['PyTorch'] / value:9.2f}x"
-            )
+    wanted = operation(*(x.double() for x in tensors)).numpy()
+    return ours, eager, wanted, out.nbytes + sum(x.nbytes for x in inputs)
 
 
 if __name__ == "__main__":
-    main()
+    compare(__doc__, CASES, prepare, TOLERANCE)

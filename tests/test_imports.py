@@ -46,7 +46,7 @@ ALLOWED = {
     "targets/onnxruntime": {"onnxruntime", "onnx", "onnxscript", "torch"},
     "targets/tensorrt": {"tensorrt", "cuda"},
     "targets/tensorrt/adaptable.py": {"onnx"},
-    "targets/tensorrt/merge.py": {"onnx"},
+    "targets/tensorrt/merge_network.py": {"onnx"},
     "targets/torch.py": {"torch", "diffusers", "transformers"},
     "zoo/training": {"torch", "diffusers", "transformers"},
 }
@@ -87,7 +87,9 @@ AT_TOP = (
     "targets/cuda/tune.py",
     "targets/cuda/types.py",
     "targets/native/compiler.py",
+    "targets/onnxruntime/branches.py",
     "targets/onnxruntime/contrib.py",
+    "targets/tensorrt/adaptable.py",
     "targets/tensorrt/api.py",
     "targets/tensorrt/device.py",
     "zoo/training",

@@ -25,8 +25,8 @@ PLACE = (str,)
 
 def write_adaptable(captured: CapturedModule, folder: Path, model: str) -> tuple[str, ...]:
     """Write what LoRAs need beside the file ``model`` of a module; names of the files. Raises OutputError."""
+    from fastdiff.build.onnx_weights import find_weights
     from fastdiff.targets.onnxruntime.branches import write_branches
-    from fastdiff.targets.onnxruntime.weights import find_weights
 
     located = find_weights(captured, folder, model)
     if not located:

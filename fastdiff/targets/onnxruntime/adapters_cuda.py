@@ -44,8 +44,8 @@ _EXPONENTS = {"float16": 0x7C00, "float32": 0x7F800000}
 
 def write_adaptable(captured: CapturedModule, folder: Path, model: str) -> tuple[str, ...]:
     """Write what LoRAs need beside the optimised file ``model``; names of the files. Raises OutputError."""
+    from fastdiff.build.onnx_weights import CHANNELS_LAST, find_weights
     from fastdiff.targets.onnxruntime.branches import write_branches
-    from fastdiff.targets.onnxruntime.weights import CHANNELS_LAST, find_weights
 
     located = find_weights(captured, folder, model, merged=True)
     if not located:

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastdiff.build.onnx_weights import CHANNELS_LAST, Located, initializers
 from fastdiff.errors import OutputError
-from fastdiff.targets.onnxruntime.weights import CHANNELS_LAST, Located, initializers
 from fastdiff.targets.parameters import Layer
 
 if TYPE_CHECKING:

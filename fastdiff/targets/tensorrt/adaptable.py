@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from fastdiff.targets.onnxruntime.weights import find_weights, initializers
+from fastdiff.build.onnx_weights import find_weights, initializers
 from fastdiff.targets.parameters import Layer
 from fastdiff.targets.tensorrt.interface import Engine, Values
 

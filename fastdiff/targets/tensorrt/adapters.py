@@ -20,7 +20,7 @@ from fastdiff.targets.parameters import Layer
 from fastdiff.targets.tensorrt import originals
 from fastdiff.targets.tensorrt.interface import Api, Engine, TensorRtError, Values
 from fastdiff.targets.tensorrt.memory import SharedMemory
-from fastdiff.targets.tensorrt.merge import SUFFIX, matrix_of
+from fastdiff.targets.tensorrt.merge_network import SUFFIX, matrix_of
 from fastdiff.targets.tensorrt.merger import Job, Merger, packed
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from fastdiff.config import Precision
 from fastdiff.errors import CaptureError, EngineDamagedError, TargetError
 from fastdiff.targets import Compiled, CompileOptions, parameters
 from fastdiff.targets.gpu import Gpu
-from fastdiff.targets.tensorrt import backend, merge, originals
-from fastdiff.targets.tensorrt.adaptable import find_adaptable
+from fastdiff.targets.tensorrt import backend, merge_network, originals
 from fastdiff.targets.tensorrt.interface import (
     Api,
     BuildRequest,
@@ -70,7 +69,7 @@ def refit_module(captured: CapturedModule, old: Path, folder: Path, entry: Modul
     Raises CaptureError where the weights are not those of the same network.
     """
     api, device = load_api(), backend.device(0)
-    plan, merge_plan = plan_of(entry), f"{captured.name}{merge.SUFFIX}"
+    plan, merge_plan = plan_of(entry), f"{captured.name}{merge_network.SUFFIX}"
     if plan is None:
         raise EngineDamagedError(f"{old}: module {captured.name} lists no plan; build it again")
     names: tuple[str, ...] = (plan,)
@@ -86,7 +85,9 @@ def refit_module(captured: CapturedModule, old: Path, folder: Path, entry: Modul
 
 def plan_of(entry: ModuleEntry) -> str | None:
     """The file of a module's plan."""
-    plans = [file for file in entry.files if file.endswith(SUFFIX) and not file.endswith(merge.SUFFIX)]
+    plans = [
+        file for file in entry.files if file.endswith(SUFFIX) and not file.endswith(merge_network.SUFFIX)
+    ]
     return next(iter(plans), None)
 
 
@@ -109,11 +110,11 @@ class _Builder:
 
         It is small, and so is its part of the time, which has no progress of its own.
         """
-        path = plan.with_name(plan.name.removesuffix(SUFFIX) + merge.SUFFIX)
+        path = plan.with_name(plan.name.removesuffix(SUFFIX) + merge_network.SUFFIX)
         network = path.with_suffix(".onnx")
-        merge.write_merge(network, self._options.precision is Precision.FP16)
+        merge_network.write_merge(network, self._options.precision is Precision.FP16)
         try:
-            self._build(network, path, [merge.merge_shapes(matrices)], False, lambda share: None)
+            self._build(network, path, [merge_network.merge_shapes(matrices)], False, lambda share: None)
         finally:
             network.unlink(missing_ok=True)
         return path.name
@@ -147,13 +148,15 @@ class _Written:
 
 def _write_weights(captured: CapturedModule, network: Path, plan: Path, precision: Precision) -> _Written:
     """Write which weights of a plan can be updated, and their values."""
+    from fastdiff.targets.tensorrt.adaptable import find_adaptable
+
     dtype = "float16" if precision is Precision.FP16 else "float32"
     layers, values = find_adaptable(captured, network, load_api().load(plan), dtype)
     if not layers:
         return _Written()
     files = parameters.write(plan.parent, captured.name, layers)
     matrices = tuple(
-        merge.matrix_of(values[name].shape) for layer in layers.values() for name, _ in layer.places
+        merge_network.matrix_of(values[name].shape) for layer in layers.values() for name, _ in layer.places
     )
     return _Written((*files, originals.write(plan.parent, captured.name, values)), matrices)
 

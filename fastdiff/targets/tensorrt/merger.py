@@ -1,4 +1,4 @@
-"""Weights with their updates, computed on the GPU by the network of ``merge.py``."""
+"""Weights with their updates, computed on the GPU by the network of ``merge_network.py``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastdiff.errors import NumericError
 from fastdiff.targets.tensorrt.interface import Context, Engine, TensorRtError
 from fastdiff.targets.tensorrt.memory import SharedMemory
-from fastdiff.targets.tensorrt.merge import INPUTS, OUTPUTS
+from fastdiff.targets.tensorrt.merge_network import INPUTS, OUTPUTS
 
 if TYPE_CHECKING:
     from fastdiff.lora.update import LowRank

@@ -14,7 +14,7 @@ from fastdiff.errors import NumericError
 from fastdiff.lora import LowRank
 from fastdiff.targets.tensorrt.interface import BuildRequest, DeviceMemoryError, TensorRtError
 from fastdiff.targets.tensorrt.memory import SharedMemory
-from fastdiff.targets.tensorrt.merge import matrix_of, merge_shapes, write_merge
+from fastdiff.targets.tensorrt.merge_network import matrix_of, merge_shapes, write_merge
 from fastdiff.targets.tensorrt.merger import Job, Merger
 from fastdiff.targets.tensorrt.progress import BuildProgress
 from tests.compare import assert_close
