@@ -222,8 +222,8 @@ def test_a_second_graph_that_is_damaged(tiny_engine: Path, tiny_checkpoint: Path
 
 
 def test_weights_in_a_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As large ones are: the graph is optimised when it opens, with branches as without. Weights are mapped
-    for both, or the sums of their products would be rounded differently.
+    """As large ones are. They are mapped with branches as without, or the sums of their products would be
+    rounded differently.
     """
     monkeypatch.setattr(onnx, "EXTERNAL_DATA_LIMIT", 1000)
     captured = model("clip")

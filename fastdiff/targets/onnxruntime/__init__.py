@@ -3,8 +3,7 @@
 On the CPU the file that is stored has been through ONNX Runtime's basic optimisations (constant folding,
 redundant nodes), which stay within standard operators and fit any machine. A session opens it without further
 optimisation: that halves the time to open, and the extended and layout levels did not shorten a step in
-measurements. Weights of 256 MB and more lie beside the model, which is optimised when it opens; sessions map
-them.
+measurements. Weights of 256 MB and more lie beside the model; sessions map them.
 
 For CUDA (``--device cuda --precision fp16``) the graph computes in fp16 with the operators that ONNX Runtime
 adds for its CUDA provider: ``contrib.py`` writes them, ``optimise.py`` lets ONNX Runtime's transformer
@@ -18,8 +17,7 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +27,7 @@ from fastdiff.manifest import ModuleEntry
 from fastdiff.targets import Availability, Compiled, CompileOptions, parameters
 from fastdiff.targets.onnxruntime import cuda
 from fastdiff.targets.onnxruntime.adapters import PLACE, SUFFIX, feeds_of, write_adaptable
+from fastdiff.targets.onnxruntime.options import cpu_options, open_on_cpu, session_options
 from fastdiff.targets.onnxruntime.session_cuda import CudaSession
 from fastdiff.targets.session import Array, Session
 from fastdiff.targets.shared import open_shared
@@ -55,6 +54,7 @@ DEVICES = {"cpu": PRECISIONS, "cuda": (Precision.FP16,)}
 COMPUTES_IN = (Precision.FP16,)
 SELF_CHECKING: tuple[str, ...] = ()
 
+_OPTIMISED = "basic, at build"
 _INSTALL = "install it with: pip install 'fastdiff[onnxruntime]'"
 _INSTALL_GPU = "install it with: pip uninstall onnxruntime && pip install onnxruntime-gpu"
 
@@ -103,24 +103,27 @@ def compile(captured: CapturedModule, folder: Path, options: CompileOptions) -> 
     from fastdiff.build.onnx import OPSET, export_onnx
     from fastdiff.targets.onnxruntime.group_norm import translations
 
-    name = f"{captured.name}.onnx"
-    path = folder / f"{captured.name}.exported.onnx"
+    path = folder / f"{captured.name}.onnx"
     exported = export_onnx(captured, path, translations=translations())
-    tactics: dict[str, Any] = {"format": "onnx", "opset": OPSET}
-    if len(exported) > 1:  # ONNX refers to external data by file name, so these keep theirs
-        files = tuple(path.name for path in exported)
-        more = write_adaptable(captured, folder, files[0])
-        return Compiled((*files, *more), {**tactics, "optimisation": "basic, when opened"})
-    session_options = _options(1, "ORT_ENABLE_BASIC")
-    session_options.optimized_model_filepath = str(folder / name)
+    files = tuple(file.name for file in exported)
     try:
-        _open(exported[0], session_options)
+        _optimise(path, _is_mapped(files))
     except Exception as error:  # ONNX Runtime raises one class per status code
         reason = " ".join(str(error).split())[:200]
         raise CaptureError(f"ONNX Runtime cannot prepare {captured.name}: {reason}") from error
-    exported[0].unlink()
-    more = write_adaptable(captured, folder, name)
-    return Compiled((name, *more), {**tactics, "optimisation": "basic, at build"})
+    more = write_adaptable(captured, folder, path.name)
+    return Compiled((*files, *more), {"format": "onnx", "opset": OPSET, "optimisation": _OPTIMISED})
+
+
+def _optimise(path: Path, mapped: bool) -> None:
+    """Apply the basic optimisations to a file in place. Weights beside it stay where they are, and it goes on
+    referring to them.
+    """
+    result = path.with_suffix(".optimised.onnx")
+    options = cpu_options(1, "ORT_ENABLE_BASIC", mapped)
+    options.optimized_model_filepath = str(result)
+    open_on_cpu(path, options)
+    result.replace(path)
 
 
 def _compile_for_cuda(captured: CapturedModule, folder: Path) -> Compiled:
@@ -171,7 +174,7 @@ def _open_on_cuda(
 ) -> Session:
     model = _model_file(folder, name, entry)
     provider = cuda.provider_options(device, stream)
-    options = _options(threads, "ORT_ENABLE_BASIC")  # moves transposes out of the way
+    options = session_options(threads, "ORT_ENABLE_BASIC")  # moves transposes out of the way
 
     def open_graph(file: str) -> cuda.Device:
         with _refusal(folder, file):
@@ -241,19 +244,15 @@ class _OnnxRuntimeSession(Session):
 
     def _opened(self, model: str) -> Any:
         """A graph of the module. Sessions of one file and as many threads share it: one may run at once for
-        many.
-
-        Weights in a file of their own are used where it is mapped. Packing them for matrix products copies
-        them, at 1 to 1.5 GB/s, and a U-Net of 3.4 GB is no faster for it (one of 60 MB is, by 5 %).
+        many. Engines of earlier versions may have graphs that are yet to be optimised.
         """
-        optimised = self._entry.tactics.get("optimisation") == "basic, at build"
-        options = _options(self._threads, "ORT_DISABLE_ALL" if optimised else "ORT_ENABLE_BASIC")
-        if not optimised:
-            options.add_session_config_entry("session.disable_prepacking", "1")
+        optimised = self._entry.tactics.get("optimisation") == _OPTIMISED
+        level = "ORT_DISABLE_ALL" if optimised else "ORT_ENABLE_BASIC"
+        options = cpu_options(self._threads, level, _is_mapped(self._entry.files))
         file = self._folder / model
         kind = ("onnxruntime", options.intra_op_num_threads)
         with _refusal(self._folder, model):
-            return open_shared(file, kind, lambda: _open(file, options))
+            return open_shared(file, kind, lambda: open_on_cpu(file, options))
 
     @functools.cached_property
     def _layers(self) -> dict[str, parameters.Layer]:
@@ -263,24 +262,6 @@ class _OnnxRuntimeSession(Session):
         self._session = self._feeds = None
 
 
-def _options(threads: int | None, level: str) -> Any:
-    """Session options: ``threads`` None means every core that the process may use.
-
-    Threads sleep while they wait. Spinning gains little on an idle machine and doubles the time of a step
-    on one where other processes want the cores too.
-    """
-    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
-
-
-def _open(path: Path, options: Any) -> Any:
-    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
-
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def _is_mapped(files: Iterable[str]) -> bool:
+    """Whether the weights of a module with these files lie beside its model."""
+    return any(file.endswith(".data") for file in files)
