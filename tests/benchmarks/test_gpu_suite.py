@@ -159,6 +159,27 @@ def test_tests_are_reported_one_by_one(tmp_path: Path) -> None:
     assert "not now" in found["test_c"]["text"]
 
 
+def test_gpu_tests_are_collected_without_diffusers(tmp_path: Path) -> None:
+    """The suite runs where diffusers is not installed: what only other tests compare with is no reason that
+    a file's tests marked ``gpu`` are lost.
+    """
+    (tmp_path / "no_diffusers.py").write_text("import sys\nsys.modules['diffusers'] = None\n")
+    files = importlib.import_module("gpu_stages").gpu_test_files()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
+    options = ["--collect-only", "-q", "-m", "gpu", "-p", "no_diffusers", "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *map(str, files)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+    missing = [path for path in files if f"{path.relative_to(ROOT).as_posix()}::" not in run.stdout]
+    assert missing == [], "every one of these files has a test for a GPU"
+
+
 def test_stages_are_those_of_the_issue() -> None:
     module, known = suite(), importlib.import_module("gpu_stages").STAGES
     full, quick = module.stages(False, Path("/keep")), module.stages(True, Path("/keep"))
