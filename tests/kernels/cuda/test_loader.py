@@ -94,7 +94,8 @@ def test_what_the_driver_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(loader, "_code", lambda op, arch: Code())
     with pytest.raises(
-        TargetError, match="^CUDA kernel a of b cannot be loaded for sm_90: CUDA_ERROR_NOT_FOUND: a named sym"
+        TargetError,
+        match=r"^CUDA kernel a of b cannot be loaded for sm_90: CUDA_ERROR_NOT_FOUND: a named",
     ):
         loader.kernel("b", "a", "sm_90")
 
