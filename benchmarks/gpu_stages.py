@@ -86,8 +86,12 @@ _FIRST = ("tests/kernels/", "tests/targets/cuda/")
 
 
 _SHARDS = {
-    f"tests/kernels/triton/test_{op}.py": 4
-    for op in ("attention", "conv2d", "epilogue", "group_norm_silu", "linear")
+    "tests/kernels/triton/test_attention.py": 4,
+    "tests/kernels/triton/test_conv2d.py": 4,
+    "tests/kernels/triton/test_epilogue.py": 4,
+    "tests/kernels/triton/test_group_norm_silu.py": 4,
+    "tests/kernels/triton/test_linear.py": 4,
+    "tests/targets/cuda/test_target.py": 3,
 }
 """Processes that share a file whose tests compile dozens of kernels."""
 

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import re
@@ -60,7 +61,7 @@ def stages(quick: bool, folder: Path) -> list[Stage]:
         if quick
         else {
             "build": 200,  # nothing runs without it
-            "tests": 120,
+            "tests": 150,
             "ceilings": 30,
             "scenes": 80,
             "sd15": 120,
@@ -168,10 +169,10 @@ def run_stages(
     total: float,
     save: Callable[[dict[str, Any]], None],
     say: Callable[[str], None] = print,
-    useless: Callable[[Stage], str] = lambda stage: "",
+    in_vain: Callable[[Stage], str] = lambda stage: "",
 ) -> dict[str, Any]:
     """Run stages within ``total`` seconds, one after another; ``save`` gets all results after each and now
-    and then. ``useless`` is asked before a stage begins why it would find nothing; empty: it would.
+    and then. ``in_vain`` is asked before a stage begins why it would find nothing; empty: it would.
     """
     begin = time.perf_counter()
     found: dict[str, Any] = {}
@@ -180,7 +181,7 @@ def run_stages(
             left = total - (time.perf_counter() - begin)
             say(f"== {stage.name} ({index + 1} of {len(chosen)}, {left:.0f} s left)")
             log = Path(folder) / f"{index}.log"
-            if reason := stage.needs or useless(stage):
+            if reason := stage.needs or in_vain(stage):
                 stage = dataclasses.replace(stage, needs=reason)
 
             def running(outcome: dict[str, Any], name: str = stage.name) -> None:
@@ -212,16 +213,25 @@ def commit() -> str:
     return os.environ.get("FASTDIFF_COMMIT", "unknown")
 
 
-def without_build(stage: Stage) -> str:
-    """Why a stage other than ``build`` would only fail: fastdiff's compiled part is not there."""
+def useless(stage: Stage) -> str:
+    """Why a stage other than ``build`` would only fail; empty: it would not."""
     if stage.name == "build":
         return ""
-    command = [sys.executable, "-c", "import fastdiff._C"]
+    if reason := _refusal("import fastdiff._C"):
+        return f"fastdiff is not compiled for this Python ({reason}): the stage build comes first"
+    if reason := _refusal("import torch; torch.zeros(1, device='cuda')"):
+        return f"PyTorch cannot use the GPU: {reason}"
+    return ""
+
+
+@functools.cache
+def _refusal(program: str) -> str:
+    """The last line of what a Python program says when it fails, empty when it does not."""
+    command = [sys.executable, "-c", program]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode == 0:
         return ""
-    last = (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
-    return f"fastdiff is not compiled for this Python ({last[:200]}): the stage build comes first"
+    return (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1][:200]
 
 
 def writer(
@@ -293,7 +303,7 @@ def main() -> None:
             for stage in known
             if stage.name in wanted
         ]
-        found = run_stages(chosen, seconds, save, lambda line: print(line, flush=True), without_build)
+        found = run_stages(chosen, seconds, save, lambda line: print(line, flush=True), useless)
     print()
     print(max(options.out.glob("gpu-*.md"), key=os.path.getmtime).read_text(encoding="utf-8"))
     raise SystemExit(any(outcome["status"] not in ("ok", "skipped") for outcome in found.values()))

@@ -108,7 +108,21 @@ def test_a_stage_that_would_find_nothing_is_not_begun() -> None:
         ("ok", ""),
         ("skipped", "it is not compiled"),
     ]
-    assert module.without_build(module.Stage("scenes", (), 1.0)) == "", "it is compiled here"
+
+
+def test_without_a_gpu_that_pytorch_can_use_no_stage_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = suite()
+    monkeypatch.setattr(
+        module, "_refusal", lambda program: "" if "_C" in program else "RuntimeError: no driver"
+    )
+    assert module.useless(module.Stage("build", (), 1.0)) == ""
+    tests = module.Stage("tests", (), 1.0)
+    assert module.useless(tests) == "PyTorch cannot use the GPU: Error: no driver"
+    monkeypatch.undo()
+    assert module._refusal("import fastdiff._C") == "", "it is compiled here"
+    assert module._refusal("raise ValueError('why')") == "ValueError: why"
+    monkeypatch.setattr(module, "_refusal", lambda program: "ImportError: _C")
+    assert "(ImportError: _C): the stage build comes first" in module.useless(tests)
 
 
 def test_a_stage_ends_with_the_suite(tmp_path: Path) -> None:
@@ -162,6 +176,8 @@ def test_what_is_missing_is_named(
 
 
 def test_processes_share_a_files_tests(tmp_path: Path) -> None:
+    stages = importlib.import_module("gpu_stages")
+    assert {ROOT / name for name in stages._SHARDS} <= set(stages.gpu_test_files())
     file = tmp_path / "test_made_up.py"
     file.write_text(
         "import pytest\n@pytest.mark.gpu\n@pytest.mark.parametrize('i', range(5))\ndef test(i): pass\n"
