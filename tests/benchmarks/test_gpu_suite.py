@@ -117,7 +117,7 @@ def test_without_a_gpu_that_pytorch_can_use_no_stage_begins(monkeypatch: pytest.
     )
     assert module.useless(module.Stage("build", (), 1.0)) == ""
     tests = module.Stage("tests", (), 1.0)
-    assert module.useless(tests) == "PyTorch cannot use the GPU: Error: no driver"
+    assert module.useless(tests) == "PyTorch cannot use the GPU: RuntimeError: no driver"
     monkeypatch.undo()
     assert module._refusal("import fastdiff._C") == "", "it is compiled here"
     assert module._refusal("raise ValueError('why')") == "ValueError: why"
