@@ -1,6 +1,7 @@
 """pytest plugin (``-p gpu_report``): one line of JSON per test in $GPU_REPORT, written as it happens.
 
-A test that was started and has no second line hung or took its process down.
+A test that was started and has no second line hung or took its process down. With ``GPU_SHARD=1/4`` it
+leaves every fourth test, from the second on: processes share a file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from typing import Any
 def _write(**fields: Any) -> None:
     with open(os.environ["GPU_REPORT"], "a", encoding="utf-8") as file:  # noqa: PTH123 (appended to)
         file.write(json.dumps(fields) + "\n")
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    place, _, count = os.environ.get("GPU_SHARD", "0/1").partition("/")
+    marked = [item for item in items if item.get_closest_marker("gpu") is not None]
+    items[:] = marked[int(place) :: int(count)] if int(count) > 1 else items
 
 
 def pytest_runtest_logstart(nodeid: str, location: Any) -> None:

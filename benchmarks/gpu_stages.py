@@ -8,9 +8,11 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -21,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 _BEGIN = time.perf_counter()
 _FILE_SHARE = 0.75
 """Of the stage's time, for the tests of one file."""
+_LEAST_SECONDS = 8.0
+"""In less a file is not begun: to import PyTorch takes most of it."""
 
 
 def save(document: Any) -> None:
@@ -34,6 +38,21 @@ def save(document: Any) -> None:
 def left() -> float:
     """Seconds until the stage is stopped."""
     return float(os.environ.get("SECONDS", "600")) - (time.perf_counter() - _BEGIN)
+
+
+def end_with_parent() -> None:
+    """End this process and all of its group soon after the suite, however that ended: a stage that goes on
+    would take the GPU from whatever runs next.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.killpg(0, signal.SIGKILL)
+
+    if os.getpgid(0) == os.getpid():  # a group of its own, as the suite starts stages
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def build(keep: Path, quick: bool) -> None:
@@ -63,16 +82,44 @@ def _has_gpu_tests(path: Path) -> bool:
     return shared and re.search(r"\bdevice: str\b", text) is not None
 
 
+_FIRST = ("tests/kernels/", "tests/targets/cuda/")
+
+
+_SHARDS = {
+    "tests/kernels/triton/test_attention.py": 4,
+    "tests/kernels/triton/test_conv2d.py": 4,
+    "tests/kernels/triton/test_epilogue.py": 4,
+    "tests/kernels/triton/test_group_norm_silu.py": 4,
+    "tests/kernels/triton/test_linear.py": 4,
+    "tests/targets/cuda/test_target.py": 3,
+}
+"""Processes that share a file whose tests compile dozens of kernels."""
+
+
+def _rank(path: Path) -> tuple[int, int]:
+    """What other files build on comes first, large files before small ones: they take longest."""
+    name = path.relative_to(ROOT).as_posix()
+    rank = next((index for index, folder in enumerate(_FIRST) if name.startswith(folder)), len(_FIRST))
+    return rank, -path.stat().st_size
+
+
 def tests(keep: Path, quick: bool) -> None:
     """Every test marked ``gpu``: a process per file, so that a crash or a hang takes only its file along."""
     results: dict[str, Any] = {}
-    files = gpu_test_files()
-    with ThreadPoolExecutor(4) as pool:
-        running = {pool.submit(_test_file, path): path for path in files}
+    # each process compiles kernels on a core or two and seldom keeps the GPU busy
+    with ThreadPoolExecutor(max(4, (os.cpu_count() or 1) // 2)) as pool:
+        shares = [
+            (path, place, count)
+            for path in sorted(gpu_test_files(), key=_rank)
+            for count in (_SHARDS.get(path.relative_to(ROOT).as_posix(), 1),)
+            for place in range(count)
+        ]
+        running = {pool.submit(_test_file, *share): share for share in shares}
         for done in as_completed(running):
             results.update(done.result())
             save({"tests": results})
-            name = running[done].relative_to(ROOT)
+            path, place, count = running[done]
+            name = path.relative_to(ROOT).as_posix() + (f" {place + 1}/{count}" if count > 1 else "")
             print(
                 f"{name}: {', '.join(sorted({t['outcome'] for t in done.result().values()})) or 'no tests'}"
             )
@@ -82,14 +129,21 @@ def tests(keep: Path, quick: bool) -> None:
         raise SystemExit(f"{len(bad)} of {len(results)} tests failed: {', '.join(bad[:5])}")
 
 
-def _test_file(path: Path) -> dict[str, Any]:
+def _test_file(path: Path, place: int = 0, count: int = 1) -> dict[str, Any]:
+    """The outcomes of a file's tests by name, or of every ``count``-th from number ``place`` on."""
     name = path.relative_to(ROOT).as_posix()
+    if left() < _LEAST_SECONDS:
+        share = f"{name} ({place + 1} of {count})" if count > 1 else name
+        return {share: {"outcome": "not run", "text": "no time was left"}}
     with tempfile.TemporaryDirectory(prefix="fastdiff-gpu-tests-") as folder:
         lines = Path(folder) / "report.jsonl"
         environment = {
             **os.environ,
             "GPU_REPORT": str(lines),
-            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "benchmarks"))),
+            "GPU_SHARD": f"{place}/{count}",
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH")))
+            ),
         }
         # warnings of other versions of the libraries are no failures here
         options = ["-p", "gpu_report", "-p", "no:cacheprovider", "-W", "default", "--tb=long", "-q"]
@@ -228,6 +282,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
+    end_with_parent()
     STAGES[options.stage](options.keep, options.quick)
 
 

@@ -110,7 +110,7 @@ class Model:
 
     def write(self, task: Task) -> None:
         """Make the weights of a published configuration, once."""
-        if self.published and not any(self.folder.glob("*/*.safetensors")):
+        if self.published and not any((self.folder / PUBLISHED[self.name].part).glob("*.safetensors")):
             task("write_weights", name=self.name, folder=str(self.folder.parent))
 
     def onnx(self, module: str, task: Task) -> Path:

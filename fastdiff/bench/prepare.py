@@ -9,6 +9,7 @@ import contextlib
 import gc
 import hashlib
 import importlib.util
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,13 @@ def write_weights(name: str, folder: str) -> None:
     torch.manual_seed(_SEED)
     with quiet():
         part = part_class(published.part).from_config(dict(published.config))
+        target = Path(folder) / name / published.part
+        # what a run that is stopped leaves behind must not be taken for weights by the next one
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         # in one file, which contestants map; the library would cut it at 10 GB
-        part.save_pretrained(
-            Path(folder) / name / published.part, safe_serialization=True, max_shard_size="100GB"
-        )
+        part.save_pretrained(partial, safe_serialization=True, max_shard_size="100GB")
+        partial.rename(target)
 
 
 def reference(job: Job) -> dict[str, Any]:

@@ -80,6 +80,126 @@ def test_stages_that_have_no_time_or_no_means_say_so() -> None:
     assert (found["good"]["status"], found["good"]["reason"]) == ("skipped", "no time left")
 
 
+def test_what_a_stage_has_found_is_saved_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ends the suite in the middle of a stage finds what there was seconds before."""
+    module = suite()
+    monkeypatch.setattr(module, "_SAVE_SECONDS", 0.2)
+    stages = [module.Stage("hangs", (sys.executable, "-c", FAKE["hangs"]), 3.0), *fakes(9.0)[:1]]
+    saved: list[dict[str, Any]] = []
+    module.run_stages(
+        stages, 60.0, lambda found: saved.append(json.loads(json.dumps(found))), lambda line: None
+    )
+    running = [found["hangs"] for found in saved if found["hangs"]["status"] == "running"]
+    assert running[-1]["result"] == {"first": 3}
+    assert saved[-1]["hangs"]["status"] == "timeout"
+    assert saved[-1]["good"]["result"] == {"x": 1}
+
+
+def test_a_stage_that_would_find_nothing_is_not_begun() -> None:
+    module = suite()
+    found = module.run_stages(
+        fakes(9.0)[:2],
+        60.0,
+        lambda found: None,
+        lambda line: None,
+        lambda stage: "it is not compiled" if stage.name == "fails" else "",
+    )
+    assert [(found[name]["status"], found[name]["reason"]) for name in ("good", "fails")] == [
+        ("ok", ""),
+        ("skipped", "it is not compiled"),
+    ]
+
+
+def test_without_a_gpu_that_pytorch_can_use_no_stage_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = suite()
+    monkeypatch.setattr(
+        module, "_refusal", lambda program: "" if "_C" in program else "RuntimeError: no driver"
+    )
+    assert module.useless(module.Stage("build", (), 1.0)) == ""
+    tests = module.Stage("tests", (), 1.0)
+    assert module.useless(tests) == "PyTorch cannot use the GPU: RuntimeError: no driver"
+    monkeypatch.undo()
+    assert module._refusal("import fastdiff._C") == "", "it is compiled here"
+    assert module._refusal("raise ValueError('why')") == "ValueError: why"
+    monkeypatch.setattr(module, "_refusal", lambda program: "ImportError: _C")
+    assert "(ImportError: _C): the stage build comes first" in module.useless(tests)
+
+
+def test_a_stage_ends_with_the_suite(tmp_path: Path) -> None:
+    """Also where the suite is killed: what went on would take the GPU from whatever runs next."""
+    stage = (
+        "import sys, time, subprocess; sys.path.insert(0, sys.argv[1]); import gpu_stages;"
+        "gpu_stages.end_with_parent(); child = subprocess.Popen(['sleep', '60']);"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    run = (
+        "import subprocess, sys, time; subprocess.Popen(sys.argv[1:], start_new_session=True); time.sleep(60)"
+    )
+    words = [sys.executable, "-c", run, sys.executable, "-c", stage, str(ROOT / "benchmarks")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+        end = time.perf_counter() + 30
+        while Path(f"/proc/{child}").exists() and time.perf_counter() < end:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize(
+    ("versions", "wanted"),
+    [
+        ({"cmake": None, "ninja": None}, ["cmake is not installed, wanted 3.24 or newer"]),
+        ({"setuptools": "70.1"}, ["setuptools 70.1, wanted 77.0.3 or newer"]),
+        ({"torch": "2.13.0+cpu"}, ["torch 2.13.0+cpu is built without CUDA"]),
+        ({"tensorrt": None, "diffusers": None, "cuda-core": "0.3.2"}, []),
+    ],
+)
+def test_what_is_missing_is_named(
+    versions: dict[str, str | None], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``wanted``: without which nothing runs; the rest is told, and the suite goes on."""
+    needs = importlib.import_module("gpu_needs")
+    there = {package.name: package.least for package in needs._PACKAGES} | {"torch": "2.11.0+cu130"}
+    found = {**there, **versions}
+    monkeypatch.setattr(needs, "_version", found.__getitem__)
+    monkeypatch.setattr(needs, "_has_module", lambda name: False)
+    programs = {"c++": "/c++", "cc": "/cc", "nvcc": "/nvcc", "ninja": "/usr/bin/ninja"}
+    monkeypatch.setattr(needs.shutil, "which", programs.get)
+    missing = needs.needs()
+    assert [each.what for each in missing if not each.lost] == wanted
+    told = {each.package: each.lost for each in missing if each.lost}
+    assert set(told) == ({"tensorrt", "diffusers", "cuda-core"} if "tensorrt" in versions else set())
+    if missing:
+        assert needs.travel(missing).count("--no-index") == 1
+        assert all(f" {each.package}" in needs.travel(missing) for each in missing)
+
+
+def test_processes_share_a_files_tests(tmp_path: Path) -> None:
+    stages = importlib.import_module("gpu_stages")
+    assert {ROOT / name for name in stages._SHARDS} <= set(stages.gpu_test_files())
+    file = tmp_path / "test_made_up.py"
+    file.write_text(
+        "import pytest\n@pytest.mark.gpu\n@pytest.mark.parametrize('i', range(5))\ndef test(i): pass\n"
+        "def test_without_a_gpu(): pass\n"
+    )
+    found: list[list[str]] = []
+    for place in range(2):
+        lines = tmp_path / f"{place}.jsonl"
+        environment = {
+            **os.environ,
+            "GPU_REPORT": str(lines),
+            "GPU_SHARD": f"{place}/2",
+            "PYTHONPATH": str(ROOT / "benchmarks"),
+        }
+        options = ["-p", "gpu_report", "-p", "no:cacheprovider", "-W", "ignore", str(file)]
+        command = [sys.executable, "-m", "pytest", *options]
+        subprocess.run(command, env=environment, capture_output=True, check=False, cwd=tmp_path)
+        tests = {json.loads(line)["test"].rpartition("::")[2] for line in lines.read_text().splitlines()}
+        found.append(sorted(tests))
+    assert found == [["test[0]", "test[2]", "test[4]"], ["test[1]", "test[3]"]]
+
+
 def test_what_is_written(tmp_path: Path) -> None:
     device = {"name": "NVIDIA H200", "memory": "1", "driver": "580.1", "compute_capability": "9.0"}
     save = suite().writer(tmp_path, device, False)
@@ -157,6 +277,27 @@ def test_tests_are_reported_one_by_one(tmp_path: Path) -> None:
     }
     assert "assert (1 + 1) == 3" in found["test_b"]["text"]
     assert "not now" in found["test_c"]["text"]
+
+
+def test_gpu_tests_are_collected_without_diffusers(tmp_path: Path) -> None:
+    """The suite runs where diffusers is not installed: what only other tests compare with is no reason that
+    a file's tests marked ``gpu`` are lost.
+    """
+    (tmp_path / "no_diffusers.py").write_text("import sys\nsys.modules['diffusers'] = None\n")
+    files = importlib.import_module("gpu_stages").gpu_test_files()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
+    options = ["--collect-only", "-q", "-m", "gpu", "-p", "no_diffusers", "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *map(str, files)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+    missing = [path for path in files if f"{path.relative_to(ROOT).as_posix()}::" not in run.stdout]
+    assert missing == [], "every one of these files has a test for a GPU"
 
 
 def test_stages_are_those_of_the_issue() -> None:

@@ -47,8 +47,8 @@ def test_zero_terminal_snr(name):
 
 
 def test_names_of_diffusers_classes():
-    for name, scheduler in CLASSES.items():
-        assert sampler_of({"_class_name": scheduler.__name__}) == name
+    for name, class_name in CLASSES.items():
+        assert sampler_of({"_class_name": class_name}) == name
     assert sampler_of({"_class_name": "VQDiffusionScheduler"}) is None
     assert sampler_of({}) is None
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.errors import InputError, TargetError
+from fastdiff.errors import FastdiffError, InputError, TargetError
 from fastdiff.kernels.cuda.compiler import cubin, cuda_core, fat_binary
 
 __all__ = ["architecture", "kernel", "launch"]
@@ -61,7 +61,9 @@ def kernel(op: str, name: str, arch: str | None = None) -> Any:
 def _kernel(op: str, name: str, arch: str) -> Any:
     try:
         return _code(op, arch).get_kernel(name)
-    except (RuntimeError, SystemError, ValueError) as problem:
+    except FastdiffError:
+        raise
+    except Exception as problem:  # cuda.core's own class for what the driver refuses, and others
         text = " ".join(str(problem).split())
         raise TargetError(f"CUDA kernel {name} of {op} cannot be loaded for {arch}: {text}") from problem
 

@@ -39,7 +39,8 @@ COMPUTES_IN = (Precision.FP16, Precision.BF16)
 ON_GPU = True
 SELF_CHECKING: tuple[str, ...] = ()
 
-_PACKAGES = ("torch", "triton", "safetensors")
+_PACKAGES = {"torch": "torch", "triton": "triton", "safetensors": "safetensors", "cuda.core": "cuda-core"}
+"""Modules, and the packages that they are in. An engine's own kernels are launched through cuda.core."""
 _INSTALL = "install them with: pip install 'fastdiff[cuda]'"
 _OLDEST = (8, 0)
 
@@ -49,7 +50,7 @@ def availability() -> Availability:
 
     Imports neither; the driver is asked.
     """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [package for module, package in _PACKAGES.items() if not _is_there(module)]
     if missing:
         return Availability(False, f"not installed: {', '.join(missing)}", _INSTALL)
     gpus, reason = find_gpus()
@@ -68,6 +69,13 @@ def availability() -> Availability:
             "use --target native on this machine",
         )
     return Availability(True, f"{gpu.name}, torch {torch}, triton {importlib.metadata.version('triton')}")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of what it lies in
+        return False
 
 
 def _version(text: str) -> tuple[int, ...]:

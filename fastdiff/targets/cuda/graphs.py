@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.targets.cuda.backend import Backend, EagerBackend, Graph
+from fastdiff.targets.cuda.captures import ended
 
 __all__ = ["Buffer", "Captured", "CudaBackend", "GraphCache", "Key", "capture"]
 
@@ -79,6 +80,7 @@ class CudaBackend(EagerBackend):
             _CAPTURING,
             # A capture that fails leaves PyTorch on the side stream; this goes back.
             torch.cuda.stream(torch.cuda.current_stream(self.device)),
+            ended(self.device.index, self._pool),
             # "thread_local": other threads, a data loader's say, may allocate meanwhile.
             torch.cuda.graph(graph, self._pool, self._side, capture_error_mode="thread_local"),
         ):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdiff.errors import CaptureError
 from fastdiff.targets.cuda.calls import Call
+from fastdiff.targets.cuda.captures import ended
 from fastdiff.targets.cuda.choices import Choices, Measured
 from fastdiff.targets.cuda.executor import Executor
 from fastdiff.targets.cuda.implementations import Option, candidates
@@ -136,13 +137,15 @@ def graph_seconds(function: Callable[[], Any], seconds: float = 0.004, rounds: i
         calls = max(1, min(50, int(seconds / once)))
         # not torch.cuda.graph, which collects garbage and empties the cache around every capture
         graph = torch.cuda.CUDAGraph()
+        pool = torch.cuda.graph_pool_handle()
         torch.cuda.synchronize()
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            for _ in range(calls):
-                function()
-        finally:
-            graph.capture_end()
+        with ended(torch.cuda.current_device(), pool):
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            try:
+                for _ in range(calls):
+                    function()
+            finally:
+                graph.capture_end()
         best = float("inf")
         for _ in range(rounds + 1):  # the first replay uploads the graph
             start.record(stream)

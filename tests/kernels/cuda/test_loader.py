@@ -84,6 +84,22 @@ def test_without_a_gpu() -> None:
         loader.kernel("scheduler_step", "normal")
 
 
+def test_what_the_driver_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda.core raises a class of its own, which is a plain Exception."""
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    class Code:
+        def get_kernel(self, name: str) -> Any:
+            raise CUDAError("CUDA_ERROR_NOT_FOUND: a named\nsymbol was not found")
+
+    monkeypatch.setattr(loader, "_code", lambda op, arch: Code())
+    with pytest.raises(
+        TargetError,
+        match=r"^CUDA kernel a of b cannot be loaded for sm_90: CUDA_ERROR_NOT_FOUND: a named",
+    ):
+        loader.kernel("b", "a", "sm_90")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("source", ["fat binary", "NVRTC"])
 def test_a_kernel_runs(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

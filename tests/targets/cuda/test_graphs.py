@@ -14,7 +14,9 @@ from torch import Tensor
 from fastdiff.errors import InputError
 from fastdiff.targets.cuda.backend import EagerBackend
 from fastdiff.targets.cuda.call import GraphedCall
+from fastdiff.targets.cuda.captures import ended
 from fastdiff.targets.cuda.graphs import Buffer, Captured, CudaBackend, GraphCache, capture
+from fastdiff.targets.cuda.tune import graph_seconds
 from tests.compare import assert_close
 from tests.targets.cuda.recording import Misuse, RecordingBackend
 
@@ -461,6 +463,49 @@ def test_a_gpu_graph_that_was_freed_is_refused(gpu: CudaBackend) -> None:
     graph.free()
     with pytest.raises(RuntimeError, match="freed"):
         graph.replay()
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["CUDA refused", "the capture had ended"])
+def test_the_allocator_is_told_of_a_capture_that_failed(over: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, tuple[int, int]]] = []
+
+    def end(device: int, pool: tuple[int, int]) -> None:
+        if over:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        told.append(("end", device, pool))
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(
+        torch._C, "_cuda_releasePool", lambda *where: told.append(("release", *where)), raising=False
+    )
+    with ended(1, (0, 7)):
+        pass
+    assert told == []
+    with pytest.raises(ValueError, match="refused"), ended(1, (0, 7)):
+        raise ValueError("refused")
+    assert told == ([] if over else [("end", 1, (0, 7)), ("release", 1, (0, 7))])
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_goes_on_after_a_capture_that_cuda_refused(gpu: CudaBackend) -> None:
+    """To wait for the device ends a capture; PyTorch's allocator must not wait for its end ever after."""
+    static = gpu.zeros((1,), torch.float32)
+    with pytest.raises(RuntimeError):
+        gpu.capture(lambda: static.add_(static.item()))
+    with pytest.raises(RuntimeError):
+        graph_seconds(_waits_in_a_capture(static))
+    torch.cuda.empty_cache()
+    graph = capture(gpu, lambda: static.add_(1))
+    graph.replay()
+    gpu.record().synchronize()
+    assert static.item() == 3
+    assert graph_seconds(lambda: static.add_(1)) > 0
+    graph.free()
+
+
+def _waits_in_a_capture(static: Tensor) -> Callable[[], object]:
+    return lambda: static.item() if torch.cuda.is_current_stream_capturing() else None
 
 
 @pytest.mark.gpu

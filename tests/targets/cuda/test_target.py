@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,6 +260,22 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not available.ok
     assert available.reason == "not installed: triton"
     assert "fastdiff[cuda]" in available.fix
+
+
+def test_cuda_core_is_needed_and_in_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an opened engine all Triton kernels are launched through it."""
+    found = importlib.util.find_spec
+
+    def without(name: str) -> Any:
+        if name == "cuda.core":
+            raise ModuleNotFoundError("No module named 'cuda'")
+        return found(name)
+
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", without)
+    assert cuda.availability().reason == "not installed: cuda-core"
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    extra = project["project"]["optional-dependencies"]["cuda"]
+    assert any(requirement.startswith("cuda-core") for requirement in extra)
 
 
 @pytest.mark.parametrize(
