@@ -51,6 +51,9 @@ def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, contr
             f"control_start, control_end or adapter_end with sampler {adaptive!r}, which chooses its"
             " own steps: leave them out, or use another sampler"
         )
+    for option, network, scale in control.scales():
+        if scale == 0:
+            warn(f"{option} is 0: the {network} has no effect; give another scale, or leave its picture out")
     if not isinstance(plan.table, AdaptiveRun):
         _warn_of_idle(request, plan.table, control)
     if request.deep_cache is not None:
