@@ -34,6 +34,8 @@ def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, contr
 
     Warns (FastdiffWarning) of those without effect.
     """
+    if watch.callback is not None and not callable(watch.callback):
+        raise InputError(f"callback is of type {type(watch.callback).__name__}: it must be a function")
     split = pipe.splits_guidance
     adaptive = plan.table.sampler if isinstance(plan.table, AdaptiveRun) else None
     model = pipe.engine.manifest.model
