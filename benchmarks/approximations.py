@@ -23,6 +23,7 @@ import numpy as np
 from machine import commit, cpu_name
 
 import fastdiff
+from fastdiff.bench.report import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "approximations-scenes.json"
@@ -144,7 +145,7 @@ def run(folder: Path, captions: int, rounds: int, again: bool) -> None:
             flush=True,
         )
         document = {"cpu": cpu_name(), "commit": commit(), "captions": captions, "rows": known}
-        RESULT.write_text(json.dumps(document, indent=1) + "\n")
+        write_json(RESULT, document)
 
 
 def write_page() -> None:

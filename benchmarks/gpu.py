@@ -7,7 +7,6 @@ function is verified before its time is printed.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from machine import commit
 from torch import Tensor
+
+from fastdiff.bench.report import write_json
 
 __all__ = [
     "Ceilings",
@@ -181,7 +182,7 @@ def save(path: Path | None, rows: Sequence[Row]) -> None:
     if path is None:
         return
     result = {"gpu": describe_gpu(), "ceilings": asdict(ceilings()), "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(path, result)
 
 
 def main() -> None:

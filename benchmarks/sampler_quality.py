@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from machine import commit, cpu_name
 
+from fastdiff.bench.report import write_json
 from fastdiff.errors import InputError
 from fastdiff.samplers import SAMPLERS, Generator, NoiseSchedule, StepTable, make_table, sample
 from fastdiff.zoo.mixture import GaussianMixture
@@ -345,7 +346,7 @@ def _load(path: Path, again: bool) -> dict[str, Any]:
 
 def _save(path: Path, rows: Mapping[str, Any], more: Mapping[str, object]) -> None:
     document = {"cpu": cpu_name(), "commit": commit(), **more, "samplers": rows}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(path, document)
 
 
 def main() -> None:

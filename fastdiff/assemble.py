@@ -34,6 +34,8 @@ def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, contr
 
     Warns (FastdiffWarning) of those without effect.
     """
+    if watch.callback is not None and not callable(watch.callback):
+        raise InputError(f"callback is of type {type(watch.callback).__name__}: it must be a function")
     split = pipe.splits_guidance
     adaptive = plan.table.sampler if isinstance(plan.table, AdaptiveRun) else None
     model = pipe.engine.manifest.model
@@ -51,6 +53,9 @@ def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, contr
             f"control_start, control_end or adapter_end with sampler {adaptive!r}, which chooses its"
             " own steps: leave them out, or use another sampler"
         )
+    for option, network, scale in control.scales():
+        if scale == 0:
+            warn(f"{option} is 0: the {network} has no effect; give another scale, or leave its picture out")
     if not isinstance(plan.table, AdaptiveRun):
         _warn_of_idle(request, plan.table, control)
     if request.deep_cache is not None:

@@ -242,10 +242,12 @@ def run_table(
     callback: Callback | None,
     progress: bool,
     edit: Edit | None = None,
+    scales: Mapping[str, float] | None = None,
 ) -> tuple[Array, tuple[float, ...]]:
     """Run the sampler loop; returns the latents and the seconds of each evaluation, callbacks not counted.
 
-    ``edit`` is that of `fastdiff.samplers.loop.sample`.
+    ``edit`` is that of `fastdiff.samplers.loop.sample`; ``scales`` are those of what changes the model's
+    outputs besides guidance, by name, for the error.
 
     Raises NumericError at the first step that leaves NaN or infinity in the latents. Where a look at each
     step would hold the target up and nobody asked for one, the steps run at once: the latents are checked
@@ -260,7 +262,7 @@ def run_table(
 
     def after_step(step: int, total: int, latents: Array) -> None:
         nonlocal last
-        _check_finite(latents, step, total, request)
+        _check_finite(latents, step, total, request, scales or {})
         seconds.append(time.perf_counter() - last)
         if bar is not None:
             bar.total = total
@@ -279,13 +281,18 @@ def run_table(
     if not watched:
         count = evaluations or 1
         seconds = [(time.perf_counter() - begin) / count] * count
-        _check_finite(latents, count, count, request)
+        _check_finite(latents, count, count, request, scales or {})
     return latents, tuple(seconds)
 
 
-def _check_finite(latents: Array, step: int, total: int, request: Request) -> None:
-    if not np.isfinite(latents).all():
-        raise NumericError(
-            f"NaN or infinity in the latents after step {step} of {total}: use a guidance lower than "
-            f"{request.scale:g}, or check the engine with fastdiff verify"
-        )
+def _check_finite(
+    latents: Array, step: int, total: int, request: Request, scales: Mapping[str, float]
+) -> None:
+    if np.isfinite(latents).all():
+        return
+    found = ", ".join(f"{name} {scale:g}" for name, scale in scales.items())
+    at_work, nearer = (f", with {found}", "give scales nearer to 0, ") if scales else ("", "")
+    raise NumericError(
+        f"NaN or infinity in the latents after step {step} of {total}{at_work}: {nearer}use a guidance lower "
+        f"than {request.scale:g}, or check the engine with fastdiff verify"
+    )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from fastdiff.arguments import integer
 from fastdiff.errors import EngineMismatchError, InputError, TargetError
 from fastdiff.manifest import Manifest
 from fastdiff.targets import runs_on_gpu
@@ -110,8 +111,8 @@ def _check_gpu(manifest: Manifest, device: int) -> None:
 
 def share_threads(devices: Sequence[Device], threads: int | None) -> list[int | None]:
     """Threads for each of ``devices``, of ``threads`` in all, None: every core. GPUs take what is given."""
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}: give 1 or more")
+    if threads is not None:
+        threads = integer("threads", threads, minimum=1)
     sharing = [index for index, device in enumerate(devices) if device == "cpu"]
     total = threads or len(os.sched_getaffinity(0))
     shares: list[int | None] = [threads] * len(devices)

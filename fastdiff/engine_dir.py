@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastdiff.arguments import integer
 from fastdiff.devices import Device, check_device, gpu_number
 from fastdiff.errors import (
     EngineDamagedError,
@@ -87,8 +88,8 @@ class Engine:
         from fastdiff.targets import get_target
 
         entry = self.entry(name)
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}: give 1 or more")
+        if threads is not None:
+            threads = integer("threads", threads, minimum=1)
         return get_target(entry.target).open(self.path, name, entry, threads, gpu_number(device))
 
 
@@ -110,6 +111,8 @@ def open_engine(
     Raises EngineDamagedError, EngineVersionError or EngineMismatchError, all of them EngineErrors that name
     the reason, and for ``device`` what ``fastdiff.devices.check_device`` raises.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"engine is of type {type(path).__name__}: it must be the name of a folder")
     folder = Path(path)
     try:
         if not folder.is_dir():

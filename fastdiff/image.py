@@ -50,6 +50,8 @@ def check_output(path: str | os.PathLike[str]) -> Path:
         raise OutputError(f"{path} is a folder: give the name of a PNG file, such as {path / 'out.png'}")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is not a regular file: give the name of a PNG file")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is a file, wanted a folder; give another name")
     if not folder.is_dir():
         raise OutputError(f"{path}: folder {folder} does not exist; create it first")
     if not os.access(folder, os.W_OK | os.X_OK):

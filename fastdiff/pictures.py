@@ -102,6 +102,8 @@ def _scaled(picture: Image.Image, height: int, width: int, *, covers: bool) -> I
 def _read(given: object, name: str, background: str, mode: str) -> Picture:
     """The picture in ``mode``, what is transparent laid on ``background``."""
     image, source = _opened(given, name)
+    if image.mode in ("LAB", "HSV"):  # which Pillow turns to nothing but RGB
+        image = image.convert("RGB")
     if _is_transparent(image):
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)
@@ -138,6 +140,8 @@ def _opened(given: object, name: str) -> tuple[Image.Image, dict[str, Any]]:
 
 def _content(path: Path, name: str) -> bytes:
     try:
+        if path.is_char_device() or path.is_block_device():
+            raise InputError(f"{name} {str(path)!r} is a device: give the path of a picture")
         return path.read_bytes()
     except OSError as error:
         raise InputError(
@@ -157,8 +161,11 @@ def _decoded(content: bytes, named: str) -> Image.Image:
         raise InputError(f"{named} is too large ({error}): give a smaller picture") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{named} is no picture of a known format: give a PNG or JPEG file") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{named} is damaged ({error}): give another picture") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # what a decoder of Pillow's raises for damaged data is up to its format
+        why = " ".join(str(error).split())
+        raise InputError(f"{named} is damaged ({why}): give another picture") from error
     return image
 
 

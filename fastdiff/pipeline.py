@@ -24,6 +24,7 @@ from fastdiff.control.request import ControlRequest, check_control
 from fastdiff.denoise import run_table
 from fastdiff.devices import Device, check_devices, default_device, share_threads
 from fastdiff.engine_dir import Engine, open_engine
+from fastdiff.errors import InputError
 from fastdiff.inputs import default_sampler
 from fastdiff.lora import Loras, read_lora, stack
 from fastdiff.lora.interface import TakesLoras
@@ -229,8 +230,17 @@ class Pipeline(TakesLoras, Tasks):
         embed_begin = time.perf_counter()
         denoise = make_denoiser(self, request, plan, watch, control)
         embedded = time.perf_counter()
+        scales = {f"LoRA {name!r} at": scale for name, scale in self._loras.scales.items() if scale != 0}
         final, seconds = run_table(
-            plan.table, denoise, plan.start, request, plan.source, watch.callback, watch.progress, plan.edit
+            plan.table,
+            denoise,
+            plan.start,
+            request,
+            plan.source,
+            watch.callback,
+            watch.progress,
+            plan.edit,
+            {**scales, **{option: scale for option, _, scale in control.scales()}},
         )
         decode_begin = time.perf_counter()
         images, task = [], dict(plan.task)
@@ -285,7 +295,12 @@ class Pipeline(TakesLoras, Tasks):
         return default_sampler(self.engine.manifest.scheduler)
 
     def close(self) -> None:
-        """Free the modules. The pipeline opens them again when it is called."""
+        """Free the modules. The pipeline opens them again when it is called.
+
+        Raises InputError while a picture is made, in a callback or by another thread.
+        """
+        if self._loras.in_use:
+            raise InputError("the pipeline is closed while a picture is made: close it when the call is over")
         self.modules.close()
         if self._others is not None:
             self._others.close()

@@ -24,6 +24,8 @@ from fastdiff.samplers.guidance.read import written
 __all__ = ["Request", "check_request", "request_from", "request_values"]
 
 _MAX_SEED = 2**64 - 1
+_LARGEST_SIDE = 2**20
+"""Longest side of a picture, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ def _guidance(value: object) -> float | Guidance:
 def _side(name: str, value: object, default: int, multiple: int) -> int:
     if value is None:
         return default
-    side = integer(name, value, minimum=1)
+    side = integer(name, value, 1, _LARGEST_SIDE)
     if side % multiple:
         below, above = side // multiple * multiple, -(-side // multiple) * multiple
         nearest = f"{below} or {above}" if below else f"{above}"

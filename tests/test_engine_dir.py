@@ -99,9 +99,15 @@ def test_unknown_module_names_those_present(engine: Path) -> None:
         open_engine(engine).open_module("unet")
 
 
-def test_threads_must_be_positive(engine: Path) -> None:
-    with pytest.raises(InputError, match="threads is 0"):
-        open_engine(engine).open_module("text_encoder", threads=0)
+@pytest.mark.parametrize("threads", [0, 2.5, "2", True])
+def test_threads_must_be_a_whole_number_and_positive(engine: Path, threads: Any) -> None:
+    with pytest.raises(InputError, match=f"threads is {threads!r}: it must be"):
+        open_engine(engine).open_module("text_encoder", threads=threads)
+
+
+def test_an_engine_is_the_name_of_a_folder() -> None:
+    with pytest.raises(InputError, match="engine is of type int: it must be the name of a folder"):
+        open_engine(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", FILES)

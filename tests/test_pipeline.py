@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fastdiff.errors import FastdiffWarning, InputError, NumericError, OutputErr
 from fastdiff.image import read_metadata
 from fastdiff.manifest import Manifest, ModuleEntry
 from fastdiff.pipeline import Pipeline
+from fastdiff.prompts import encoder
 from fastdiff.samplers import Guidance, sample
 from fastdiff.samplers.guidance import APG, CFGPlusPlus, CFGZeroStar, Interval, PerpNeg, Schedule
 from fastdiff.targets.session import Session
@@ -461,6 +464,9 @@ BAD = [
     ({"target_size": (64, 64)}, "target_size is for models that take sizes, such as SDXL: leave it out"),
     ({"negative": "a " * 20}, "2 chunks has 32 tokens: unet of this engine takes 1 to 16; use a shorter"),
     ({"height": 36}, "height is 36.*multiple of 8"),
+    ({"height": 2**40}, "height is 1099511627776: it must be from 1 to 1048576"),
+    ({"width": 10**30}, "width is 1000000000000000000000000000000: it must be from 1 to 1048576"),
+    ({"callback": 3}, "callback is of type int: it must be a function"),
     ({"width": 8}, "width is 8: unet of this engine takes from 16 to 256"),
     ({"height": 512}, "height is 512: unet of this engine takes from 16 to 256"),
     ({"num": 5}, "5 pictures.*batch of 10 in unet.*1 to 8"),
@@ -524,3 +530,36 @@ def test_close_frees_the_modules_and_calls_open_them_again(pipe: Pipeline) -> No
     assert unet.closed
     assert pipe("a", steps=1, seed=0).images
     assert pipe.modules["unet"] is not unet
+
+
+def test_close_while_a_picture_is_made_is_refused(pipe: Pipeline) -> None:
+    """Its sessions would be gone in the middle of their work."""
+
+    def close(step: int, *_: Any) -> None:
+        with pytest.raises(InputError, match="closed while a picture is made: close it when"):
+            pipe.close()
+
+    call: dict[str, Any] = {"steps": 3, "seed": 1}
+    expected = pipe("a red circle", **call).latents
+    assert np.array_equal(pipe("a red circle", callback=close, **call).latents, expected)
+    pipe.close()
+
+
+def test_threads_share_one_pipeline(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call has its own picture, though the prompts of all push each other out of what is kept."""
+    monkeypatch.setattr(encoder, "_CACHED_CHUNKS", 1)
+    prompts = [f"{colour} circle" for colour in ("red", "blue", "green", "black")] * 4
+    call: dict[str, Any] = {"steps": 2, "num": 1, "height": 16, "width": 16}
+    wanted = [pipe(prompt, seed=seed, **call).latents for seed, prompt in enumerate(prompts)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(
+                threads.map(lambda seed: pipe(prompts[seed], seed=seed, **call).latents, range(len(prompts)))
+            )
+    finally:
+        sys.setswitchinterval(before)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert np.array_equal(ours, theirs)
+    pipe.close()  # nobody holds it any more

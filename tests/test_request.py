@@ -203,7 +203,7 @@ BAD = [
     ("num", 0, "num is 0: it must be 1 or more"),
     ("height", 60, "height is 60: it must be a multiple of 8; use 56 or 64"),
     ("width", 3, "width is 3: it must be a multiple of 8; use 8"),
-    ("width", 0, "width is 0: it must be 1 or more"),
+    ("width", 0, "width is 0: it must be from 1 to 1048576"),
     ("height", -8, "height is -8"),
     ("height", 64.0, "whole number"),
     ("sampler", ["ddim"], "ddim.*must be a name"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "merge",
     "rate",
     "save_report",
+    "write_json",
     "write_text",
 ]
 
@@ -126,8 +128,7 @@ def merge(reports: Iterable[Report]) -> Report:
 
 def save_report(report: Report, path: str | os.PathLike[str]) -> None:
     """Write the report as JSON. Raises OutputError."""
-    document = {"format": _FORMAT, "version": FORMAT_VERSION, **asdict(_thinned(report))}
-    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_json(path, {"format": _FORMAT, "version": FORMAT_VERSION, **asdict(_thinned(report))})
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -139,6 +140,28 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"{target}: folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target}: folder {target.parent} cannot be written; give another file")
+
+
+def write_json(path: str | os.PathLike[str], document: object) -> None:
+    """Write a document as JSON, complete or not at all.
+
+    Raises OutputError, and ValueError with its place for NaN or infinity, which JSON does not have.
+    """
+    if (place := _not_finite(document)) is not None:
+        raise ValueError(f"{path}: {place}, which JSON does not have: write None, or what it stands for")
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _not_finite(value: object, place: str = "the document") -> str | None:
+    """Where in a document the first NaN or infinity is, and which; None for none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place} is {value}"
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    return next((found for key, item in items if (found := _not_finite(item, f"{place}[{key!r}]"))), None)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

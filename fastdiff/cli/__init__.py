@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from fastdiff.cli.parser import parse
+from fastdiff.cli.prompts import OPTIONS
+from fastdiff.cli.values import named_as_typed
 from fastdiff.errors import FastdiffError, FastdiffWarning
 
 __all__ = ["main"]
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(words)
         debug = arguments.debug
-        with _warnings_on_one_line(debug):
+        with _warnings_on_one_line(debug), named_as_typed(**OPTIONS):
             arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:

@@ -175,7 +175,8 @@ def write(result: Result, output: str) -> None:
     names = result.save(output)
     settings, timings = result.metadata[0]["settings"], result.timings
     adaptive = find_sampler(settings["sampler"]).adaptive is not None
-    asked = f"{len(timings.steps) if adaptive else settings['steps']} steps"
+    steps = len(timings.steps) if adaptive else settings["steps"]
+    asked = f"{steps} step{'s' * (steps != 1)}"
     if "task" in result.metadata[0]:  # which runs a part of the steps, or more than them
         asked = f"{len(timings.steps)} evaluations"
     step = sum(timings.steps) / len(timings.steps)

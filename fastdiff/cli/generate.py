@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.cli.calls import add_call, chosen_call, open_pipeline, write
-from fastdiff.cli.values import number, whole
+from fastdiff.cli.values import named_as_typed, number, whole
 
 if TYPE_CHECKING:
     from fastdiff.devices import Device
@@ -69,16 +69,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Generate, write and name the pictures. Raises FastdiffError before anything is written."""
     from fastdiff.image import check_output
+    from fastdiff.warn import each_once
 
     check_output(arguments.output)
     call, extra = chosen_call(arguments), _chosen_tasks(arguments)
     pipe = open_pipeline(arguments, None if arguments.hires is None else "--hires")
     if arguments.refiner is not None:
-        result = _refined(arguments, pipe, {**call, **extra})
+        with each_once():
+            result = _refined(arguments, pipe, {**call, **extra})
     elif arguments.hires is not None:
         second = {"method": arguments.hires_method, "strength": arguments.hires_strength}
         second = {name: value for name, value in second.items() if value is not None}
-        result = pipe.high_resolution(arguments.prompt, scale=arguments.hires, **second, **call)
+        with named_as_typed(scale="--hires", method="--hires-method", strength="--hires-strength"):
+            result = pipe.high_resolution(arguments.prompt, scale=arguments.hires, **second, **call)
     else:
         result = pipe(arguments.prompt, **call, **extra)
     pipe.close()
@@ -123,7 +126,7 @@ def _refined(arguments: argparse.Namespace, pipe: Pipeline | PipelinePool, call:
 
     start = check_start(0.8 if arguments.refiner_start is None else arguments.refiner_start)
     second = open_engine(arguments.refiner)
-    first, rest = divided(pipe.engine.manifest, second.manifest, arguments.prompt, call)
+    first, rest = divided(pipe.engine.manifest, second.manifest, arguments.prompt, start, call)
     begun = pipe(arguments.prompt, **first, denoising_end=start, output="latents")
     pipe.close()
     refiner = load(arguments.refiner, arguments.threads, *_devices(arguments))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fastdiff.cli.calls import add_call, add_fit, chosen_call, open_pipeline, write
-from fastdiff.cli.values import number, whole
+from fastdiff.cli.values import named_as_typed, number, whole
 
 SUMMARY = "paint a picture anew after a prompt"
 
@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError("--fit with --upscale, which keeps the aspect: leave it out")
     pipe = open_pipeline(arguments, "img2img")
     if arguments.upscale is not None:
-        result = pipe.upscale(arguments.image, arguments.prompt, scale=arguments.upscale, **given, **call)
+        with named_as_typed(scale="--upscale", method="--upscale-method"):
+            result = pipe.upscale(arguments.image, arguments.prompt, scale=arguments.upscale, **given, **call)
     else:
         result = pipe.img2img(arguments.image, arguments.prompt, fit=arguments.fit, **given, **call)
     pipe.close()

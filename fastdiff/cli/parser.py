@@ -49,7 +49,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         again = argparse.Namespace(debug=arguments.debug)
         arguments, rest = parsers[arguments.command].parse_known_intermixed_args(own, again)
     if rest:
-        raise InputError(f"unexpected argument {rest[0]!r}; see fastdiff {arguments.command} --help")
+        dash = "; -- goes before what begins with a dash" if rest[0].startswith("-") else ""
+        raise InputError(f"unexpected argument {rest[0]!r}{dash}; see fastdiff {arguments.command} --help")
     return arguments
 
 
@@ -66,7 +67,8 @@ def _check_names(words: Sequence[str], parsers: dict[str, _Parser]) -> None:
     for word in words[: words.index("--") if "--" in words else None]:
         option = word.partition("=")[0]
         if option.startswith("--") and " " not in word and option not in known:
-            raise InputError(f"unknown option {option!r} of fastdiff {name}: {_suggest(option, known)}")
+            way = _instead(option, parsers[name])
+            raise InputError(f"unknown option {option!r} of fastdiff {name}: {way}")
 
 
 def _add_debug(parser: argparse.ArgumentParser, default: object) -> None:
@@ -80,12 +82,29 @@ def _suggest(word: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
 
 
+def _instead(option: str, parser: _Parser) -> str:
+    """What a mistyped option may have been meant to be: a word that has no option, or options alike."""
+    words = parser.words
+    if option.removeprefix("--") in (word.lower() for word in words):
+        return f"it is given without one, as {parser.prog} {' '.join(words)}"
+    bare = [known.removeprefix("--") for known in parser.options]
+    near = difflib.get_close_matches(option.removeprefix("--"), bare, n=3, cutoff=0.65)
+    if not near:
+        return f"{parser.prog} --help lists all"
+    return f"did you mean {' or '.join(f'--{word}' for word in near)}?"
+
+
 class _Parser(argparse.ArgumentParser):
     """Errors become InputError, so that every error of the command line looks alike."""
 
     @property
     def options(self) -> list[str]:
         return [option for option in self._option_string_actions if option.startswith("--")]
+
+    @property
+    def words(self) -> list[str]:
+        """What is given by its place, as the help calls it."""
+        return [str(action.metavar or action.dest) for action in self._get_positional_actions()]
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")

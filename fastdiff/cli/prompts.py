@@ -11,13 +11,19 @@ if TYPE_CHECKING:
     from fastdiff.pipeline import Pipeline
     from fastdiff.workers.pool import PipelinePool
 
-__all__ = ["add_prompt_options", "chosen_prompt_options", "load_embeddings"]
+__all__ = ["OPTIONS", "add_prompt_options", "chosen_prompt_options", "load_embeddings"]
 
 _SIZES = (
     ("original-size", "original_size", "size", "size that the picture shall look as if taken at"),
     ("crop", "crops_coords_top_left", "crop", "what shall look cut off at the top and the left"),
     ("target-size", "target_size", "size", "size that it is for"),
 )
+OPTIONS = {
+    f"{negative}{name}": f"--{negative.replace('_', '-')}{option}"
+    for option, name, _, _ in _SIZES
+    for negative in ("", "negative_")
+}
+"""Arguments of a pipeline by name whose options are called otherwise."""
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:

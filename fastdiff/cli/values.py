@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from fastdiff.errors import TargetError
+from fastdiff.errors import InputError, TargetError
 
-__all__ = ["byte_size", "lora", "number", "on_terminal", "option", "require_build_extra", "whole"]
+__all__ = [
+    "byte_size",
+    "lora",
+    "named_as_typed",
+    "number",
+    "on_terminal",
+    "option",
+    "require_build_extra",
+    "whole",
+]
 
 _BUILD_EXTRA = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
@@ -60,6 +71,18 @@ def byte_size(count: float) -> str:
             break
         count /= 1000
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+@contextlib.contextmanager
+def named_as_typed(**options: str) -> Iterator[None]:
+    """Errors that begin with the name of a pipeline's argument begin with the option that gave it."""
+    try:
+        yield
+    except InputError as error:
+        argument, space, rest = str(error).partition(" ")
+        if argument not in options:
+            raise
+        raise InputError(f"{options[argument]}{space}{rest}") from error
 
 
 def on_terminal() -> bool:

@@ -42,6 +42,23 @@ class ControlRequest:
         net = self.controlnet is not None and not self.controlnet.whole
         return net or (adapter is not None and adapter.end < 1)
 
+    def scales(self) -> list[tuple[str, str, float]]:
+        """Option, network and value of the scale of each network that the call uses."""
+        found: list[tuple[str, str, float]] = []
+        for option, network, part in (
+            ("control_scale", "ControlNet", self.controlnet),
+            ("adapter_scale", "T2I-Adapter", self.t2i_adapter),
+        ):
+            if part is None:
+                continue
+            names = [f"{option} {index}" for index in range(len(part.scales))]
+            names = [option] if len(names) == 1 else names
+            each = zip(names, part.scales, part.pictures, strict=True)
+            found += [(name, network, scale) for name, scale, used in each if used]
+        if self.ip_adapter is not None:
+            found.append(("ip_scale", "IP-Adapter", self.ip_adapter.scale))
+        return found
+
     def idle(self, request: Request, evaluations: int) -> list[str]:
         """The options that leave a network without effect in all ``evaluations`` of a call's U-Net."""
         found: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from fastdiff.errors import InputError
 from fastdiff.lora.file import Lora
 
 __all__ = ["LoadedLora", "Loras", "check_scale"]
+
+_LARGEST = 1e6
+"""The largest scale. Scales are about 1; far beyond, float32 overflows and no picture comes."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,23 @@ class Loras:
         self._apply = weakref.WeakMethod(apply)
         self._loaded: dict[str, LoadedLora] = {}
         self._held = 0
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Nothing changes inside: a picture is made with one set of LoRAs from its first step to its last."""
-        self._held += 1
+        with self._lock:
+            self._held += 1
         try:
             yield
         finally:
-            self._held -= 1
+            with self._lock:
+                self._held -= 1
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a picture is being made with them."""
+        return self._held > 0
 
     @property
     def scales(self) -> dict[str, float]:
@@ -81,6 +93,8 @@ class Loras:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise InputError(f"path of a LoRA is {path!r}: it must be the name of a file")
+        if name is None and not Path(path).stem:
+            raise InputError(f"path of a LoRA is {os.fspath(path)!r}: it must be the name of a file")
         name = Path(path).stem if name is None else name
         if not isinstance(name, str) or not name:
             raise InputError(f"name of a LoRA is {name!r}: it must be a text")
@@ -146,7 +160,9 @@ class Loras:
 
 
 def check_scale(scale: Any) -> float:
-    """The scale as a float. Raises InputError for what is no finite number."""
+    """The scale as a float. Raises InputError for what is no finite number, or one beyond use."""
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise InputError(f"scale of a LoRA is {scale!r}: it must be a finite number")
+    if abs(scale) > _LARGEST:
+        raise InputError(f"scale of a LoRA is {scale:g}: it must be from {-_LARGEST:g} to {_LARGEST:g}")
     return float(scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class PromptEncoder:
         self.reader = PromptReader(engine)
         self._encoders = self.reader.encoders
         self._known: OrderedDict[tuple[Any, ...], _Encoded] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def tokenizer(self) -> ClipTokenizer:
@@ -89,8 +91,9 @@ class PromptEncoder:
             row = self._encode(text, prompts, chunks, request.text.clip_skip)
             row["time_ids"] = sizes[0 if text.kind == "prompt" else 1][None]
             found.setdefault(text.kind, []).append(row)
-        while len(self._known) > _CACHED_CHUNKS:
-            self._known.popitem(last=False)
+        with self._lock:
+            while len(self._known) > _CACHED_CHUNKS:
+                self._known.popitem(last=False)
         return [
             {
                 name: np.repeat(np.concatenate([row[name] for row in rows]), request.num, axis=0)
@@ -102,7 +105,8 @@ class PromptEncoder:
 
     def forget(self) -> None:
         """Drop the embeddings that were kept."""
-        self._known.clear()
+        with self._lock:
+            self._known.clear()
 
     def _check_tokens(self, chunks: int) -> None:
         tokens = chunks * self.tokenizer.window
@@ -145,10 +149,13 @@ class PromptEncoder:
         """
         vectors = tuple((position, each.digest, index) for position, each, index in chunk.vectors)
         key = (number, chunk.ids, vectors, clip_skip)
-        if key not in self._known:
-            self._known[key] = self._compute(number, chunk, clip_skip)
-        self._known.move_to_end(key)
-        return self._known[key]
+        found = self._known.get(key)
+        if found is None:
+            found = self._compute(number, chunk, clip_skip)
+        with self._lock:  # calls of several threads share what is kept
+            self._known[key] = found
+            self._known.move_to_end(key)
+        return found
 
     def _compute(self, number: int, chunk: Chunk, clip_skip: int) -> _Encoded:
         encoder = self._encoders[number]

@@ -60,7 +60,10 @@ def truncated(sampler: Sampler, table: StepTable, part: Part) -> StepTable:
     """
     rows = next((i for i, step in enumerate(table.steps) if step.timestep < part.until), len(table.steps))
     if rows == 0:
-        raise InputError(f"no step of sampler {sampler.name!r} comes before the end asked for; end later")
+        raise InputError(
+            f"the part of sampler {sampler.name!r} ends at timestep {part.until:g}, before its first step at "
+            f"{table.steps[0].timestep:g}; end later or use more steps"
+        )
     if rows < len(table.steps) and sampler.evaluations > 1:
         rows = min(-(-rows // sampler.evaluations) * sampler.evaluations, len(table.steps))
     return replace(table, steps=table.steps[:rows])

@@ -91,7 +91,7 @@ def pndm(schedule: NoiseSchedule, steps: int) -> StepTable:
         second = timesteps[1:2]
     ends = following_timesteps(settings, schedule, timesteps, steps)
     start = "euler" if skip_prk_steps else "runge_kutta"
-    return _table("pndm", chain, timesteps, ends, start=start, second=second, raw=True)
+    return _table("pndm", chain, timesteps, ends, steps, start=start, second=second, raw=True)
 
 
 def _told(timesteps: Sequence[int]) -> list[int]:
@@ -138,7 +138,7 @@ def _named(schedule: NoiseSchedule, name: str, steps: int, *, start: str, order:
     settings = schedule.settings(name)
     chain = read_chain(settings, schedule, name, set_alpha_to_one=False)
     timesteps = chain_timesteps(settings, schedule, steps)
-    return _table(name, chain, timesteps, [*timesteps[1:], -1], start=start, order=order)
+    return _table(name, chain, timesteps, [*timesteps[1:], -1], steps, start=start, order=order)
 
 
 def _table(
@@ -146,14 +146,17 @@ def _table(
     chain: Chain,
     timesteps: Sequence[int],
     ends: Sequence[int],
+    steps: int,
     *,
     start: str,
     second: Sequence[int] | None = None,
     order: int = 4,
     raw: bool = False,
 ) -> StepTable:
-    """Steps from ``timesteps`` to ``ends``; ``second`` holds the timestep of the second evaluation, if there
-    is one, where that is not ``timesteps[1]``.
+    """Steps from ``timesteps`` to ``ends``: all of ``steps``, or the later ones of them.
+
+    ``second`` holds the timestep of the second evaluation, if there is one, where that is not
+    ``timesteps[1]``.
     """
     points = [chain.at(t) for t in timesteps]
 
@@ -171,9 +174,11 @@ def _table(
         known, slots = 1, SAVED_SAMPLE + 1
     else:
         if len(timesteps) < 4:
+            later = f" and only the last {len(timesteps)} are run" if len(timesteps) < steps else ""
             raise InputError(
-                f"steps is {len(timesteps)}, but sampler {name!r} with a Runge-Kutta start "
-                "(skip_prk_steps=False) wants 4 or more; use more steps or another sampler"
+                f"steps is {steps}{later}, but sampler {name!r} with a Runge-Kutta start "
+                "(skip_prk_steps=False) wants 4 or more; use more steps"
+                f"{', start earlier' if later else ''} or another sampler"
             )
         rows = _runge_kutta_rows(chain, timesteps, ends, raw=raw)
         known, slots = 3, THIRD_SLOPE + 1

@@ -50,7 +50,10 @@ class Settings:
         """
         first = self._part.first(timesteps)
         if first == len(timesteps):
-            raise InputError(f"{self._reader} has no step left of {len(timesteps)}; start earlier")
+            raise InputError(
+                f"{self._reader} has none of {len(timesteps)} steps left, its last is at timestep "
+                f"{timesteps[-1]:g} and the start below {self._part.below:g}; start earlier or use more steps"
+            )
         self._begins.append(first)
         return first
 

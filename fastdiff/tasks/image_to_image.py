@@ -18,7 +18,7 @@ from fastdiff.errors import InputError
 from fastdiff.inputs import call_table, check_shapes
 from fastdiff.pictures import FITS, fitted, read_picture, to_sample
 from fastdiff.request import Request
-from fastdiff.samplers import AdaptiveRun, Generator, Part, StepTable
+from fastdiff.samplers import AdaptiveRun, Generator, NoiseSchedule, Part, StepTable
 from fastdiff.tasks.plan import (
     Plan,
     check_output,
@@ -40,6 +40,7 @@ __all__ = [
     "check_from_picture",
     "check_latents",
     "image_to_image",
+    "remaining_steps",
     "side_of",
     "skipped",
     "steps_from_picture",
@@ -156,10 +157,7 @@ def check_latents(given: object, channels: int) -> Array:
 def steps_from_picture(pipe: Pipeline, request: Request, options: FromPicture) -> StepTable:
     """The steps of a call that begins in the middle. Raises InputError for a call that has none."""
     check_shapes(pipe.engine, request, pipe.splits_guidance)
-    table = _table(pipe, request, options)
-    level_of(table)
-    assert isinstance(table, StepTable)  # what has levels
-    return table
+    return remaining_steps(pipe.schedule, request, options)
 
 
 def image_to_image(
@@ -193,13 +191,20 @@ def image_to_image(
     return Plan(table, latents, generator, output=options.output, task=task)
 
 
-def _table(pipe: Pipeline, request: Request, options: FromPicture) -> StepTable | AdaptiveRun:
-    """The steps that are left of a sampler's way.
+def remaining_steps(schedule: NoiseSchedule, request: Request, options: FromPicture) -> StepTable:
+    """The steps that are left of a sampler's way. Raises InputError where there are none.
 
     A latent consistency model runs all of its few steps, spread over the timesteps that are left, as
     diffusers' ``LatentConsistencyModelImg2ImgPipeline`` does, unless its timesteps are given.
     """
-    train_steps = pipe.schedule.num_train_timesteps
+    table = _table(schedule, request, options)
+    level_of(table)
+    assert isinstance(table, StepTable)  # what has levels
+    return table
+
+
+def _table(schedule: NoiseSchedule, request: Request, options: FromPicture) -> StepTable | AdaptiveRun:
+    train_steps = schedule.num_train_timesteps
     start, end = options.denoising_start, options.denoising_end
     until = -np.inf if end is None or end == 1 else timestep_at(end, train_steps)
     spread = request.embedded and request.sampler == "lcm" and "timesteps" not in request.options
@@ -209,10 +214,10 @@ def _table(pipe: Pipeline, request: Request, options: FromPicture) -> StepTable 
                 "strength is an option of the sampler as well as of the call: leave the sampler's out"
             )
         request = replace(request, options={**request.options, "strength": options.strength})
-        return call_table(pipe.schedule, request, False, Part(until=until))
+        return call_table(schedule, request, False, Part(until=until))
     part = Part(
         skip=skipped(options.strength, request.steps) if start is None else 0,
         below=timestep_at(start, train_steps) if start else np.inf,
         until=until,
     )
-    return call_table(pipe.schedule, request, False, part)
+    return call_table(schedule, request, False, part)

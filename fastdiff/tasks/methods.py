@@ -12,6 +12,7 @@ from fastdiff.control.request import ControlRequest, check_control
 from fastdiff.errors import InputError
 from fastdiff.prompts.options import PromptOptions
 from fastdiff.request import Request, check_request
+from fastdiff.warn import each_once
 from fastdiff.watch import Watch
 
 if TYPE_CHECKING:
@@ -201,7 +202,8 @@ class Tasks:
 
         pipe = self._pipeline
         watch = Watch(callback, progress, preview, preview_every)
-        return high_resolution(pipe, prompt, scale, method, strength, watch, options)
+        with each_once():
+            return high_resolution(pipe, prompt, scale, method, strength, watch, options)
 
     def request(self, prompt: Any, **options: Any) -> Request:
         """The checked request of a call with ``options``. Raises InputError, also for unknown options."""

@@ -10,6 +10,8 @@ from fastdiff.errors import InputError
 from fastdiff.inputs import default_sampler
 from fastdiff.preview import check_tiny
 from fastdiff.request import check_request
+from fastdiff.samplers import NoiseSchedule
+from fastdiff.tasks.image_to_image import FromPicture, remaining_steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,14 +50,16 @@ def check_start(start: object) -> float:
 
 
 def divided(
-    first: Manifest, refiner: Manifest, prompt: object, call: Mapping[str, Any]
+    first: Manifest, refiner: Manifest, prompt: object, start: float, call: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of one call as those of the first model's and those of the refiner's.
 
+    ``start`` is the share of the way that the first model goes.
+
     What only one of them is told, such as SDXL's refiner its aesthetic score, is that one's. What belongs to
     the picture's beginning, such as control and variations, and what neither takes is left to the first one,
-    which refuses the latter by name. Raises InputError for engines that do not fit together, and for what
-    the refiner cannot have.
+    which refuses the latter by name. Raises InputError for engines that do not fit together, for what the
+    refiner cannot have, and where it has no steps to run.
     """
     _check_fit(first.model, refiner.model)
     ours: dict[str, Any] = {}
@@ -67,7 +71,8 @@ def divided(
             ours[name] = value
         if goes:
             theirs[name] = value
-    _check_call(first, refiner.model, prompt, theirs)
+    sampler = call.get("sampler") or default_sampler(first.scheduler)
+    _check_call(refiner, prompt, {**theirs, "sampler": sampler}, start)
     if theirs.get("vae") is not None:
         check_tiny(refiner.modules)
     return ours, theirs
@@ -126,15 +131,11 @@ def _check_fit(first: ModelSpec, refiner: ModelSpec) -> None:
         raise InputError("the refiner is a model for inpainting or upscaling: use one that makes pictures")
 
 
-def _check_call(first: Manifest, refiner: ModelSpec, prompt: object, call: Mapping[str, Any]) -> None:
-    """The refiner's options, before the first model computes anything."""
+def _check_call(refiner: Manifest, prompt: object, call: Mapping[str, Any], start: float) -> None:
+    """The refiner's options and steps, before the first model computes anything."""
     defaults: dict[str, Any] = {"negative": "", "steps": 20, "num": 1}
     defaults |= dict.fromkeys(("guidance", "height", "width", "eta"))
     options = {name: value for name, value in call.items() if name != "progress"}
-    check_request(
-        refiner,
-        prompt=prompt,
-        sampler=default_sampler(first.scheduler),
-        seed=0,
-        **{**defaults, **options},
-    )
+    request = check_request(refiner.model, prompt=prompt, seed=0, **{**defaults, **options})
+    schedule = NoiseSchedule.from_config(refiner.scheduler)
+    remaining_steps(schedule, request, FromPicture(denoising_start=start))

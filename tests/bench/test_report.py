@@ -20,10 +20,12 @@ from fastdiff.bench.report import (
     merge,
     rate,
     save_report,
+    write_json,
 )
 from fastdiff.bench.table import compare_lines, report_lines
 from fastdiff.errors import InputError, OutputError
 from tests.bench.made_up import make_run, reports
+from tests.full.report import Report as FullReport
 
 pytestmark = pytest.mark.smoke
 
@@ -85,6 +87,44 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         check_writable(tmp_path / "none" / "report.json")
     with pytest.raises(OutputError, match="is a folder"):
         check_writable(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_what_json_does_not_have_is_refused_by_its_place(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "x.json"
+    with pytest.raises(ValueError, match=re.escape(f"the document['rows'][1]['psnr'] is {value}")):
+        write_json(path, {"rows": [{"psnr": 50.0}, {"psnr": value}]})
+    assert not list(tmp_path.iterdir())
+    write_json(path, {"rows": ({"psnr": 50.0}, {"psnr": None})})
+    assert json.loads(path.read_text()) == {"rows": [{"psnr": 50.0}, {"psnr": None}]}
+
+
+def test_full_size_figures_of_equal_pictures_are_json(tmp_path: Path) -> None:
+    figures = FullReport()
+    figures.add("m", "picture", float("inf"), "dB", "≥ 45")
+    figures.add("m", "other", 61.25, "dB", "≥ 45")
+    figures.write(tmp_path)
+
+    def never(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    rows = json.loads((tmp_path / "full.json").read_text(), parse_constant=never)["rows"]
+    assert [row["value"] for row in rows] == [None, 61.25]
+    table = (tmp_path / "full.md").read_text()
+    assert "| m | picture | equal | ≥ 45 |\n| m | other | 61.25 dB | ≥ 45 |" in table
+    figures.add("m", "error", float("nan"))
+    with pytest.raises(ValueError, match="is nan"):
+        figures.write(tmp_path)
+
+
+def test_results_in_the_repository_are_json() -> None:
+    def never(constant: str) -> None:
+        raise AssertionError(f"{path}: {constant} is no JSON")
+
+    paths = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("*.json"))
+    assert paths
+    for path in paths:
+        json.loads(path.read_text(encoding="utf-8"), parse_constant=never)
 
 
 def test_merge_sorts_by_date_and_keeps_each_run_once() -> None:

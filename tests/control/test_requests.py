@@ -202,6 +202,17 @@ def test_metadata_of_a_picture_repeats_it(native: fastdiff.Pipeline, tmp_path: P
     assert np.array_equal(result.latents, again.latents)
 
 
+def test_scales_of_the_networks_in_use() -> None:
+    asked = check(ONE, control_image=PICTURE, control_scale=0)
+    assert asked.scales() == [("control_scale", "ControlNet", 0.0)]
+    asked = check(NETS, control_image=[None, PICTURE], control_scale=[0, 2])
+    assert asked.scales() == [("control_scale 1", "ControlNet", 2.0)]
+    asked = check(ADAPTER, adapter_image=PICTURE, adapter_scale=0.5)
+    assert asked.scales() == [("adapter_scale", "T2I-Adapter", 0.5)]
+    assert check(IP, ip_image=PICTURE).scales() == [("ip_scale", "IP-Adapter", 1.0)]
+    assert check(ONE).scales() == []
+
+
 def test_what_a_call_does_not_use_changes_nothing(
     native: fastdiff.Pipeline, tiny_native_engine: Path
 ) -> None:
@@ -210,9 +221,12 @@ def test_what_a_call_does_not_use_changes_nothing(
     call: dict[str, Any] = {"steps": 5, "seed": 4, "sampler": "euler"}
     ours, wanted = native("a red star", **call), plain("a red star", **call)
     assert np.linalg.norm(ours.latents - wanted.latents) < 1e-5 * np.linalg.norm(wanted.latents)
-    none = native("a red star", ip_image=PICTURE, ip_scale=0.0, **call)
+    with pytest.warns(FastdiffWarning, match=r"^ip_scale is 0: the IP-Adapter has no effect"):
+        none = native("a red star", ip_image=PICTURE, ip_scale=0.0, **call)
     assert np.array_equal(none.latents, ours.latents)
-    off = native("a red star", control_image=[PICTURE, None], control_scale=0.0, **call)
+    with pytest.warns(FastdiffWarning, match=r"^control_scale 0 is 0: the ControlNet has no") as caught:
+        off = native("a red star", control_image=[PICTURE, None], control_scale=0.0, **call)
+    assert len(caught) == 1, "the other one has no picture"
     assert np.linalg.norm(off.latents - ours.latents) < 1e-5 * np.linalg.norm(ours.latents)
 
 

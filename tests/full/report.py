@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+
+from fastdiff.bench.report import write_json
 
 __all__ = ["Report", "Row"]
 
@@ -16,13 +18,22 @@ _LIBRARIES = ("fastdiff", "torch", "diffusers", "transformers")
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: of which model, what, its value and unit, and the bar that it was held to, if any."""
+    """One figure: of which model, what, its value and unit, and the bar that it was held to, if any.
+
+    Infinite is the PSNR of equal pictures.
+    """
 
     model: str
     what: str
     value: float
     unit: str = ""
     bar: str = ""
+
+    def __str__(self) -> str:
+        if self.value == math.inf:
+            return "equal"
+        text = f"{self.value:.2e}" if 0 < self.value < 1e-2 else f"{self.value:.4g}"
+        return f"{text} {self.unit}".strip()
 
 
 @dataclass
@@ -44,8 +55,7 @@ class Report:
             "python": platform.python_version(),
             "libraries": {name: version(name) for name in _LIBRARIES},
         }
-        document = {"machine": machine, "rows": [asdict(row) for row in self.rows]}
-        (folder / "full.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "full.json", {"machine": machine, "rows": [_jsonable(row) for row in self.rows]})
         libraries = ", ".join(f"{name} {number}" for name, number in machine["libraries"].items())
         lines = [
             "# Models of the published size, with random weights",
@@ -54,11 +64,11 @@ class Report:
             "",
             "| model | figure | value | wanted |",
             "|---|---|---|---|",
-            *(f"| {row.model} | {row.what} | {_number(row)} | {row.bar} |" for row in self.rows),
+            *(f"| {row.model} | {row.what} | {row} | {row.bar} |" for row in self.rows),
         ]
         (folder / "full.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _number(row: Row) -> str:
-    text = f"{row.value:.2e}" if 0 < row.value < 1e-2 else f"{row.value:.4g}"
-    return f"{text} {row.unit}".strip()
+def _jsonable(row: Row) -> dict[str, object]:
+    """The row in JSON values: the PSNR of equal pictures, which is infinite, is null."""
+    return {**asdict(row), "value": None if row.value == math.inf else row.value}

@@ -15,7 +15,7 @@ from PIL import Image
 
 import fastdiff
 from fastdiff.engine_dir import open_engine
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, NumericError
 from fastdiff.lora import LowRank
 from fastdiff.pipeline import Pipeline
 from fastdiff.workers.pool import PipelinePool
@@ -217,6 +217,8 @@ def test_refusals(pipe: Pipeline, files: dict[str, Path], tmp_path: Path) -> Non
         (lambda: pipe.load_lora(files["a"], name=""), "name of a LoRA is ''"),
         (lambda: pipe.load_lora(files["b"], float("nan")), "scale of a LoRA is nan"),
         (lambda: pipe.load_lora(files["b"], True), "scale of a LoRA is True"),
+        (lambda: pipe.load_lora(files["b"], 1e30), r"scale of a LoRA is 1e\+30: it must be from -1e\+06"),
+        (lambda: pipe.load_lora("."), r"path of a LoRA is '\.'"),
         (lambda: pipe.load_lora(None), "path of a LoRA is None"),  # type: ignore[arg-type]
         (lambda: pipe.load_lora(tmp_path / "none.safetensors"), "No such file"),
         (lambda: pipe.set_loras({"b": 1.0}), "no LoRA called 'b': loaded are a"),
@@ -229,6 +231,19 @@ def test_refusals(pipe: Pipeline, files: dict[str, Path], tmp_path: Path) -> Non
     assert pipe.loras == {"a": 1.0}
     assert np.array_equal(pipe(PROMPT, **CALL).latents, wanted)
     pipe.unload_loras()
+
+
+def test_an_overflow_names_the_lora(pipe: Pipeline, files: dict[str, Path], tmp_path: Path) -> None:
+    """Not guidance, which is an ordinary one. A file of matrices that are far too large is finite itself."""
+    from safetensors.numpy import load_file, save_file
+
+    large = tmp_path / "large.safetensors"
+    save_file({name: array * np.float32(1e12) for name, array in load_file(files["a"]).items()}, large)
+    pipe.load_lora(large, 0.5)
+    with pytest.raises(NumericError, match=r"^NaN .*, with LoRA 'large' at 0.5: give scales nearer"):
+        pipe(PROMPT, **CALL)
+    pipe.unload_loras()
+    assert np.isfinite(pipe(PROMPT, **CALL).latents).all()
 
 
 def test_none_changes_while_a_picture_is_made(pipe: Pipeline, files: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastdiff.errors import InputError
-from fastdiff.samplers import NoiseSchedule, Prediction, make_table
+from fastdiff.samplers import NoiseSchedule, Part, Prediction, make_table
 from tests.samplers.configs import BETAS
 from tests.samplers.exact import GAUSSIAN, START, point_of, states
 from tests.samplers.oracle import assert_follows_diffusers, table_run
@@ -107,3 +107,12 @@ def test_ipndm_has_no_chain_to_end_on() -> None:
 def test_refused(sampler: str, config: dict[str, Any], steps: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_table(sampler, NoiseSchedule.from_config(config), steps)
+
+
+def test_an_error_of_a_part_speaks_of_the_steps_that_were_asked_for() -> None:
+    schedule = NoiseSchedule.from_config({})
+    for sampler in ("pndm", "f_pndm"):
+        with pytest.raises(InputError, match="steps is 10 and only the last 2 are run") as caught:
+            make_table(sampler, schedule, 10, part=Part(skip=8))
+        assert "use more steps, start earlier or another sampler" in str(caught.value)
+    assert make_table("pndm", schedule, 10, part=Part(skip=6)).evaluations == 4 + 9

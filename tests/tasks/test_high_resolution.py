@@ -11,6 +11,7 @@ from PIL import Image
 
 import fastdiff
 from fastdiff import InputError
+from fastdiff.errors import FastdiffWarning
 from tests.engines import without_module
 from tests.tasks.oracle import PROMPT, close, theirs
 
@@ -174,6 +175,16 @@ def test_what_is_refused_is_refused_before_the_first_pass(
     with pytest.raises(InputError, match=message) as caught:
         pipe.high_resolution(PROMPT, **call)
     assert "\n" not in str(caught.value)
+
+
+def test_two_passes_warn_once(pipe: fastdiff.Pipeline) -> None:
+    with pytest.warns(FastdiffWarning, match="negative prompt has no effect") as caught:
+        pipe.high_resolution(PROMPT, steps=2, guidance=1.0, negative="blue", height=16, width=16)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with pytest.warns(FastdiffWarning) as caught:
+        _ = [pipe(PROMPT, steps=1, guidance=1.0, negative="a", height=16, width=16) for _ in range(2)]
+    assert len(caught) == 2, "two calls are two"
 
 
 def test_an_engine_without_an_encoder(tiny_native_engine: Path, tmp_path: Path) -> None:

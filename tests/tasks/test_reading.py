@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import fastdiff
 from fastdiff import InputError
@@ -160,6 +160,25 @@ def test_what_is_no_picture(make: Callable[[Path], Any], message: str, tmp_path:
         with pytest.raises(InputError, match=message) as caught:
             read(given)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["LAB", "HSV", "YCbCr", "CMYK", "I;16"])
+def test_other_colour_spaces(mode: str) -> None:
+    grey = Image.new(mode, (8, 8), 0x8080 if mode == "I;16" else None)
+    assert read_picture(grey).image.mode == "RGB"
+    assert read_mask(grey).image.mode == "L"
+
+
+def test_whatever_a_decoder_raises_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders raise what they like: DDS NotImplementedError, AVIF RuntimeError."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "in.png")
+
+    def decode(image: Image.Image) -> None:
+        raise NotImplementedError("of no kind\nthat is known")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decode)
+    with pytest.raises(InputError, match=r"in.png is damaged \(of no kind that is known\): give another"):
+        read_picture(tmp_path / "in.png")
 
 
 def test_a_picture_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

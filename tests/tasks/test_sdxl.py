@@ -275,6 +275,9 @@ def test_hand_over_from_the_command_line(
         (("--refiner", "nowhere.fd"), "nowhere.fd"),
         (("--refiner", "REFINER", "--refiner-start", 1.5), "refiner_start is 1.5"),
         (("--refiner", "REFINER", "--aesthetic-score", "nan"), "aesthetic_score is nan"),
+        (("--refiner", "REFINER", "--sampler", "f_pndm"), "steps is 20 and only the last 4 are run"),
+        (("--refiner", "REFINER", "--refiner-start", 0.99), "none of 20 steps left"),
+        (("--refiner", "REFINER", "--refiner-start", 0.001), "before its first step at"),
         (("--refiner", "REFINER", "--vae", "tiny"), "without a tiny autoencoder"),
         (("--refiner", "REFINER", "--deep-cache", "3"), "deep_cache"),
         (("--refiner", "REFINER", "--control-scale", "1"), "control_scale without control_image"),
@@ -291,7 +294,12 @@ def test_hand_over_that_cannot_be(
     tmp_path: Path,
     words: tuple[Any, ...],
     message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def never(*arguments: object) -> None:
+        raise AssertionError("the first model computed")
+
+    monkeypatch.setattr(fastdiff.Pipeline, "carry_out", never)
     names = {"REFINER": refiner.engine, "BASE": sdxl.engine}
     words = tuple(names.get(word, word) for word in words)
     out = tmp_path / "out.png"
@@ -302,10 +310,10 @@ def test_hand_over_that_cannot_be(
 def test_options_are_divided(sdxl: Model, refiner: Model) -> None:
     ours, others = sdxl.pipe.engine.manifest, refiner.pipe.engine.manifest
     call = {"steps": 3, "sampler": "euler", "prompt_2": "a", "progress": False, **SIZES, **SCORES}
-    first, second = divided(ours, others, PROMPT, call)
+    first, second = divided(ours, others, PROMPT, 0.8, call)
     assert set(call) - set(first) == set(SCORES)
     assert set(call) - set(second) == {"sampler", "prompt_2", "target_size"}
-    assert divided(ours, ours, PROMPT, {"prompt_2": "a"})[1] == {"prompt_2": "a"}
+    assert divided(ours, ours, PROMPT, 0.8, {"prompt_2": "a"})[1] == {"prompt_2": "a"}
     begun = sdxl.pipe(PROMPT, steps=3, seed=1, denoising_end=0.5, output="latents")
     result = refine(refiner.pipe, begun, PROMPT, 0.5, {"steps": 3})
     assert result.metadata[0]["base"]["engine"] == sdxl.pipe.engine.engine_hash
@@ -318,4 +326,4 @@ def test_options_are_divided(sdxl: Model, refiner: Model) -> None:
     ):
         other = replace(others, model=replace(others.model, **change))
         with pytest.raises(InputError, match=message):
-            divided(ours, other, PROMPT, {})
+            divided(ours, other, PROMPT, 0.8, {})
