@@ -460,7 +460,7 @@ BAD = [
     ({"prompt_2": "b"}, "prompt_2 is for models with two text encoders: leave it out"),
     ({"target_size": (64, 64)}, "target_size is for models that take sizes, such as SDXL: leave it out"),
     ({"negative": "a " * 20}, "2 chunks has 32 tokens: unet of this engine takes 1 to 16; use a shorter"),
-    ({"height": 36}, "height is 36.*multiple of 8"),
+    ({"height": 38}, "height is 38.*multiple of 4"),
     ({"width": 8}, "width is 8: unet of this engine takes from 16 to 256"),
     ({"height": 512}, "height is 512: unet of this engine takes from 16 to 256"),
     ({"num": 5}, "5 pictures.*batch of 10 in unet.*1 to 8"),

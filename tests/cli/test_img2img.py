@@ -197,7 +197,7 @@ BAD = [
     (("folder.png", PROMPT), ("image 'folder.png' cannot be read (Is a directory)",)),
     (("text.png", PROMPT), ("image text.png is no picture of a known format", "PNG or JPEG")),
     (("half.png", PROMPT), ("image half.png is damaged",)),
-    (("large.jpg", PROMPT), ("height is 771", "multiple of 8", "--fit crop", "768")),
+    (("large.jpg", PROMPT), ("height is 771", "multiple of 4", "--fit crop", "768")),
     (("in.png", PROMPT, "--height", 64), ("image is 32 x 32", "wanted 64 x 32", "fit to resize, crop")),
     (("in.png", PROMPT, "--fit", "zoom"), ("argument --fit", "'exact', 'resize', 'crop', 'fill'")),
     (("in.png", PROMPT, "--strength", 0), ("strength is 0: it must be above 0 and up to 1",)),
