@@ -7,6 +7,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 Sizes = tuple[int, int, int, int]
+Sides = tuple[int, int]
 
 version: str
 
@@ -33,6 +34,7 @@ def conv2d(
     stride: int,
     padding: Sizes,
     upsample: int,
+    crop: Sides,
     activation: str,
     scale: float,
     algorithm: str,
@@ -124,6 +126,7 @@ def measure_linear(
 def resample(
     x: FloatArray,
     factor: int,
+    crop: Sides,
     pool: bool,
     out: FloatArray | None,
     threads: int = 1,

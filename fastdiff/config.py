@@ -174,7 +174,9 @@ class ModelSpec:
 
     ``latent = (mean - shift_factor) * scaling_factor``; a latent pixel covers ``vae_scale_factor`` picture
     pixels in each direction. ``default_height`` and ``default_width`` are in picture pixels, and
-    ``size_multiple`` is what a picture's sides must be multiples of (the VAE's factor times the U-Net's).
+    ``size_multiple`` is what a picture's sides must be multiples of: the VAE's factor times the U-Net's, or
+    the VAE's alone where the U-Net was built for sides of any length. Such an engine has a ``shortest_side``,
+    in picture pixels; for others it is 0, and the shortest is twice the multiple.
     ``max_tokens`` is the text encoder's window including its start and end tokens, ``hidden_size`` the
     width of its output. The noise schedule is not here: it stays in the checkpoint's scheduler config.
     A U-Net such as SDXL's takes, beside the prompt, an embedding of the whole prompt, ``pooled_size`` wide,
@@ -224,6 +226,12 @@ class ModelSpec:
     latent_variance: bool = field(default=True, metadata=OPTIONAL)
     picture_noise: PictureNoise | None = field(default=None, metadata=OPTIONAL)
     control: ControlSpec = field(default=ControlSpec(), metadata=OPTIONAL)
+    shortest_side: int = field(default=0, metadata=OPTIONAL)
+
+    @property
+    def least_side(self) -> int:
+        """The shortest side that a picture may have, in pixels."""
+        return self.shortest_side or 2 * self.size_multiple
 
     @property
     def takes_prompt(self) -> bool:

@@ -95,9 +95,8 @@ def check_shapes(engine: Engine, request: Request, split_guidance: bool = False)
             if side in shapes and size // factor not in shapes[side]:
                 low, high = shapes[side].minimum * factor, shapes[side].maximum
                 limit = f"{low} or more" if high is None else f"from {low} to {high * factor}"
-                raise InputError(
-                    f"{side} is {size}: {module} of this engine takes {limit}; build it for more"
-                )
+                way = f"use {low}" if size < low else "build it for more"
+                raise InputError(f"{side} is {size}: {module} of this engine takes {limit}; {way}")
         if "batch" in shapes and batch not in shapes["batch"]:
             raise InputError(
                 f"{request.pictures} pictures at once need a batch of {batch} in {module}: this engine "

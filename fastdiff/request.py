@@ -183,8 +183,8 @@ def check_request(
         guidance=guidance,
         seed=secrets.randbits(32) if seed is None else integer("seed", seed, 0, _MAX_SEED),
         num=pictures,
-        height=_side("height", height, model.default_height, model.size_multiple),
-        width=_side("width", width, model.default_width, model.size_multiple),
+        height=_side("height", height, model.default_height, model),
+        width=_side("width", width, model.default_width, model),
         eta=share,
         listed=not isinstance(prompt, str),
         options=_options(sampler_options),
@@ -289,10 +289,10 @@ def _guidance(value: object) -> float | Guidance:
     return guidance
 
 
-def _side(name: str, value: object, default: int, multiple: int) -> int:
+def _side(name: str, value: object, default: int, model: ModelSpec) -> int:
     if value is None:
         return default
-    side = integer(name, value, 1, _LARGEST_SIDE)
+    side, multiple = integer(name, value, 1, _LARGEST_SIDE), model.size_multiple
     if side % multiple:
         below, above = side // multiple * multiple, -(-side // multiple) * multiple
         nearest = f"{below} or {above}" if below else f"{above}"

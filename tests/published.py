@@ -23,6 +23,7 @@ from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import load_checkpoint
 from fastdiff.build.modules import ModuleSpec, module_spec, module_wrapper, part_class
 from fastdiff.build.passes import FUSIONS, PASSES, run_passes
+from fastdiff.build.sides import with_any_sides
 from fastdiff.config import MODULES, ModelSpec, SizeRange, TensorSpec, TextEncoderSpec
 
 __all__ = ["MODELS", "PUBLISHED", "VOCABULARY", "captured_part", "fused", "model", "sizes_of"]
@@ -255,10 +256,10 @@ def fused(name: str) -> ExportedProgram:
 
 
 @cache
-def captured_part(checkpoint: str | Path, name: str) -> CapturedModule:
+def captured_part(checkpoint: str | Path, name: str, any_sides: bool = False) -> CapturedModule:
     """A module of a checkpoint, captured once for all tests. Nobody may change its weights."""
     source = load_checkpoint(checkpoint)
-    spec = module_spec(name, source.spec)
+    spec = module_spec(name, with_any_sides(source, source.spec) if any_sides else source.spec)
     part = source.load(spec.part)
     return capture(CapturedModule(spec, spec.wrap(part), part))
 

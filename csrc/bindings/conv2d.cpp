@@ -15,6 +15,7 @@ namespace fastdiff::bindings {
 namespace {
 
 using Padding = std::array<std::size_t, 4>;
+using Crop = std::array<std::size_t, 2>;
 
 ConvAlgorithm parse_algorithm(const std::string& name) {
     if (const ConvAlgorithm* found = find_named(algorithm_names, name)) return *found;
@@ -23,9 +24,9 @@ ConvAlgorithm parse_algorithm(const std::string& name) {
 }
 
 Conv2dShape make_shape(const std::array<std::size_t, 4>& x, const std::array<std::size_t, 4>& weight,
-                       std::size_t stride, const Padding& padding, std::size_t upsample) {
-    Conv2dShape s{x[0],   x[1],       x[2],       x[3],       weight[0],  weight[2], weight[3],
-                  stride, padding[0], padding[1], padding[2], padding[3], upsample};
+                       std::size_t stride, const Padding& padding, std::size_t upsample, const Crop& crop) {
+    Conv2dShape s{x[0],       x[1],       x[2],       x[3],       weight[0], weight[2], weight[3], stride,
+                  padding[0], padding[1], padding[2], padding[3], upsample,  crop[0],   crop[1]};
     if (weight[1] != s.in) {
         throw InputError("weight: found " + std::to_string(weight[1]) + " input channels, wanted " +
                          std::to_string(s.in));
@@ -34,8 +35,12 @@ Conv2dShape make_shape(const std::array<std::size_t, 4>& x, const std::array<std
     if (upsample != 1 && upsample != 2) {
         throw InputError("upsample: found " + std::to_string(upsample) + ", wanted 1 or 2");
     }
-    const std::size_t height = s.height * upsample + s.pad_top + s.pad_bottom;
-    const std::size_t width = s.width * upsample + s.pad_left + s.pad_right;
+    if (crop[0] >= upsample || crop[1] >= upsample || crop[0] > s.height || crop[1] > s.width) {
+        throw InputError("crop: found " + std::to_string(crop[0]) + " and " + std::to_string(crop[1]) +
+                         ", wanted fewer than upsample, " + std::to_string(upsample));
+    }
+    const std::size_t height = s.seen_height() + s.pad_top + s.pad_bottom;
+    const std::size_t width = s.seen_width() + s.pad_left + s.pad_right;
     if (s.kernel_h < 1 || s.kernel_w < 1 || height < s.kernel_h || width < s.kernel_w) {
         throw InputError("weight: found a " + std::to_string(s.kernel_h) + "×" + std::to_string(s.kernel_w) +
                          " kernel, wanted one that fits into the padded " + std::to_string(height) + "×" +
@@ -98,14 +103,14 @@ std::array<std::size_t, 4> four(const Shape& shape, const std::string& name) {
 
 py::object run(const py::object& x, const py::object& packed, const std::array<std::size_t, 4>& weight_shape,
                const py::object& bias, const py::object& vector, const py::object& residual,
-               std::size_t stride, const Padding& padding, std::size_t upsample,
+               std::size_t stride, const Padding& padding, std::size_t upsample, const Crop& crop,
                const std::string& activation, double scale, const std::string& algorithm,
                const std::string& precision, const py::object& out, py::ssize_t threads,
                const std::optional<std::string>& isa, const py::object& affine, bool affine_silu,
                bool with_sums) {
     const Strided source = strided(x, "x", 4);
     Conv2dArgs args{};
-    args.shape = make_shape(four(source.shape, "x"), weight_shape, stride, padding, upsample);
+    args.shape = make_shape(four(source.shape, "x"), weight_shape, stride, padding, upsample, crop);
     const Conv2dShape& s = args.shape;
     args.algorithm = parse_algorithm(algorithm);
     check_support(s, args.algorithm);
@@ -173,7 +178,7 @@ double measure(const std::array<std::size_t, 4>& x, const std::array<std::size_t
                std::size_t stride, const Padding& padding, std::size_t upsample, const std::string& algorithm,
                const std::string& precision, py::ssize_t threads, double budget,
                const std::optional<std::string>& isa) {
-    const Conv2dShape shape = make_shape(x, weight, stride, padding, upsample);
+    const Conv2dShape shape = make_shape(x, weight, stride, padding, upsample, {});
     const ConvAlgorithm chosen = parse_algorithm(algorithm);
     check_support(shape, chosen);
     const WeightType type = parse_weight_type(precision);
@@ -192,9 +197,10 @@ void bind_conv2d(py::module_& module) {
                py::arg("precision") = "fp32", "Size of what conv2d_pack returns.");
     module.def("conv2d", &run, py::arg("x"), py::arg("packed"), py::arg("weight_shape"), py::arg("bias"),
                py::arg("vector"), py::arg("residual"), py::arg("stride"), py::arg("padding"),
-               py::arg("upsample"), py::arg("activation"), py::arg("scale"), py::arg("algorithm"),
-               py::arg("precision"), py::arg("out"), py::arg("threads") = 1, py::arg("isa") = py::none(),
-               py::arg("affine") = py::none(), py::arg("affine_silu") = false, py::arg("sums") = false,
+               py::arg("upsample"), py::arg("crop"), py::arg("activation"), py::arg("scale"),
+               py::arg("algorithm"), py::arg("precision"), py::arg("out"), py::arg("threads") = 1,
+               py::arg("isa") = py::none(), py::arg("affine") = py::none(), py::arg("affine_silu") = false,
+               py::arg("sums") = false,
                "See fastdiff.kernels.conv2d; affine and the returned sums as in csrc/kernels/conv2d.h.");
     module.def("measure_conv2d", &measure, py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"),
                py::arg("padding"), py::arg("upsample"), py::arg("algorithm"), py::arg("precision"),

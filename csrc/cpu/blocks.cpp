@@ -69,8 +69,8 @@ DirectBlocks direct_blocks(const Conv2dArgs& args, std::size_t threads) {
     DirectBlocks b{};
     b.padded =
         args.affine != nullptr || s.upsample != 1 || s.pad_top + s.pad_bottom + s.pad_left + s.pad_right != 0;
-    b.copy_height = s.height * s.upsample + s.pad_top + s.pad_bottom;
-    b.copy_width = s.width * s.upsample + s.pad_left + s.pad_right;
+    b.copy_height = s.seen_height() + s.pad_top + s.pad_bottom;
+    b.copy_width = s.seen_width() + s.pad_left + s.pad_right;
     b.copy_step = s.in < 16 ? s.in : spread(s.in);
     b.copy = b.padded ? round_up(s.batch * b.copy_height * b.copy_width * b.copy_step, 16) : 0;
     b.panels = div_up(s.out, 16);

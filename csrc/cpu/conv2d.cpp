@@ -32,10 +32,10 @@ void copy_row(void* context, std::size_t index, std::size_t) {
     float* row = static_cast<float*>(c.args.scratch) + index * b.copy_width * b.copy_step;
     const std::size_t image = index / b.copy_height;
     const std::size_t y = index % b.copy_height;
-    const bool outside = y < s.pad_top || y >= s.pad_top + s.height * s.upsample;
+    const bool outside = y < s.pad_top || y >= s.pad_top + s.seen_height();
     for (std::size_t i = 0; i < b.copy_width; ++i) {
         float* to = row + i * b.copy_step;
-        if (outside || i < s.pad_left || i >= s.pad_left + s.width * s.upsample) {
+        if (outside || i < s.pad_left || i >= s.pad_left + s.seen_width()) {
             for (std::size_t k = 0; k < b.copy_step; ++k) to[k] = 0.0f;
             continue;
         }

@@ -113,8 +113,8 @@ void transform_tile(const Context& c, std::size_t index) {
     for (std::size_t i = 0; i < n; ++i) {
         for (std::size_t j = 0; j < n; ++j) {
             const std::size_t y = place.y + i, x = place.x + j;  // with padding
-            const bool inside = y >= s.pad_top && y - s.pad_top < s.height * s.upsample && x >= s.pad_left &&
-                                x - s.pad_left < s.width * s.upsample;
+            const bool inside = y >= s.pad_top && y - s.pad_top < s.seen_height() && x >= s.pad_left &&
+                                x - s.pad_left < s.seen_width();
             pixel[i * n + j] = c.zeros;
             if (!inside) continue;
             const std::size_t row = (y - s.pad_top) / s.upsample - first_row;

@@ -7,20 +7,25 @@
 namespace fastdiff {
 namespace {
 
-// One row of x becomes `factor` rows of y: each number is read once.
+// One row of x becomes `factor` rows of y, fewer for the last one of a picture that is cropped: each number
+// is read once.
 template <class I>
 void upsample(void* context, std::size_t row, std::size_t) {
     using V = Vec<float, I>;
     const auto& args = *static_cast<const ResampleArgs*>(context);
-    const std::size_t factor = args.factor, out_row = args.width * factor * args.y_stride;
+    const std::size_t factor = args.factor;
+    const std::size_t out_row = (args.width * factor - args.crop_right) * args.y_stride;
+    const std::size_t image = row / args.height, line = row % args.height;
+    const std::size_t high = factor - (line + 1 == args.height ? args.crop_bottom : 0);
     const float* x = args.x + row * args.width * args.x_stride;
-    float* y = args.y + row * factor * out_row;
+    float* y = args.y + (row * factor - image * args.crop_bottom) * out_row;
     for (std::size_t w = 0; w < args.width; ++w, x += args.x_stride, y += factor * args.y_stride) {
+        const std::size_t wide = factor - (w + 1 == args.width ? args.crop_right : 0);
         for (std::size_t c = 0; c < args.channels; c += V::width) {
             const std::size_t count = args.channels - c;
             const V v = count < V::width ? V::load(x + c, count) : V::load(x + c);
-            for (std::size_t i = 0; i < factor; ++i) {
-                for (std::size_t j = 0; j < factor; ++j) {
+            for (std::size_t i = 0; i < high; ++i) {
+                for (std::size_t j = 0; j < wide; ++j) {
                     float* to = y + i * out_row + j * args.y_stride + c;
                     if (count < V::width) {
                         v.store(to, count);

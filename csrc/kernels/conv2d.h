@@ -1,9 +1,11 @@
 // conv2d: y = scale * (activation(conv(upsample(x)) + bias + vector) + residual) on NHWC activations.
 //
 // Shapes    x (batch, height, width, in) with x_stride floats between pixels; upsampling by nearest repeats
-//           each pixel `upsample` times in both directions before the kernel sees it. y (batch, out_height,
-//           out_width, out) with y_stride; residual as y with residual_stride, or null; bias (out,) or null;
-//           vector (batch, out) with vector_stride floats between images (0: one for all), or null.
+//           each pixel `upsample` times in both directions before the kernel sees it, but for the last
+//           crop_bottom rows and crop_right columns of the larger picture, fewer than `upsample`. y (batch,
+//           out_height, out_width, out) with y_stride; residual as y with residual_stride, or null; bias
+//           (out,) or null; vector (batch, out) with vector_stride floats between images (0: one for all), or
+//           null.
 //
 // Two more arguments take group_norm_silu apart, so that it needs no pass over memory of its own
 // (group_norm_silu.h says what affine and sums hold):
@@ -37,13 +39,21 @@ struct Conv2dShape {
     std::size_t batch, height, width, in, out;
     std::size_t kernel_h, kernel_w, stride;
     std::size_t pad_top, pad_bottom, pad_left, pad_right;
-    std::size_t upsample;  // 1 or 2
+    std::size_t upsample;                         // 1 or 2
+    std::size_t crop_bottom = 0, crop_right = 0;  // of the upsampled picture
 
+    // Of the picture that the kernel sees, without padding.
+    [[nodiscard, gnu::always_inline]] constexpr std::size_t seen_height() const {
+        return height * upsample - crop_bottom;
+    }
+    [[nodiscard, gnu::always_inline]] constexpr std::size_t seen_width() const {
+        return width * upsample - crop_right;
+    }
     [[nodiscard, gnu::always_inline]] constexpr std::size_t out_height() const {
-        return (height * upsample + pad_top + pad_bottom - kernel_h) / stride + 1;
+        return (seen_height() + pad_top + pad_bottom - kernel_h) / stride + 1;
     }
     [[nodiscard, gnu::always_inline]] constexpr std::size_t out_width() const {
-        return (width * upsample + pad_left + pad_right - kernel_w) / stride + 1;
+        return (seen_width() + pad_left + pad_right - kernel_w) / stride + 1;
     }
 };
 

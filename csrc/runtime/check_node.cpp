@@ -13,12 +13,11 @@ class Check {
 
     void operator()(const Conv2dNode& node) const {
         rank(*x_, 4);
-        Conv2dShape shape = node.shape;
-        shape.height = (*x_)[1];
-        shape.width = (*x_)[2];
-        require((*x_)[3] == shape.in, *x_);
-        require(shape.height * shape.upsample + shape.pad_top + shape.pad_bottom >= shape.kernel_h, *x_);
-        require(shape.width * shape.upsample + shape.pad_left + shape.pad_right >= shape.kernel_w, *x_);
+        rank(y_, 4);
+        require((*x_)[3] == node.shape.in, *x_);
+        const Conv2dShape shape = on_picture(node.shape, *x_, y_);
+        require(shape.seen_height() + shape.pad_top + shape.pad_bottom >= shape.kernel_h, *x_);
+        require(shape.seen_width() + shape.pad_left + shape.pad_right >= shape.kernel_w, *x_);
         result({(*x_)[0], shape.out_height(), shape.out_width(), shape.out});
         if (const Shape* vector = input(1)) require(*vector == Shape{(*x_)[0], shape.out}, *vector);
         if (const Shape* residual = input(2)) require(*residual == y_, *residual);
@@ -100,7 +99,11 @@ class Check {
             require(x[1] >= node.factor && x[2] >= node.factor, x);
             result({x[0], x[1] / node.factor, x[2] / node.factor, x[3]});
         } else {
-            result({x[0], x[1] * node.factor, x[2] * node.factor, x[3]});
+            rank(y_, 4);
+            const std::size_t height = x[1] * node.factor, width = x[2] * node.factor;
+            require(y_[1] <= height && height - y_[1] < node.factor, y_);
+            require(y_[2] <= width && width - y_[2] < node.factor, y_);
+            result({x[0], y_[1], y_[2], x[3]});
         }
     }
     void operator()(const ElementwiseNode&) const {

@@ -143,6 +143,10 @@ struct ConstantNode {
     Shape shape;
 };
 
+// A convolution of pictures shaped `x` with results shaped `y`, both of rank 4. Of an upsampled picture the
+// result tells whether its last row and its last column are cropped.
+Conv2dShape on_picture(Conv2dShape shape, const Shape& x, const Shape& y);
+
 using NodeKind = std::variant<Conv2dNode, LinearNode, GroupNormNode, LayerNormNode, AttentionNode, GegluNode,
                               EmbeddingNode, SelectTokenNode, TimestepEmbeddingNode, ResampleNode,
                               TokenMatchNode, TokenMergeNode, TokenUnmergeNode, ElementwiseNode, ConcatNode,

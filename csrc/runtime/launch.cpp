@@ -27,11 +27,7 @@ Conv2dArgs conv2d_args(const Step& step, const Conv2dNode& node, const void* con
         return input < step.inputs.size() && step.inputs[input].buffer >= 0;
     };
     Conv2dArgs args{};
-    const Shape& x = step.inputs[0].shape;
-    args.shape = node.shape;
-    args.shape.batch = x[0];
-    args.shape.height = x[1];
-    args.shape.width = x[2];
+    args.shape = on_picture(node.shape, step.inputs[0].shape, step.output.shape);
     args.algorithm = step.packing->algorithm;
     args.type = step.packing->type;
     args.x = floats(inputs[0]);
@@ -299,10 +295,22 @@ struct Launch {
                                    parallel);
     }
     void operator()(const ResampleNode& node) const {
-        const Shape& x = step.inputs[0].shape;
-        kernels.resample({x[0], x[1], x[2], x[3], node.factor, node.pool, floats(inputs[0]),
-                          rows_of(step.inputs[0]).stride, output, rows_of(step.output).stride},
-                         parallel);
+        const Shape &x = step.inputs[0].shape, &y = step.output.shape;
+        ResampleArgs args{x[0],
+                          x[1],
+                          x[2],
+                          x[3],
+                          node.factor,
+                          node.pool,
+                          floats(inputs[0]),
+                          rows_of(step.inputs[0]).stride,
+                          output,
+                          rows_of(step.output).stride};
+        if (!node.pool) {
+            args.crop_bottom = x[1] * node.factor - y[1];
+            args.crop_right = x[2] * node.factor - y[2];
+        }
+        kernels.resample(args, parallel);
     }
     void operator()(const ElementwiseNode& node) const {
         const bool binary = step.inputs.size() > 1;

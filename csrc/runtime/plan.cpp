@@ -261,10 +261,7 @@ class Planner {
     }
 
     const Conv2dNode::Packing* choose(const Conv2dNode& conv, const Step& step) const {
-        Conv2dShape shape = conv.shape;
-        shape.batch = step.inputs[0].shape[0];
-        shape.height = step.inputs[0].shape[1];
-        shape.width = step.inputs[0].shape[2];
+        const Conv2dShape shape = on_picture(conv.shape, step.inputs[0].shape, step.output.shape);
         unsigned available = 0;
         for (const auto& packing : conv.packings) available |= 1u << static_cast<unsigned>(packing.algorithm);
         const auto tuned = std::find_if(conv.tuned.begin(), conv.tuned.end(), [&](const auto& entry) {

@@ -92,6 +92,21 @@ Shape evaluate(const Value& value, const Sizes& sizes) {
     return shape;
 }
 
+Conv2dShape on_picture(Conv2dShape shape, const Shape& x, const Shape& y) {
+    shape.batch = x[0];
+    shape.height = x[1];
+    shape.width = x[2];
+    if (shape.upsample > 1 && shape.stride == 1) {
+        const auto cropped = [&](std::size_t whole, std::size_t padding, std::size_t kernel,
+                                 std::size_t out) { return std::size_t{whole + padding == out + kernel}; };
+        shape.crop_bottom =
+            cropped(shape.seen_height(), shape.pad_top + shape.pad_bottom, shape.kernel_h, y[1]);
+        shape.crop_right =
+            cropped(shape.seen_width(), shape.pad_left + shape.pad_right, shape.kernel_w, y[2]);
+    }
+    return shape;
+}
+
 Sizes find_sizes(const Graph& graph, std::span<const Shape> inputs) {
     if (inputs.size() != graph.inputs.size()) {
         throw InputError("found " + std::to_string(inputs.size()) + " inputs, wanted " +

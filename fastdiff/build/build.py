@@ -19,6 +19,7 @@ from fastdiff.build.memory import release
 from fastdiff.build.modules import ModuleSpec, module_spec
 from fastdiff.build.passes import run_passes
 from fastdiff.build.provenance import provenance
+from fastdiff.build.sides import with_any_sides
 from fastdiff.build.verify import (
     Expected,
     ModuleError,
@@ -163,8 +164,11 @@ def build_engine(
                 ip_adapter=ip_adapter,
                 image_encoder=image_encoder,
             )
-        model = _with_defaults(source.spec, height, width, batch)
-        modules = _chosen(source, modules)
+        model, modules = source.spec, _chosen(source, modules)
+        any_sides = getattr(get_target(target), "ANY_SIDES", False) and device != "cuda"
+        if any_sides and deep_cache is None and not token_merging:
+            model = with_any_sides(source, model)
+        model = _with_defaults(model, height, width, batch)
         model = with_token_merging(source, model, token_merging)
         if deep_cache is not None:
             model, modules = with_deep_cache(source, model, modules, deep_cache)
@@ -311,7 +315,7 @@ def _control_hashes(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _with_defaults(model: ModelSpec, height: int | None, width: int | None, batch: int) -> ModelSpec:
     """The model with the requested default sizes. Raises InputError for sizes that it cannot have."""
-    least = 2 * model.size_multiple
+    least = model.least_side
     chosen: dict[str, Any] = {}
     for name, value in (("height", height), ("width", width)):
         if value is None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from fastdiff.build.modules import ModuleSpec, random_inputs
-from fastdiff.config import TensorSpec
+from fastdiff.config import SizeRange, TensorSpec
 from fastdiff.errors import CaptureError
 
 __all__ = ["CapturedModule", "capture", "run_eager"]
@@ -131,6 +131,12 @@ def _scaled(dims: dict[str, tuple[int, Any]], factor: int | Fraction, symbol: st
 def _example_sizes(spec: ModuleSpec) -> dict[str, int]:
     small = {"batch": 2, "tokens": 7, "height": 6, "width": 10, "image_tokens": 3}
     return {
-        symbol: min(small[symbol] * size.multiple_of, size.maximum or 10**9)
+        symbol: min(_example(small[symbol], size), size.maximum or 10**9)
         for symbol, size in spec.shapes.items()
     }
+
+
+def _example(small: int, allowed: SizeRange) -> int:
+    """A size that stays apart from others when both are halved."""
+    size = small * allowed.multiple_of
+    return size if size >= allowed.minimum else allowed.minimum + small

@@ -69,7 +69,6 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
     """
     height = model.default_height // model.vae_scale_factor
     width = model.default_width // model.vae_scale_factor
-    block = spec.shapes["height"].multiple_of if "height" in spec.shapes else 1
     guided = 1 if spec.part in _ONCE or spec.name.endswith("_embedding") else 2
     tokens = model.control.ip_adapter.tokens if model.control.ip_adapter is not None else 1
     usual = {
@@ -81,8 +80,9 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
     }
     other = {
         "batch": 1 if usual["batch"] > 1 else 3,
-        "height": max(spec.shapes["height"].minimum, block * 3) if "height" in spec.shapes else 1,
-        "width": max(spec.shapes["width"].minimum, block * 5) if "width" in spec.shapes else 1,
+        # Of a U-Net for any sides the coarsest level and all others are odd: 17 is halved to 9, 5 and 3.
+        "height": _longer(spec, "height", 1),
+        "width": _longer(spec, "width", 2),
         "tokens": max(1, model.max_tokens // 2),
         "image_tokens": 2 * tokens,
     }
@@ -90,6 +90,12 @@ def verification_sizes(spec: ModuleSpec, model: ModelSpec) -> list[dict[str, int
         {symbol: _within(sizes[symbol], allowed) for symbol, allowed in spec.shapes.items()}
         for sizes in (usual, other)
     ]
+
+
+def _longer(spec: ModuleSpec, symbol: str, times: int) -> int:
+    """The next size behind so many times the least one."""
+    allowed = spec.shapes.get(symbol, SizeRange())
+    return times * allowed.minimum + allowed.multiple_of
 
 
 def _within(size: int, allowed: SizeRange) -> int:

@@ -182,6 +182,7 @@ class _Compilation:
             width=width,
             batch=batch,
             factor=2 ** (len(blocks) - 1) if blocks else 1,
+            any_sides=getattr(get_target(self._target), "ANY_SIDES", False),
         )
 
     def _chosen(self) -> list[str]:

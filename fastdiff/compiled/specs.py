@@ -1,8 +1,8 @@
 """The modules that a diffusers pipeline's components become: inputs, outputs and sizes from their configs.
 
-Heights and widths count the U-Net's coarsest pixels, so that a ControlNet's residuals on every level have
-whole multiples of them; those of an autoencoder count latent pixels. What diffusers computes around a module
-(concatenated masks, scaled residuals, sampling a posterior) stays in diffusers.
+Heights and widths count latent pixels; where a ControlNet's residuals go into the U-Net, or it takes no sides
+of any length, they count its coarsest pixels, of which every level has whole multiples. What diffusers
+computes around a module (concatenated masks, scaled residuals, sampling a posterior) stays in diffusers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.build.modules import ModuleSpec
+from fastdiff.build.modules.any_sides import unet_for_any_sides
+from fastdiff.build.sides import takes_any_sides
 from fastdiff.compiled.copies import private_copy
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
 from fastdiff.errors import InputError
@@ -37,6 +39,7 @@ class Surroundings:
     width      the same
     batch      pictures that it mostly makes at once
     factor     picture pixels of a latent pixel, 1 without an autoencoder
+    any_sides  whether the target compiles U-Nets for sides of any length
     """
 
     residuals: bool = False
@@ -46,6 +49,7 @@ class Surroundings:
     width: int | None = None
     batch: int = 1
     factor: int = 1
+    any_sides: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,14 @@ def parts_of(name: str, component: Any, around: Surroundings, own: bool) -> list
     raise InputError(f"{name} is a {kind}, which compile does not take over: leave it out of modules")
 
 
-def _model(around: Surroundings, unit: int, height: int, width: int, tokens: int = 1) -> ModelSpec:
-    """Sizes in picture pixels for a module whose height and width count ``unit`` of them."""
-    sides = [max(_FEWEST * unit, round(side / unit) * unit) for side in (height, width)]
+def _model(
+    around: Surroundings, unit: int, height: int, width: int, tokens: int = 1, shortest: int = 0
+) -> ModelSpec:
+    """Sizes in picture pixels for a module whose height and width count ``unit`` of them.
+
+    ``shortest`` is the shortest side of one that takes sides of any length.
+    """
+    sides = [max(shortest, _FEWEST * unit, round(side / unit) * unit) for side in (height, width)]
     return ModelSpec(
         family="diffusers",
         latent_channels=1,
@@ -91,6 +100,7 @@ def _model(around: Surroundings, unit: int, height: int, width: int, tokens: int
         size_multiple=unit,
         max_tokens=tokens,
         hidden_size=1,
+        shortest_side=shortest,
     )
 
 
@@ -209,23 +219,31 @@ def _residuals(config: Any) -> list[TensorSpec]:
 def _unet(name: str, unet: Any, around: Surroundings, own: bool) -> Part:
     config = unet.config
     block = 2 ** (len(config.block_out_channels) - 1)
-    shapes = {"batch": SizeRange(), "height": SizeRange(_FEWEST), "width": SizeRange(_FEWEST)}
+    conditional = type(unet).__name__ == "UNet2DConditionModel"
+    any_sides = conditional and around.any_sides and not around.residuals and takes_any_sides(config)
+    unit, fewest = (1, _FEWEST * block) if any_sides else (block, _FEWEST)
+    shapes = {"batch": SizeRange(), "height": SizeRange(fewest), "width": SizeRange(fewest)}
     inputs = [
-        _spatial("sample", config.in_channels, block),
+        _spatial("sample", config.in_channels, unit),
         TensorSpec("timestep", "float32", ("batch",)),
     ]
-    if type(unet).__name__ == "UNet2DConditionModel":
+    if conditional:
         hidden = ("batch", "tokens", config.cross_attention_dim)
         inputs.append(TensorSpec("encoder_hidden_states", "float32", hidden))
         shapes["tokens"] = SizeRange()
     inputs += _added_conditions(config, around)
     if around.residuals:
         inputs += _residuals(config)
-    output = _spatial("sample", config.out_channels, block)
-    model = _model(around, block * around.factor, *_sides(around, config.sample_size), tokens=77)
+    output = _spatial("sample", config.out_channels, unit)
+    sides = _sides(around, config.sample_size)
+    shortest = fewest * around.factor if any_sides else 0
+    model = _model(around, unit * around.factor, *sides, tokens=77, shortest=shortest)
     source = private_copy(unet, own)
     spec = ModuleSpec("unet", name, tuple(inputs), (output,), shapes)
-    return Part(spec, _called(_UNet, inputs, source), source, model, config.get("num_class_embeds") or 1)
+    eager = _called(_UNet, inputs, source)
+    if any_sides:
+        eager = unet_for_any_sides(eager)
+    return Part(spec, eager, source, model, config.get("num_class_embeds") or 1)
 
 
 def _controlnet(name: str, net: Any, around: Surroundings, own: bool) -> Part:

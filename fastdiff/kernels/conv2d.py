@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fastdiff import _C
 from fastdiff.errors import InputError
+from fastdiff.kernels.resample import cropped
 
 __all__ = ["ALGORITHMS", "Conv2dWeight", "conv2d", "pack_conv2d"]
 
@@ -50,6 +51,7 @@ def conv2d(
     stride: int = 1,
     padding: tuple[int, int, int, int] = (0, 0, 0, 0),
     upsample: int = 1,
+    size: tuple[int, int] | None = None,
     activation: str = "none",
     scale: float = 1.0,
     out: FloatArray | None = None,
@@ -60,10 +62,11 @@ def conv2d(
 
     ``x``: (B, H, W, I), ``bias``: (O,), ``vector``: (B, O), ``residual`` and result: (B, H', W', O), all
     float32. ``padding``: zeros at (top, bottom, left, right). ``upsample`` 2 repeats each pixel in both
-    directions, without a copy of the larger picture for Winograd. ``activation``: "none", "silu", "gelu" or
-    "quick_gelu". Pixels of ``x``, ``residual`` and ``out`` may be apart in memory, as those of a slice of the
-    last axis are. ``out`` is allocated when None, and returned; it may be ``residual`` itself. The result
-    does not depend on ``threads``. Winograd: Lavin and Gray 2016.
+    directions, without a copy of the larger picture for Winograd; of that the convolution sees ``size``
+    (rows, columns), None: all, as in :func:`fastdiff.kernels.upsample_nearest2d`. ``activation``: "none",
+    "silu", "gelu" or "quick_gelu". Pixels of ``x``, ``residual`` and ``out`` may be apart in memory, as those
+    of a slice of the last axis are. ``out`` is allocated when None, and returned; it may be ``residual``
+    itself. The result does not depend on ``threads``. Winograd: Lavin and Gray 2016.
 
     Raises :class:`fastdiff.errors.InputError` for another dtype, shape or activation, and for an algorithm
     that cannot compute this convolution.
@@ -76,9 +79,11 @@ def conv2d(
         raise InputError(
             f"padding {padding} with stride {stride}: wanted no negative padding, stride 1 or more"
         )
+    rows, columns = size or (shape[1] * upsample, shape[2] * upsample)
+    crop = cropped((shape[1], shape[2]), upsample, size)
     if out is None:
-        height = max((shape[1] * upsample + top + bottom - weight.shape[2]) // stride + 1, 0)
-        width = max((shape[2] * upsample + left + right - weight.shape[3]) // stride + 1, 0)
+        height = max((rows + top + bottom - weight.shape[2]) // stride + 1, 0)
+        width = max((columns + left + right - weight.shape[3]) // stride + 1, 0)
         out = np.empty((shape[0], height, width, weight.shape[0]), np.float32)
     _C.conv2d(
         x,
@@ -90,6 +95,7 @@ def conv2d(
         stride,
         padding,
         upsample,
+        crop,
         activation,
         scale,
         weight.algorithm,

@@ -168,12 +168,14 @@ def _(
     padding: Sequence[int],
     upsample: int = 1,
     activation: str = "none",
-    *rest: object,
+    scale: float = 1.0,
+    size: Sequence[int] | None = None,
 ) -> Tensor:
-    reference.check_conv2d(x, weight, bias, vector, residual, stride, padding, upsample, activation)
+    reference.check_conv2d(x, weight, bias, vector, residual, stride, padding, upsample, activation, size)
     top, bottom, left, right = padding
-    height = (x.shape[1] * upsample + top + bottom - weight.shape[2]) // stride + 1
-    width = (x.shape[2] * upsample + left + right - weight.shape[3]) // stride + 1
+    rows, columns = reference.upsampled_size(x, upsample, size)
+    height = (rows + top + bottom - weight.shape[2]) // stride + 1
+    width = (columns + left + right - weight.shape[3]) // stride + 1
     return x.new_empty(x.shape[0], height, width, weight.shape[0])
 
 
@@ -262,10 +264,9 @@ def _(timesteps: Tensor, frequencies: Tensor, sine_first: bool) -> Tensor:
 
 
 @upsample_nearest2d.register_fake  # type: ignore[untyped-decorator]
-def _(x: Tensor, factor: int) -> Tensor:
-    reference.check_picture(x, factor)
-    batch, height, width, channels = x.shape
-    return x.new_empty(batch, height * factor, width * factor, channels)
+def _(x: Tensor, factor: int, size: Sequence[int] | None = None) -> Tensor:
+    rows, columns = reference.upsampled_size(x, factor, size)
+    return x.new_empty(x.shape[0], rows, columns, x.shape[3])
 
 
 @token_match.register_fake  # type: ignore[untyped-decorator]

@@ -105,9 +105,12 @@ def conv2d(
     upsample: int = 1,
     activation: str = "none",
     scale: float = 1.0,
+    size: Sequence[int] | None = None,
 ) -> Tensor:
-    """:func:`reference.conv2d`."""
+    """:func:`reference.conv2d`. A picture of which not all is seen is enlarged in memory."""
     added = (_optional(bias), _optional(vector), _optional(residual))
+    if size is not None:
+        x, upsample = reference.upsample_nearest2d(x, upsample, size), 1
     spatial = (stride, padding, upsample)
     if not _kernel(x, weight, *added):
         return reference.conv2d(x, weight, *added, *spatial, activation, scale)

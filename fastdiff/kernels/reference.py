@@ -163,7 +163,7 @@ def avg_pool2d(x: Tensor, factor: int) -> Tensor:
 
 
 def check_picture(x: Tensor, factor: int) -> None:
-    """Raise InputError for arguments that :func:`avg_pool2d` and :func:`upsample_nearest2d` do not take."""
+    """Raise InputError for arguments that :func:`avg_pool2d` does not take."""
     if x.dim() != 4:
         raise InputError(f"x: found shape {tuple(x.shape)}, wanted four axes (B, H, W, C)")
     if factor < 1:
@@ -181,17 +181,19 @@ def conv2d(
     upsample: int = 1,
     activation: str = "none",
     scale: float = 1.0,
+    size: Sequence[int] | None = None,
 ) -> Tensor:
     """``scale · (activation(conv(upsample(x)) + bias + vector) + residual)``, a picture's channels last.
 
     ``x``: (B, H, W, I), ``weight``: (O, I, kh, kw), ``bias``: (O,), ``vector``: (B, O), one for all pixels of
     an image, ``residual`` and result: (B, H', W', O) with ``H' = (H·upsample + top + bottom - kh) // stride +
     1`` and W' likewise. ``padding``: zeros at (top, bottom, left, right). ``upsample`` repeats each pixel so
-    often in both directions. ``activation``: one of ACTIVATIONS but "geglu".
+    often in both directions; of the larger picture the convolution sees ``size`` (rows, columns), None: all,
+    as in :func:`upsample_nearest2d`. ``activation``: one of ACTIVATIONS but "geglu".
     """
-    check_conv2d(x, weight, bias, vector, residual, stride, padding, upsample, activation)
+    check_conv2d(x, weight, bias, vector, residual, stride, padding, upsample, activation, size)
     top, bottom, left, right = padding
-    picture = upsample_nearest2d(x, upsample).permute(0, 3, 1, 2)  # (B, I, H·upsample, W·upsample)
+    picture = upsample_nearest2d(x, upsample, size).permute(0, 3, 1, 2)  # (B, I, H·upsample, W·upsample)
     padded = functional.pad(picture, (left, right, top, bottom))
     y = functional.conv2d(padded, weight, bias, stride).permute(0, 2, 3, 1)  # (B, H', W', O)
     if vector is not None:
@@ -209,6 +211,7 @@ def check_conv2d(
     padding: Sequence[int],
     upsample: int = 1,
     activation: str = "none",
+    size: Sequence[int] | None = None,
 ) -> None:
     """Raise InputError for arguments that :func:`conv2d` does not take."""
     check_picture(x, 1)
@@ -222,7 +225,8 @@ def check_conv2d(
     if activation not in ACTIVATIONS or activation == "geglu":
         wanted = ", ".join(name for name in ACTIVATIONS if name != "geglu")
         raise InputError(f"activation: found {activation!r}, wanted one of {wanted}")
-    sizes = [x.shape[axis] * upsample + sum(padding[2 * axis - 2 : 2 * axis]) for axis in (1, 2)]
+    seen = upsampled_size(x, upsample, size)
+    sizes = [seen[axis] + sum(padding[2 * axis : 2 * axis + 2]) for axis in (0, 1)]
     if any(size < kernel for size, kernel in zip(sizes, weight.shape[2:], strict=True)):
         raise InputError(
             f"x: found {sizes[0]} × {sizes[1]} pixels with padding, wanted at least the kernel's "
@@ -616,12 +620,27 @@ def check_timestep_embedding(timesteps: Tensor, frequencies: Tensor) -> None:
             raise InputError(f"{name}: found shape {tuple(tensor.shape)}, wanted one axis")
 
 
-def upsample_nearest2d(x: Tensor, factor: int) -> Tensor:
+def upsample_nearest2d(x: Tensor, factor: int, size: Sequence[int] | None = None) -> Tensor:
     """Each pixel repeated ``factor`` times in both directions.
 
-    ``x``: (B, H, W, C), result: (B, factor·H, factor·W, C).
+    ``x``: (B, H, W, C), result: (B, factor·H, factor·W, C), or the first ``size`` (rows, columns) of it,
+    fewer by less than ``factor``: a U-Net enlarges to the odd size that it once halved, rounding up.
     """
-    check_picture(x, factor)
+    rows, columns = upsampled_size(x, factor, size)
     batch, height, width, channels = x.shape
     repeated = x[:, :, None, :, None, :].expand(batch, height, factor, width, factor, channels)
-    return repeated.reshape(batch, height * factor, width * factor, channels).clone()
+    whole = repeated.reshape(batch, height * factor, width * factor, channels)
+    return whole[:, :rows, :columns].clone()
+
+
+def upsampled_size(x: Tensor, factor: int, size: Sequence[int] | None) -> tuple[int, int]:
+    """Rows and columns of what :func:`upsample_nearest2d` gives. Raises InputError for other arguments."""
+    check_picture(x, factor)
+    whole = (x.shape[1] * factor, x.shape[2] * factor)
+    if size is None:
+        return whole
+    if len(size) != 2 or any(not 0 <= w - s < factor for w, s in zip(whole, size, strict=True)):
+        raise InputError(
+            f"size: found {list(size)}, wanted rows and columns of {list(whole)}, each less by under {factor}"
+        )
+    return size[0], size[1]

@@ -98,7 +98,8 @@ class Target(Protocol):
     ``SELF_CHECKING`` the endings of files whose structure it checks itself whenever it opens them: large ones
     among them are hashed by ``fastdiff verify`` alone.
 
-    A target that runs on GPUs alone has ``ON_GPU = True``.
+    A target that runs on GPUs alone has ``ON_GPU = True``, one that compiles U-Nets for sides of any length
+    on CPUs ``ANY_SIDES = True``.
     A target that computes in a precision of 16 bits, and does not only store weights in it, names it in
     ``COMPUTES_IN``. One that compiles for several devices has ``DEVICES``: the precisions that it has on
     each, those of the first being PRECISIONS; its ``availability`` takes a device.

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
     from fastdiff.lora.update import LowRank
 
-__all__ = ["NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
+__all__ = ["ANY_SIDES", "NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
 
+ANY_SIDES = True
 NEEDS_GRAPH = False
 PRECISIONS = (Precision.FP32,)
 SELF_CHECKING: tuple[str, ...] = ()

@@ -116,7 +116,7 @@ def test_progress_announces_every_stage(torch_build: tuple[BuildSummary, list[St
         ({"memory": 0.9}, InputError, "memory is 0.9: give 1 or more"),
         ({"memory": math.nan}, InputError, "memory is nan: give 1 or more"),
         ({"precision": "fp7"}, InputError, "unknown precision 'fp7'"),
-        ({"height": 36}, InputError, "height is 36: it must be a multiple of 8 and at least 16; try 32"),
+        ({"height": 38}, InputError, "height is 38: it must be a multiple of 4 and at least 16; try 36"),
         ({"width": 0}, InputError, "width is 0.*try 16"),
         ({"width": -8}, InputError, "width is -8"),
         ({"height": 8}, InputError, "height is 8.*at least 16"),

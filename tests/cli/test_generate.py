@@ -255,7 +255,7 @@ BAD = [
     (("--guidance", "nan"), ("guidance is nan", "finite")),
     (("--guidance", "inf"), ("guidance is inf", "finite")),
     (("--guidance", "-2"), ("guidance is -2", "0 or more")),
-    (("--height", 30), ("height is 30", "multiple of 8", "24 or 32")),
+    (("--height", 30), ("height is 30", "multiple of 4", "28 or 32")),
     (("--width", 0), ("width is 0", "from 1 to")),
     (("--seed", -1), ("seed is -1", "from 0")),
     (("--seed", 2**64), (str(2**64), "from 0")),

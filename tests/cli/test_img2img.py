@@ -199,7 +199,7 @@ BAD = [
     (("half.png", PROMPT), ("image half.png is damaged",)),
     (("/dev/zero", PROMPT), ("image '/dev/zero' is a device",)),
     (("in.png", "--prompt", PROMPT), ("unknown option '--prompt'", "img2img ENGINE IMAGE PROMPT")),
-    (("large.jpg", PROMPT), ("height is 771", "multiple of 8", "--fit crop", "768")),
+    (("large.jpg", PROMPT), ("height is 771", "multiple of 4", "--fit crop", "768")),
     (("in.png", PROMPT, "--height", 64), ("image is 32 x 32", "wanted 64 x 32", "fit to resize, crop")),
     (("in.png", PROMPT, "--fit", "zoom"), ("argument --fit", "'exact', 'resize', 'crop', 'fill'")),
     (("in.png", PROMPT, "--strength", 0), ("strength is 0: it must be above 0 and up to 1",)),

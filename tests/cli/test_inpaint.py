@@ -97,7 +97,7 @@ BAD = [
     (("in.png", "text.png", PROMPT), ("mask text.png is no picture of a known format",)),
     (("in.png", "folder.png", PROMPT), ("mask 'folder.png' cannot be read (Is a directory)",)),
     (("in.png", "other-mask.png", PROMPT), ("mask is 37 x 53", "the picture 32 x 32")),
-    (("other.png", "other-mask.png", PROMPT), ("height is 37", "multiple of 8", "--fit crop")),
+    (("other.png", "other-mask.png", PROMPT), ("height is 37", "multiple of 4", "--fit crop")),
     (("in.png", "black.png", PROMPT), ("the mask has no white", "paint the part white")),
     (("in.png", "mask.png", PROMPT, "--strength", 0), ("strength is 0",)),
     (("in.png", "mask.png", PROMPT, "--mask-blur", -2), ("mask_blur is -2",)),

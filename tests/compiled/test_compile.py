@@ -240,10 +240,13 @@ def test_inputs_of_parts_that_they_do_not_have(twins: Twins) -> None:
     ):
         with pytest.raises(InputError, match=rf"^unet was compiled by fastdiff and takes no {option}"):
             ours.unet(sample, 1, states, **{option: torch.zeros(1)})
-    with pytest.raises(InputError, match=r"^unet: .*9 is no multiple of 2"):
-        ours.unet(torch.zeros(1, 4, 9, 8), 1, states)
+    with pytest.raises(InputError, match=r"^unet: height of sample is 3: it must be 4 or more"):
+        ours.unet(torch.zeros(1, 4, 3, 8), 1, states)
     with pytest.raises(InputError, match="takes no attention_mask"):
         ours.text_encoder(torch.tensor([[1]]), attention_mask=torch.ones(1, 1))
+    _, controlled = twins("ControlNet")
+    with pytest.raises(InputError, match=r"^unet: .*9 is no multiple of 2"):
+        controlled.unet(torch.zeros(1, 4, 9, 8), 1, states)
     _, xl = twins("SDXL")
     with pytest.raises(InputError, match=r"^unet needs text_embeds, time_ids$"):
         xl.unet(sample, 1, torch.zeros(1, 7, 56))

@@ -59,6 +59,20 @@ def test_text_to_image(twins: Twins, name: str, options: dict[str, Any]) -> None
     assert_same(twins(name), **{"prompt": PROMPT, **options})
 
 
+@pytest.mark.parametrize("name", ["text to image", "SDXL"])
+def test_sides_that_are_rounded_up_when_halved(twins: Twins, name: str) -> None:
+    """The pipelines want pictures in multiples of 8, which with 4 pixels a latent are even: the U-Net alone."""
+    theirs, ours = twins(name)
+    rng = torch.Generator().manual_seed(1)
+    width = theirs.unet.config.cross_attention_dim
+    sample, states = torch.randn(2, 4, 9, 11, generator=rng), torch.randn(2, 7, width, generator=rng)
+    added = {"text_embeds": torch.randn(2, 20, generator=rng), "time_ids": torch.full((2, 6), 36.0)}
+    options = {"added_cond_kwargs": added} if name == "SDXL" else {}
+    with torch.no_grad():
+        wanted = theirs.unet(sample, 501, states, **options).sample
+    assert_close(ours.unet(sample, 501, states, **options).sample, wanted, rel_l2=1e-5)
+
+
 @pytest.mark.parametrize("name", ["LCM", "tiny autoencoder"])
 def test_text_to_image_of_other_models(twins: Twins, name: str) -> None:
     assert_same(twins(name), PROMPT, num_images_per_prompt=2)

@@ -144,8 +144,9 @@ class Generator {
             }
             case 8:
                 if (rank != 4) return;
-                return add("upsample_nearest2d", {x}, {shape[0], 2 * shape[1], 2 * shape[2], shape[3]}, leads,
-                           ResampleNode{2, false});
+                return add("upsample_nearest2d", {x},
+                           {shape[0], 2 * shape[1] - dice_.next(2), 2 * shape[2] - dice_.next(2), shape[3]},
+                           leads, ResampleNode{2, false});
             case 9:
             case 10:
                 return add_concat(x);

@@ -87,9 +87,11 @@ void check_conv2d(Isa isa, const Conv2dShape& s, ConvAlgorithm algorithm, bool n
     for (std::size_t n = 0; n < s.batch; ++n) {
         const auto at = [&](std::size_t row, std::size_t column, std::size_t c) {
             if (row < s.pad_top || column < s.pad_left) return 0.0;
-            row = (row - s.pad_top) / s.upsample;
-            column = (column - s.pad_left) / s.upsample;
-            if (row >= s.height || column >= s.width) return 0.0;
+            row -= s.pad_top;
+            column -= s.pad_left;
+            if (row >= s.seen_height() || column >= s.seen_width()) return 0.0;
+            row /= s.upsample;
+            column /= s.upsample;
             const float* a = affine.data() + n * 3 * padded + c;
             return (static_cast<double>(x[((n * s.height + row) * s.width + column) * s.in + c]) - a[0]) *
                        a[padded] +
@@ -155,6 +157,8 @@ void test_gemm() {
                     check_conv2d(isa, {2, 5, 7, 19, 33, 3, 3, 1, 1, 1, 1, 1, 1}, algorithm, normalised,
                                  parallel);
                     check_conv2d(isa, {2, 3, 4, 5, 17, 3, 3, 1, 0, 2, 1, 3, 2}, algorithm, normalised,
+                                 parallel);
+                    check_conv2d(isa, {2, 3, 4, 5, 17, 3, 3, 1, 1, 1, 1, 1, 2, 1, 1}, algorithm, normalised,
                                  parallel);
                 }
             }

@@ -29,10 +29,13 @@ def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def expected(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Any, up: int) -> Tensor:
+def expected(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Any, up: int, size: Any = None
+) -> Tensor:
     """What PyTorch makes of NCHW float64 copies, back in NHWC."""
     top, bottom, left, right = padding
-    picture = functional.interpolate(x.double().permute(0, 3, 1, 2), scale_factor=float(up), mode="nearest")
+    size = size or (up * x.shape[1], up * x.shape[2])
+    picture = functional.interpolate(x.double().permute(0, 3, 1, 2), size=size, mode="nearest")
     padded = functional.pad(picture, (left, right, top, bottom))
     y = functional.conv2d(padded, weight.double(), None if bias is None else bias.double(), stride)
     return y.permute(0, 2, 3, 1)
@@ -62,6 +65,17 @@ def test_against_pytorch(size: Any, biased: bool) -> None:
     assert found.is_contiguous()
 
 
+# of a picture of 4 × 5 pixels, enlarged: both sides odd, either one, none
+CROPPED = [(7, 9), (7, 10), (8, 9), (8, 10)]
+
+
+@pytest.mark.parametrize("size", CROPPED)
+def test_enlarged_to_a_size_against_pytorch(size: Any) -> None:
+    arguments = tensors((2, 4, 5, 6), (7, 6, 3, 3), (7,))
+    found = reference.conv2d(*arguments, None, None, 1, (1, 1, 1, 1), 2, "none", 1.0, size)
+    assert_close(found, expected(*arguments, 1, (1, 1, 1, 1), 2, size), rel_l2=1e-6, label="conv2d")
+
+
 @pytest.mark.parametrize("activation", PYTORCH)
 def test_epilogues(activation: str) -> None:
     x, weight, bias, vector, residual = tensors((2, 5, 6, 4), (7, 4, 3, 3), (7,), (2, 7), (2, 3, 3, 7))
@@ -74,6 +88,8 @@ def test_epilogues(activation: str) -> None:
 def test_the_registered_op() -> None:
     x, weight, bias, vector, residual = tensors((2, 5, 6, 4), (7, 4, 3, 3), (7,), (2, 7), (2, 5, 6, 7))
     torch.library.opcheck(library.conv2d, (x, weight, None, None, None, 2, [0, 1, 0, 1], 2))
+    sized = (x, weight, None, None, None, 1, [1, 1, 1, 1], 2, "none", 1.0, [9, 12])
+    torch.library.opcheck(library.conv2d, sized)
     fused = (x, weight, bias, vector, residual, 1, [1, 1, 1, 1], 1, "silu", 0.5)
     torch.library.opcheck(library.conv2d, fused)
     # a picture whose channels are a part of another's: strided in memory
@@ -94,6 +110,9 @@ def test_the_registered_op() -> None:
         ({"padding": [1, 1, -1, 1]}, "none negative"),
         ({"padding": [0, 0, 0, 0], "x": (2, 5, 2, 4)}, "found 5 × 2 pixels"),
         ({"activation": "geglu"}, "activation: found 'geglu'"),
+        ({"upsample": 2, "size": [8, 12]}, r"size: found \[8, 12\], wanted rows and columns of \[10, 12\]"),
+        ({"upsample": 2, "size": [10, 13]}, r"size: found \[10, 13\]"),
+        ({"size": [4, 6]}, r"size: found \[4, 6\]"),
     ],
 )
 def test_refused(change: dict[str, Any], words: str) -> None:
@@ -158,6 +177,23 @@ def test_kernel(rng, isa, size, algorithm, precision):
     stored = weight if precision == "fp32" else weight.astype(np.float16)
     wanted = reference.conv2d(*doubles(x, stored, bias), None, None, 1, padding, up)
     assert_close(found, wanted, rel_l2=BOUNDS[algorithm, precision], label=algorithm)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("size", CROPPED)
+@pytest.mark.parametrize(
+    ("algorithm", "kernel"), [*((name, (3, 3)) for name in ALGORITHMS), ("direct", (5, 1))]
+)
+def test_kernel_enlarges_to_a_size(rng, isa, size, algorithm, kernel):
+    x, weight, bias = arrays(rng, (2, 4, 5, 20), (24, 20, *kernel), (24,))
+    padding = (kernel[0] // 2, kernel[0] // 2, kernel[1] // 2, kernel[1] // 2)
+    given = pack_conv2d(weight, algorithm), bias
+    found = conv2d(x, *given, padding=padding, upsample=2, size=size, isa=isa)
+    wanted = reference.conv2d(*doubles(x, weight, bias), None, None, 1, padding, 2, "none", 1.0, size)
+    assert_close(found, wanted, rel_l2=BOUNDS[algorithm, "fp32"], label=algorithm)
+    for threads in (2, 3):
+        again = conv2d(x, *given, padding=padding, upsample=2, size=size, isa=isa, threads=threads)
+        assert np.array_equal(again, found)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +277,7 @@ def test_kernel_in_place_of_the_residual(rng, isa, algorithm):
         ({"residual": np.ones((1, 4, 4, 6), np.float32)}, "wanted (1, 2, 2, 6)"),
         ({"activation": "geglu"}, "found 'geglu'"),
         ({"upsample": 3}, "found 3, wanted 1 or 2"),
+        ({"upsample": 2, "size": (1, 9)}, "size: found [1, 9], wanted rows and columns of [8, 8]"),
         ({"stride": 0}, "stride 1 or more"),
         ({"padding": (-1, 0, 0, 0)}, "no negative padding"),
         (
@@ -271,7 +308,7 @@ def call(
     """(y, sums) of a padded 3×3 convolution, with the arguments that take group_norm_silu apart."""
     shape = (x.shape[0], up * x.shape[1], up * x.shape[2], weight.shape[0])
     y = np.full(shape, np.nan, np.float32)
-    fixed = (None, None, None, 1, (1, 1, 1, 1), up, "none", 1.0, algorithm, "fp32")
+    fixed = (None, None, None, 1, (1, 1, 1, 1), up, (0, 0), "none", 1.0, algorithm, "fp32")
     packed = pack_conv2d(weight, algorithm).packed
     return y, _C.conv2d(x, packed, weight.shape, *fixed, y, threads, isa, **split)
 

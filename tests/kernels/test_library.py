@@ -68,6 +68,10 @@ ARGUMENTS: dict[str, list[Callable[[Draw], tuple[Any, ...]]]] = {
             *(2, [1, 1, 1, 1], 1, "silu", 0.5),
         ),
         lambda x: (x(1, 3, 5, 4), x(8, 4, 3, 3), None, None, None, 1, [1, 1, 1, 1], 2),
+        lambda x: (
+            *(x(1, 3, 5, 4), x(8, 4, 3, 3), None, None, None, 1, [1, 1, 1, 1]),
+            *(2, "none", 1.0, [5, 9]),
+        ),
         lambda x: (x(1, 4, 5, 7).permute(0, 2, 3, 1), x(8, 4, 1, 1), x(8), None, None, 1, [0, 0, 0, 0]),
     ],
     "epilogue": [
@@ -104,7 +108,7 @@ ARGUMENTS: dict[str, list[Callable[[Draw], tuple[Any, ...]]]] = {
     "token_match": [lambda x: (x(2, 5, 6, 8), 1, 2)],
     "token_merge": [lambda x: (x(2, 6, 7), torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 1, 0, 2, 2]]), 1, 2)],
     "token_unmerge": [lambda x: (x(2, 3, 7), torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 1, 0, 2, 2]]))],
-    "upsample_nearest2d": [lambda x: (x(1, 3, 5, 2), 2)],
+    "upsample_nearest2d": [lambda x: (x(1, 3, 5, 2), 2), lambda x: (x(2, 3, 5, 2), 2, [5, 10])],
 }
 EVERY = [(op, index) for op in library.__all__ for index in range(len(ARGUMENTS[op]))]
 

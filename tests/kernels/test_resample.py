@@ -39,6 +39,24 @@ def test_upsample(rng, isa, shape, factor):
 
 
 @pytest.mark.smoke
+@pytest.mark.parametrize("size", [(9, 12), (7, 11), (8, 10), (9, 10)])
+@pytest.mark.parametrize("channels", [1, 5, 64])
+def test_upsample_to_a_size(rng, isa, size, channels):
+    """Two images, so that a row too many of the first would be in the second."""
+    x = rng.standard_normal((2, 3, 4, channels)).astype(np.float32)
+    wanted = np.repeat(np.repeat(x, 3, 1), 3, 2)[:, : size[0], : size[1]]
+    for threads in (1, 3):
+        assert np.array_equal(upsample_nearest2d(x, 3, size=size, threads=threads, isa=isa), wanted)
+
+
+def test_halves_that_were_rounded_up_are_enlarged_as_pytorch_does(rng):
+    for side in range(1, 200):
+        x = rng.standard_normal((1, (side + 1) // 2, 2, 1)).astype(np.float32)
+        nearest = functional.interpolate(channels_first(x), size=(side, 3), mode="nearest")
+        assert np.array_equal(upsample_nearest2d(x, 2, size=(side, 3)), nearest.permute(0, 2, 3, 1))
+
+
+@pytest.mark.smoke
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_pool(rng, isa, shape, factor):

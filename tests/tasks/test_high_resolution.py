@@ -162,7 +162,7 @@ def test_metadata_repeats_the_picture(pipe: fastdiff.Pipeline) -> None:
         ({"sampler": "karras_ve"}, "karras_ve"),
         ({"steppes": 4}, "unknown option 'steppes'"),
         ({"variation_seed": 4}, "unknown option 'variation_seed': it is for pictures from noise"),
-        ({"height": 30}, "height is 30: it must be a multiple of 8"),
+        ({"height": 30}, "height is 30: it must be a multiple of 4"),
     ],
 )
 def test_what_is_refused_is_refused_before_the_first_pass(

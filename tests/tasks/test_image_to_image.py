@@ -179,7 +179,7 @@ def test_samplers_without_a_middle_are_refused_by_name(pipe: fastdiff.Pipeline, 
         ({"strength": 0.05, "steps": 10}, "strength 0.05 of 10 steps leaves none to run.* 20 steps"),
         ({"fit": "stretch"}, "fit is 'stretch': it must be one of exact, resize, crop, fill"),
         ({"height": 40}, "image is 32 x 32 .*, wanted 40 x 32: resize it, or set fit"),
-        ({"height": 30, "fit": "crop"}, "height is 30: it must be a multiple of 8; use 24 or 32"),
+        ({"height": 30, "fit": "crop"}, "height is 30: it must be a multiple of 4; use 28 or 32"),
         ({"output": "video"}, "output is 'video': it must be pictures or latents"),
         ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, "both image and latents"),
         ({"denoising_start": 0.5}, "denoising_start with an image"),
@@ -203,7 +203,7 @@ def test_options_that_cannot_be_used(pipe: fastdiff.Pipeline, call: dict[str, An
         ({"latents": np.zeros((1, 4, 8, 8), np.int32)}, r"int32 \[1, 4, 8, 8\]: they must be"),
         ({"latents": np.zeros((0, 4, 8, 8), np.float32)}, r"float32 \[0, 4, 8, 8\]: they must be"),
         ({"latents": "latents"}, "latents are <U7"),
-        ({"latents": np.zeros((1, 4, 7, 8), np.float32)}, "height is 28: it must be a multiple of 8"),
+        ({"latents": np.zeros((1, 4, 3, 8), np.float32)}, "height is 12: unet of this engine takes 16 or more; use 16"),
         ({"latents": np.zeros((2, 4, 8, 8), np.float32)}, "latents: 2 for 1 picture, give"),
         ({"latents": np.zeros((1, 4, 8, 8), np.float32), "fit": "crop"}, "fit is 'crop' with latents"),
         (
@@ -227,6 +227,6 @@ def test_latents_that_cannot_be_used(pipe: fastdiff.Pipeline, call: dict[str, An
 
 
 def test_a_picture_of_no_whole_blocks(pipe: fastdiff.Pipeline) -> None:
-    with pytest.raises(InputError, match="picture's height is 37: it must be a multiple of 8"):
+    with pytest.raises(InputError, match="picture's height is 37: it must be a multiple of 4"):
         pipe.img2img(drawn(37, 32), PROMPT, steps=2)
     assert pipe.img2img(drawn(37, 32), PROMPT, steps=2, fit="crop").images[0].size == (32, 32)

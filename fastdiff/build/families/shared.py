@@ -72,9 +72,13 @@ def vae_statistics(source: Source) -> dict[str, Any]:
     return found
 
 
-def sizes(unet: Mapping[str, Any], factor: int) -> dict[str, Any]:
-    """Default sizes and their multiple, in picture pixels, of a U-Net on latents of ``factor`` pixels."""
-    multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
+def sizes(unet: Mapping[str, Any], factor: int, multiple: int | None = None) -> dict[str, Any]:
+    """Default sizes and their multiple, in picture pixels, of a U-Net on latents of ``factor`` pixels.
+
+    ``multiple`` None is what the U-Net halves on its way down without a remainder.
+    """
+    if multiple is None:
+        multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     size = unet.get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     return {

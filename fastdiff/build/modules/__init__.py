@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from fastdiff.build.modules.any_sides import unet_for_any_sides
 from fastdiff.build.modules.approximate import (
     SHALLOW,
     approximate_unet,
@@ -70,7 +71,9 @@ def module_wrapper(
     if wrap is not wrap_unet:
         return wrap(part).eval()
     module = wrap(part, inputs if name != SHALLOW or inputs is None else inputs[:-1]).eval()
-    return approximate_unet(name, module, options) if options else module
+    if not options:
+        return module
+    return approximate_unet(name, unet_for_any_sides(module) if "any_sides" in options else module, options)
 
 
 def module_spec(name: str, model: ModelSpec) -> ModuleSpec:

@@ -57,5 +57,7 @@ def _features(model: ModelSpec) -> TensorSpec:
 
 
 def _options(model: ModelSpec) -> dict[str, Any]:
-    options = {"token_merging": model.token_merging} if model.token_merging else {}
+    options: dict[str, Any] = {"any_sides": True} if model.shortest_side else {}
+    if model.token_merging:
+        options["token_merging"] = model.token_merging
     return {**options, **({"deep_cache_branch": model.deep_cache_branch} if model.deep_features else {})}

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastdiff.build.modules.copies import with_submodule
 from fastdiff.build.modules.named import Named, with_inputs
 from fastdiff.build.modules.spec import ModuleSpec, block_sizes, latent
-from fastdiff.build.modules.surgery import replaced
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
 from fastdiff.control.spec import FeatureSpec
 
@@ -33,7 +33,7 @@ class _Embedding(nn.Module):
             conv = nn.Conv2d(first.in_channels, first.out_channels, first.kernel_size, padding=first.padding)
             conv.weight = nn.Parameter(first.weight.detach().flip(1), requires_grad=False)
             conv.bias = first.bias
-            self.model = replaced(self.model, "conv_in", conv)
+            self.model = with_submodule(self.model, "conv_in", conv)
 
     def forward(self, control_image: Tensor) -> Any:
         return self.model(control_image)
@@ -46,7 +46,7 @@ class _ControlNet(Named):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = replaced(model, "controlnet_cond_embedding", nn.Identity())
+        self.model = with_submodule(model, "controlnet_cond_embedding", nn.Identity())
         settings = {"controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False}
         self.model.__dict__["_internal_dict"] = type(model.config)({**model.config, **settings})
 

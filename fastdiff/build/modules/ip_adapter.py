@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from fastdiff.build.modules.copies import with_submodule
 from fastdiff.build.modules.spec import ModuleSpec
-from fastdiff.build.modules.surgery import replaced
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
 
 __all__ = [
@@ -92,7 +92,7 @@ class _ImageEncoder(nn.Module):
     def __init__(self, model: Any, hidden: bool) -> None:
         super().__init__()
         path = "vision_model.embeddings.patch_embedding"
-        self.model = replaced(model, path, _Patches(model.get_submodule(path)))
+        self.model = with_submodule(model, path, _Patches(model.get_submodule(path)))
         self.hidden = hidden
 
     def forward(self, pixel_values: Tensor) -> Any:

@@ -52,6 +52,8 @@ def picture(model: ModelSpec) -> tuple[int | str, ...]:
 
 
 def block_sizes(model: ModelSpec) -> SizeRange:
-    """Heights and widths that the U-Net halves on its way down without a remainder."""
+    """Heights and widths that the U-Net takes: without ``shortest_side`` those that it halves on its way down
+    without a remainder.
+    """
     block = model.size_multiple // model.vae_scale_factor
-    return SizeRange(FEWEST * block, None, block)
+    return SizeRange(model.least_side // model.vae_scale_factor, None, block)

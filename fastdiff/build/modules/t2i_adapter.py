@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdiff.build.modules.controlnet import features, position
+from fastdiff.build.modules.copies import with_submodule
 from fastdiff.build.modules.spec import ModuleSpec, block_sizes
-from fastdiff.build.modules.surgery import replaced
 from fastdiff.config import ModelSpec, SizeRange, TensorSpec
 
 __all__ = ["t2i_adapter_spec", "wrap_t2i_adapter"]
@@ -34,11 +34,11 @@ class _Unshuffle(nn.Module):
 class _Adapter(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
-        model = replaced(model, "adapter.unshuffle", _Unshuffle(model.downscale_factor))
+        model = with_submodule(model, "adapter.unshuffle", _Unshuffle(model.downscale_factor))
         for index, block in enumerate(model.adapter.body):
             if block.downsample is not None:
                 # sides are multiples of all factors together, so rounding up changes nothing
-                model = replaced(model, f"adapter.body.{index}.downsample", nn.AvgPool2d(2))
+                model = with_submodule(model, f"adapter.body.{index}.downsample", nn.AvgPool2d(2))
         self.model = model
 
     def forward(self, adapter_image: Tensor) -> tuple[Tensor, ...]:

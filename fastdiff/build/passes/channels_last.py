@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
-from fastdiff.build.passes.convolution import convolution, pool_factor, upsampling_factor
+from fastdiff.build.passes.convolution import convolution, pool_factor, upsampled_size, upsampling_factor
 from fastdiff.build.passes.rewrite import Rewrite, calls, same_size
 from fastdiff.kernels import library
 
@@ -145,18 +145,21 @@ def _group_norm_silu(layout: _Layout, node: Any) -> bool:
 
 
 def _upsample(layout: _Layout, node: Any) -> bool:
-    return _resample(layout, node, library.upsample_nearest2d, upsampling_factor(node))
+    size = upsampled_size(node)
+    return _resample(
+        layout, node, library.upsample_nearest2d, upsampling_factor(node), *([] if size is None else [size])
+    )
 
 
 def _avg_pool(layout: _Layout, node: Any) -> bool:
     return _resample(layout, node, library.avg_pool2d, pool_factor(node))
 
 
-def _resample(layout: _Layout, node: Any, op: Any, factor: int | None) -> bool:
+def _resample(layout: _Layout, node: Any, op: Any, factor: int | None, *size: Any) -> bool:
     if factor is None:
         return False
     last = layout.last(node, node.args[0])
-    layout.mirrors[node] = layout.rewrite.call(node, op._opoverload, last, factor)
+    layout.mirrors[node] = layout.rewrite.call(node, op._opoverload, last, factor, *size)
     return True
 
 

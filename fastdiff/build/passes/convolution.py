@@ -10,7 +10,7 @@ from torch import fx
 
 from fastdiff.build.passes.rewrite import same_size
 
-__all__ = ["Convolution", "convolution", "pool_factor", "upsampling_factor"]
+__all__ = ["Convolution", "convolution", "pool_factor", "upsampled_size", "upsampling_factor"]
 
 aten = torch.ops.aten
 
@@ -64,11 +64,29 @@ def upsampling_factor(node: Any) -> int | None:
         factor = result[0] / given[0]
     else:
         factor = 2.0
-    if factor != int(factor) or not all(
-        same_size(r, int(factor) * g) for g, r in zip(given, result, strict=True)
-    ):
+    factor, known = int(factor), factor == int(factor)
+    sides = list(zip(given, result, strict=True))
+    whole = all(same_size(r, factor * g) for g, r in sides)
+    return factor if known and (whole or all(_rounded_up(g, r, factor) for g, r in sides)) else None
+
+
+def upsampled_size(node: Any) -> list[Any] | None:
+    """Rows and columns of an ``upsample_nearest2d`` node's result where a picture that was made smaller,
+    rounding up, is enlarged to its size of before: nearest pixels are then the first ones of the larger
+    picture's. None where all of them are there.
+    """
+    factor, sides = (
+        upsampling_factor(node),
+        zip(node.args[0].meta["val"].shape[2:], node.meta["val"].shape[2:], strict=True),
+    )
+    if factor is None or all(same_size(r, factor * g) for g, r in sides):
         return None
-    return int(factor)
+    return list(node.args[1])
+
+
+def _rounded_up(given: Any, result: Any, factor: int) -> bool:
+    """Whether ``given`` is the ``factor``-th part of ``result``, rounded up."""
+    return same_size(given, (result - 1) // factor + 1)
 
 
 def pool_factor(node: Any) -> int | None:

@@ -38,7 +38,10 @@ _ACTIVATIONS: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class _Producer:
-    """Arguments of a ``conv2d``, with ``spatial`` (stride, padding, upsample), or of a ``linear`` node."""
+    """Arguments of a ``conv2d``, with ``spatial`` (stride, padding, upsample), or of a ``linear`` node.
+
+    ``size`` is that of the upsampled picture where it is not a multiple of ``x``'s.
+    """
 
     x: fx.Node
     weight: fx.Node
@@ -48,12 +51,14 @@ class _Producer:
     spatial: tuple[int, list[int], int] | None
     activation: str
     scale: float
+    size: list[Any] | None = None
 
     @classmethod
     def of(cls, node: Any) -> _Producer:
         if node.target is _CONV2D:
-            x, weight, bias, vector, residual, stride, padding, upsample, activation, scale = node.args
-            return cls(x, weight, bias, vector, residual, (stride, padding, upsample), activation, scale)
+            x, weight, bias, vector, residual, stride, padding, upsample, activation, scale, *size = node.args
+            spatial = (stride, padding, upsample)
+            return cls(x, weight, bias, vector, residual, spatial, activation, scale, *size)
         x, weight, bias, residual, activation, scale = node.args
         return cls(x, weight, bias, None, residual, None, activation, scale)
 
@@ -61,7 +66,8 @@ class _Producer:
         first, last = (self.x, self.weight, self.bias), (self.activation, self.scale)
         if self.spatial is None:
             return rewrite.call(before, _LINEAR, *first, self.residual, *last)
-        return rewrite.call(before, _CONV2D, *first, self.vector, self.residual, *self.spatial, *last)
+        size = [] if self.size is None else [self.size]
+        return rewrite.call(before, _CONV2D, *first, self.vector, self.residual, *self.spatial, *last, *size)
 
 
 def fuse_epilogues(program: ExportedProgram) -> ExportedProgram:
@@ -171,8 +177,11 @@ def _convolve(rewrite: Rewrite, node: Any, _: object) -> fx.Node | None:
     if not calls(up, _UPSAMPLE) or len(up.users) != 1 or producer.spatial is None:
         return None
     stride, padding, factor = producer.spatial
-    x, more = up.args
-    return replace(producer, x=x, spatial=(stride, padding, factor * more)).call(rewrite, node)
+    x, more, *size = up.args
+    if factor > 1 and (size or producer.size is not None):
+        return None
+    spatial = (stride, padding, factor * more)
+    return replace(producer, x=x, spatial=spatial, size=size[0] if size else None).call(rewrite, node)
 
 
 def _reshape(rewrite: Rewrite, node: Any, _: object) -> fx.Node | None:

@@ -5,6 +5,8 @@ Pictures are [B, C, H, W], sequences [B, N, C].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -175,9 +177,13 @@ class Upsample2D(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C, 2 H, 2 W]."""
-        result: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """[B, C, H, W] to [B, C, 2 H, 2 W], or to the ``output_size`` (height, width)."""
+        if output_size is None:
+            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        else:
+            x = functional.interpolate(x, size=list(output_size), mode="nearest")
+        result: Tensor = self.conv(x)
         return result
 
 

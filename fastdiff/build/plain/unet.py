@@ -71,10 +71,12 @@ class _Up(_Block):
         super().__init__(resnets, transformers)
         self.upsamplers = optional(not last, Upsample2D(out))
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor, sized: bool) -> Tensor:
         for index in range(len(self.resnets)):
             x = self.step(index, torch.cat([x, skips.pop()], dim=1), time, context)
-        return x if self.upsamplers is None else self.upsamplers[0](x)
+        if self.upsamplers is None:
+            return x
+        return self.upsamplers[0](x, skips[-1].shape[2:] if sized else None)  # type: ignore[no-any-return]
 
 
 class _Middle(_Block):
@@ -180,6 +182,7 @@ class UNet2DConditionModel(PlainModel):
             transformers = [transformer(level) for _ in layers if _attends(kind, "Up")]
             self.up_blocks.append(_Up(resnets, transformers, index + 1 == count, out))
             width = out
+        self.num_upsamplers: Any = count - 1
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, channels[0], c.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], c.out_channels, 3, padding=1)
 
@@ -204,6 +207,8 @@ class UNet2DConditionModel(PlainModel):
             embedded = self._sinusoids(ids.flatten(), c.addition_time_embed_dim)
             embedded = torch.concat([text, embedded.reshape((text.shape[0], -1))], dim=-1)
             time = time + self.add_embedding(embedded.to(time.dtype))
+        # Halving rounds up where a side is no multiple of all halvings; then sizes come from the way down.
+        sized = any(side % 2**self.num_upsamplers for side in sample.shape[2:])
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
@@ -211,7 +216,7 @@ class UNet2DConditionModel(PlainModel):
             skips += more
         x = self.mid_block(x, time, encoder_hidden_states)
         for block in self.up_blocks:
-            x = block(x, skips, time, encoder_hidden_states)
+            x = block(x, skips, time, encoder_hidden_states, sized)
         return (self.conv_out(functional.silu(self.conv_norm_out(x))),)
 
     def _sinusoids(self, values: Tensor, width: int) -> Tensor:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from fastdiff.lora.update import LowRank
     from fastdiff.samplers import Callback, NoiseSource, StepTable
 
-__all__ = ["NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
+__all__ = ["ANY_SIDES", "NEEDS_GRAPH", "PRECISIONS", "SELF_CHECKING", "availability", "compile", "open"]
 
+ANY_SIDES = True
 NEEDS_GRAPH = True
 PRECISIONS = (Precision.FP32, Precision.FP16)
 SELF_CHECKING = (".fdn",)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fastdiff.lora.update import LowRank
 
 __all__ = [
+    "ANY_SIDES",
     "COMPUTES_IN",
     "DEVICES",
     "NEEDS_GRAPH",
@@ -48,6 +49,7 @@ __all__ = [
     "open",
 ]
 
+ANY_SIDES = True
 NEEDS_GRAPH = True
 PRECISIONS = (Precision.FP32,)
 DEVICES = {"cpu": PRECISIONS, "cuda": (Precision.FP16,)}
