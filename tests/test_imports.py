@@ -70,6 +70,7 @@ AT_TOP = (
     "targets/cuda/backend.py",
     "targets/cuda/call.py",
     "targets/cuda/calls.py",
+    "targets/cuda/captures.py",
     "targets/cuda/choices.py",
     "targets/cuda/compiler.py",
     "targets/cuda/executor.py",
