@@ -275,8 +275,8 @@ def test_hand_over_from_the_command_line(
         (("--refiner", "nowhere.fd"), "nowhere.fd"),
         (("--refiner", "REFINER", "--refiner-start", 1.5), "refiner_start is 1.5"),
         (("--refiner", "REFINER", "--aesthetic-score", "nan"), "aesthetic_score is nan"),
-        (("--refiner", "REFINER", "--sampler", "f_pndm"), "steps is 20 and only the last 4 are run"),
-        (("--refiner", "REFINER", "--refiner-start", 0.99), "none of 20 steps left"),
+        (("--refiner", "REFINER", "--sampler", "f_pndm", "--refiner-start", 0.9), "only the last 2 are run"),
+        (("--refiner", "REFINER", "--refiner-start", 0.9999), "none of 20 steps left"),
         (("--refiner", "REFINER", "--refiner-start", 0.001), "before its first step at"),
         (("--refiner", "REFINER", "--vae", "tiny"), "without a tiny autoencoder"),
         (("--refiner", "REFINER", "--deep-cache", "3"), "deep_cache"),
@@ -299,7 +299,7 @@ def test_hand_over_that_cannot_be(
     def never(*arguments: object) -> None:
         raise AssertionError("the first model computed")
 
-    monkeypatch.setattr(fastdiff.Pipeline, "carry_out", never)
+    monkeypatch.setattr("fastdiff.pipeline.run_table", never)
     names = {"REFINER": refiner.engine, "BASE": sdxl.engine}
     words = tuple(names.get(word, word) for word in words)
     out = tmp_path / "out.png"
