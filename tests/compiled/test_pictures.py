@@ -61,7 +61,7 @@ def test_text_to_image(twins: Twins, name: str, options: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("name", ["text to image", "SDXL"])
 def test_sides_that_are_rounded_up_when_halved(twins: Twins, name: str) -> None:
-    """The pipelines want pictures in multiples of 8, which with 4 pixels a latent are even: the U-Net alone."""
+    """The U-Net alone: with 4 pixels a latent, the pipelines' multiples of 8 are even numbers of latents."""
     theirs, ours = twins(name)
     rng = torch.Generator().manual_seed(1)
     width = theirs.unet.config.cross_attention_dim

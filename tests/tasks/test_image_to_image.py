@@ -203,7 +203,7 @@ def test_options_that_cannot_be_used(pipe: fastdiff.Pipeline, call: dict[str, An
         ({"latents": np.zeros((1, 4, 8, 8), np.int32)}, r"int32 \[1, 4, 8, 8\]: they must be"),
         ({"latents": np.zeros((0, 4, 8, 8), np.float32)}, r"float32 \[0, 4, 8, 8\]: they must be"),
         ({"latents": "latents"}, "latents are <U7"),
-        ({"latents": np.zeros((1, 4, 3, 8), np.float32)}, "height is 12: unet of this engine takes 16 or more; use 16"),
+        ({"latents": np.zeros((1, 4, 3, 8), np.float32)}, "height is 12: .* takes 16 or more; use 16"),
         ({"latents": np.zeros((2, 4, 8, 8), np.float32)}, "latents: 2 for 1 picture, give"),
         ({"latents": np.zeros((1, 4, 8, 8), np.float32), "fit": "crop"}, "fit is 'crop' with latents"),
         (
