@@ -123,7 +123,7 @@ def test_a_photo_of_any_size(
     words = ("--fit", fit, "--steps", 3, "--seed", 1)
     assert run_here(capfd, "img2img", tiny_native_engine, "photo.jpg", PROMPT, *words).status == 0
     wanted = pipe.img2img("photo.jpg", PROMPT, fit=fit, steps=3, seed=1)
-    assert wanted.images[0].size == (48, 32)
+    assert wanted.images[0].size == (52, 36)
     equal(folder / "out.png", wanted)
 
 
@@ -149,7 +149,7 @@ def test_upscale(capfd: Capture, tiny_native_engine: Path, pipe: fastdiff.Pipeli
     call = ("img2img", tiny_native_engine, "photo.jpg", PROMPT, "--steps", 4, "--seed", 5)
     assert run_here(capfd, *call, "--upscale", 1.5).status == 0
     wanted = pipe.upscale("photo.jpg", PROMPT, scale=1.5, steps=4, seed=5)
-    assert wanted.images[0].size == (72, 48)
+    assert wanted.images[0].size == (76, 52)
     equal(folder / "out.png", wanted)
     words = ("--upscale", 2, "--upscale-method", "latent_bicubic", "--strength", 0.6, "--negative", "red")
     assert run_here(capfd, *call, *words).status == 0
@@ -237,11 +237,11 @@ def test_bad_input(
 
 
 def test_the_way_out_of_the_message_works(capfd: Capture, tiny_native_engine: Path, folder: Path) -> None:
-    run_here(capfd, "img2img", tiny_native_engine, "photo.jpg", PROMPT).assert_refused("(--fit crop)", "32")
+    run_here(capfd, "img2img", tiny_native_engine, "photo.jpg", PROMPT).assert_refused("(--fit crop)", "36")
     words = ("--fit", "crop", "--steps", 2)
     assert run_here(capfd, "img2img", tiny_native_engine, "photo.jpg", PROMPT, *words).status == 0
     with Image.open("out.png") as picture:
-        assert picture.size == (48, 32)
+        assert picture.size == (52, 36)
 
 
 def test_a_picture_turned_by_its_camera(

@@ -80,7 +80,7 @@ def test_every_option_arrives(
         seed=3,
         steps=5,
     )
-    assert wanted.images[0].size == (48, 24)
+    assert wanted.images[0].size == (52, 24)
     for index in range(2):
         equal(folder / f"a-{index + 1}.png", wanted, index)
     assert run_here(capfd, *call, "--crop-padding", 4).status == 0
