@@ -169,15 +169,16 @@ def _blend(before: Array, after: Array, extent: int, axis: int) -> None:
 
 
 def decoder_bytes(session: Session, weights: int, factor: int) -> Callable[[int, int, int], int]:
-    """The bytes that a session needs for pictures, latent height and width, weights not counted.
+    """The bytes that a session still needs for pictures, latent height and width, weights not counted.
 
-    What the target plans where it does, and otherwise what PyTorch would need.
+    What the target plans where it does, less what it holds since an earlier call, and otherwise what PyTorch
+    would need.
     """
 
     def needed(batch: int, height: int, width: int) -> int:
         planned = session.planned_bytes({"batch": batch, "height": height, "width": width})
         if planned is not None:
-            return planned
+            return max(planned - session.held_bytes(), 0)
         per_pixel = _BYTES_PER_PIXEL * (weights / _DECODER_BYTES) ** 0.5
         return int(batch * height * width * factor**2 * per_pixel)
 

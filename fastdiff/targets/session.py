@@ -90,9 +90,13 @@ class Session(ABC):
     def planned_bytes(self, sizes: dict[str, int]) -> int | None:
         """Bytes that a call with these symbolic sizes needs besides weights, inputs and outputs.
 
-        None where the target does not know.
+        None where the target does not know. Raises EngineError for more than it can count.
         """
         return None
+
+    def held_bytes(self) -> int:
+        """Of those, bytes that are held from the calls before."""
+        return 0
 
     takes_tensors = False
     """Whether ``run_tensors`` is there: PyTorch tensors on the session's GPU in and out."""

@@ -84,6 +84,9 @@ class _NativeSession(Session):
         """The arena's."""
         return int(self._session.planned_bytes(sizes))
 
+    def held_bytes(self) -> int:
+        return int(self._session.arena_bytes)
+
     has_loop = True
     takes_any_noise = False
 
