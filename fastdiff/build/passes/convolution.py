@@ -61,32 +61,32 @@ def upsampling_factor(node: Any) -> int | None:
     if scales and scales[0] is not None:
         factor = scales[0]
     elif size is not None and isinstance(given[0], int) and isinstance(result[0], int):
-        factor = result[0] / given[0]
+        factor = -(-result[0] // given[0])
     else:
         factor = 2.0
-    factor, known = int(factor), factor == int(factor)
     sides = list(zip(given, result, strict=True))
-    whole = all(same_size(r, factor * g) for g, r in sides)
-    return factor if known and (whole or all(_rounded_up(g, r, factor) for g, r in sides)) else None
+    known = factor == int(factor) and (
+        all(same_size(r, int(factor) * g) for g, r in sides)
+        or (factor == 2 and all(_rounded_up(g, r) for g, r in sides))
+    )
+    return int(factor) if known else None
 
 
 def upsampled_size(node: Any) -> list[Any] | None:
-    """Rows and columns of an ``upsample_nearest2d`` node's result where a picture that was made smaller,
-    rounding up, is enlarged to its size of before: nearest pixels are then the first ones of the larger
-    picture's. None where all of them are there.
+    """Rows and columns of an ``upsample_nearest2d`` node's result where a picture that was halved, rounding
+    up, is enlarged to its size of before: nearest pixels are then the first ones of the doubled picture's.
+    None where all of them are there.
     """
-    factor, sides = (
-        upsampling_factor(node),
-        zip(node.args[0].meta["val"].shape[2:], node.meta["val"].shape[2:], strict=True),
-    )
-    if factor is None or all(same_size(r, factor * g) for g, r in sides):
+    factor = upsampling_factor(node)
+    given, result = node.args[0].meta["val"].shape[2:], node.meta["val"].shape[2:]
+    if factor is None or all(same_size(r, factor * g) for g, r in zip(given, result, strict=True)):
         return None
     return list(node.args[1])
 
 
-def _rounded_up(given: Any, result: Any, factor: int) -> bool:
-    """Whether ``given`` is the ``factor``-th part of ``result``, rounded up."""
-    return same_size(given, (result - 1) // factor + 1)
+def _rounded_up(given: Any, result: Any) -> bool:
+    """Whether ``given`` is half of ``result``, rounded up. Parts by 3 and more have other nearest pixels."""
+    return same_size(given, (result - 1) // 2 + 1)
 
 
 def pool_factor(node: Any) -> int | None:

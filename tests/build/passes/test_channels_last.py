@@ -97,6 +97,10 @@ FOLLOW = {
         lambda m, x: functional.interpolate(m.conv(x), size=(2 * x.shape[2], 2 * x.shape[3])),
         {CONV: 1, "fastdiff.upsample_nearest2d": 1},
     ),
+    "upsample to odd sizes": (
+        lambda m, x: functional.interpolate(m.conv(x), size=(2 * x.shape[2] - 1, 2 * x.shape[3] - 1)),
+        {CONV: 1, "fastdiff.upsample_nearest2d": 1},
+    ),
     "pool": (lambda m, x: functional.avg_pool2d(m.conv(x), 2, 2), {CONV: 1, "fastdiff.avg_pool2d": 1}),
     "quick gelu": (
         lambda m, x: (lambda y: y * torch.sigmoid(1.702 * y))(m.conv(x)),
@@ -137,6 +141,10 @@ STAY = {
     ),
     "upsampling by 1.5": (
         lambda m, x: functional.interpolate(x, scale_factor=1.5),
+        {"aten.upsample_nearest2d": 1},
+    ),
+    "thirds that were rounded up": (
+        lambda m, x: functional.interpolate(x, size=(3 * x.shape[2] - 2, 3 * x.shape[3] - 2)),
         {"aten.upsample_nearest2d": 1},
     ),
     "overlapping windows": (lambda m, x: functional.avg_pool2d(x, 3, 2), {"aten.avg_pool2d": 1}),

@@ -16,7 +16,7 @@ from tests.build.passes.conftest import fused_function, tensor_operators
 
 X, VECTOR, TOKENS = torch.randn(2, 12, 6, 8), torch.randn(2, 12), torch.randn(2, 5, 12)
 CONV, LINEAR = "fastdiff.conv2d", "fastdiff.linear"
-ALONE = {"vector": None, "residual": None, "upsample": 1, "activation": "none", "scale": 1.0}
+ALONE = {"vector": None, "residual": None, "upsample": 1, "activation": "none", "scale": 1.0, "size": None}
 
 
 def rewrite(program: ExportedProgram) -> ExportedProgram:
@@ -34,12 +34,14 @@ def fuse(function: Callable[..., Any], *inputs: Tensor) -> tuple[dict[str, int],
     for node in program.graph.nodes:
         if node.target in (torch.ops.fastdiff.conv2d.default, torch.ops.fastdiff.linear.default):
             names = [argument.name for argument in node.target._schema.arguments]
-            arguments = {**ALONE, **dict(zip(names, node.args, strict=True))}
+            arguments = {**ALONE, **dict(zip(names, node.args, strict=False))}
             found.append({name: _shown(arguments[name]) for name in ALONE})
     return {name: n for name, n in counts.items() if name not in ("aten.permute", "aten.view")}, found
 
 
 def _shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return "given"
     if not isinstance(value, torch.fx.Node):
         return value
     return str(value.target).split(".")[1] if value.op == "call_function" else ""
@@ -64,6 +66,10 @@ def attention_block(m: nn.Module, x: Tensor, v: Tensor) -> Tensor:
 
 def up(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0)
+
+
+def odd(x: Tensor) -> Tensor:
+    return functional.interpolate(x, size=(2 * x.shape[2] - 1, 2 * x.shape[3]))
 
 
 NORM = {"fastdiff.group_norm_silu": 1}
@@ -146,6 +152,16 @@ CONVOLUTIONS: dict[str, tuple[Callable[..., Any], dict[str, int], list[dict[str,
         [{"residual": "permute"}],
     ),
     "upsample": (lambda m, x, v: m.conv(up(x)), {CONV: 1}, [{"upsample": 2}]),
+    "upsample to an odd size": (
+        lambda m, x, v: m.conv(odd(x)),
+        {CONV: 1},
+        [{"upsample": 2, "size": "given"}],
+    ),
+    "upsample to an odd size, then by 2": (
+        lambda m, x, v: m.conv(up(odd(x))),
+        {CONV: 1, "fastdiff.upsample_nearest2d": 1},
+        [{"upsample": 2}],
+    ),
     "upsample twice": (
         lambda m, x, v: m.conv(up(up(x))),
         {CONV: 1, "fastdiff.upsample_nearest2d": 1},
