@@ -165,7 +165,8 @@ def test_an_engine_without_the_option_draws_the_same(
     }
     with engine.open_module("unet", 1) as unet:
         alone = unet(**inputs)["sample"]
-    assert np.array_equal(native.modules["unet"](**inputs)["sample"], alone)
+    # the graphs sum in another order: this one is for sides of any length
+    assert_close(native.modules["unet"](**inputs)["sample"], alone, rel_l2=3e-6)
 
 
 @pytest.mark.parametrize("name", ["native", "reference"])

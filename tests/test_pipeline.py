@@ -463,7 +463,7 @@ BAD = [
     ({"prompt_2": "b"}, "prompt_2 is for models with two text encoders: leave it out"),
     ({"target_size": (64, 64)}, "target_size is for models that take sizes, such as SDXL: leave it out"),
     ({"negative": "a " * 20}, "2 chunks has 32 tokens: unet of this engine takes 1 to 16; use a shorter"),
-    ({"height": 38}, "height is 38.*multiple of 4"),
+    ({"height": 36}, "height is 36.*multiple of 8"),
     ({"height": 2**40}, "height is 1099511627776: it must be from 1 to 1048576"),
     ({"width": 10**30}, "width is 1000000000000000000000000000000: it must be from 1 to 1048576"),
     ({"callback": 3}, "callback is of type int: it must be a function"),

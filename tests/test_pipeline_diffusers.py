@@ -28,10 +28,12 @@ from tests.oracle import SCHEDULERS, Oracle, pairwise, psnr
 PROMPTS = ("a red circle left of a blue square", "A big green STAR above a ring, on stripes!", "")
 SIZES = ("square", "wide", "tall")
 MIN_PSNR = 45.0
-LATENT_ERROR = {"dpmpp_2m": 1e-4, "euler": 1e-4, "pndm": 1e-4, "ddim": 3e-3}
+LATENT_ERROR = {"dpmpp_2m": 1e-4, "euler": 1e-4, "pndm": 5e-4, "ddim": 3e-3}
 """Relative L2 of the final latents. DDIM's is larger because its scheduler clips x₀ unless the config forbids
 it: where it does, the next sample is the model's output itself, whose rounding guidance multiplies and no
-later step contracts. One bit of the noise changed makes PyTorch differ from itself by 3e-4."""
+later step contracts. One bit of the noise changed makes PyTorch differ from itself by 3e-4. PNDM extrapolates
+over four outputs: with guidance 7.5 PyTorch's latents of `scenes` move by 0.5e-4 to 2.3e-4 where its U-Net is
+off by 1e-6, as it is with any other order of sums."""
 ENGINES = {
     f"{checkpoint}-{target}": f"{checkpoint}_{fixture}"
     for target, fixture in (("native", "native_engine"), ("onnxruntime", "engine"))

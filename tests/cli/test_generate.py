@@ -197,7 +197,7 @@ def test_options_of_variations_and_two_passes_arrive(
     )
     outcome = run_here(capfd, *call, *words)
     assert (outcome.status, outcome.errors) == (0, "")
-    assert "seed 1, 48 x 32, 6 evaluations of ddim, " in outcome.output
+    assert "seed 1, 48 x 36, 6 evaluations of ddim, " in outcome.output
     pipe.tile = 32
     equal(
         engine.parent / "out.png",

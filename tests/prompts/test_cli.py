@@ -83,7 +83,7 @@ REFUSED = [
     ),
     ("a", ["--prompt-2", "b"], "prompt_2 is for models with two text encoders: leave it out with this one"),
     ("a", ["--original-size", "64"], "'64' is not HEIGHTxWIDTH, such as 1024x768"),
-    ("a", ["--original-size", "64x64"], "original_size is for models that take sizes, such as SDXL"),
+    ("a", ["--original-size", "64x64"], "--original-size is for models that take sizes, such as SDXL"),
     ("a", ["--crop", "1x2"], "'1x2' is not TOP,LEFT, such as 0,128"),
     ("a", ["--aesthetic-score", "nan"], "aesthetic_score is for models that take sizes, such as SDXL"),
     ("a", ["--embedding", "no.safetensors"], "embedding no.safetensors does not exist: give a .safetensors"),
