@@ -28,8 +28,9 @@ def test_pictures_that_no_memory_holds(pipe: fastdiff.Pipeline, monkeypatch: pyt
         pipe(**CALL, height=16384, width=8192)
     with pytest.raises(InputError, match=r"^500 pictures of 512 x 512 at once need .* fewer at once$"):
         pipe(**CALL, height=512, width=512, num=500)
+    largest = pipe.request("a red circle", height=2**20, width=2**20)
     with pytest.raises(InputError, match=r"needs over 4398\.0 GB of memory"):
-        pipe(**CALL, height=2**20, width=2**12)
+        assemble._check_memory(pipe, largest)
 
 
 def test_pictures_that_no_memory_is_free_for(
