@@ -12,11 +12,10 @@ from fastdiff.conditioning import call_conditions
 from fastdiff.control.control import add_control_inputs, control_predict
 from fastdiff.control.request import ControlRequest
 from fastdiff.denoise import Denoiser, Evaluation, Predict, SplitDenoiser, evaluated
-from fastdiff.errors import EngineError, InputError
+from fastdiff.errors import InputError
 from fastdiff.feature_reuse import SHALLOW, FeatureReuse, check_deep_cache
 from fastdiff.preview import LatentColours, Previewer, check_preview, check_tiny, decode_tiny
 from fastdiff.samplers import AdaptiveRun, Guidance, StepTable
-from fastdiff.system_memory import available_memory, total_memory
 from fastdiff.warn import warn
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["check_call", "make_denoiser"]
 
 Array = NDArray[np.float32]
-
-_UNCOUNTED = 2**42
-"""Bytes of the smallest result that is too large for targets to count, one of 2^40 numbers."""
 
 
 def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, control: ControlRequest) -> None:
@@ -75,7 +71,6 @@ def check_call(pipe: Pipeline, request: Request, plan: Plan, watch: Watch, contr
         check_tiny(pipe.modules)
         if pipe.tile not in ("auto", "off"):
             warn(f"tile {pipe.tile} has no effect on the tiny autoencoder, which decodes whole pictures")
-    _check_memory(pipe, request)
 
 
 def make_denoiser(
@@ -105,40 +100,6 @@ def make_denoiser(
     if pipe.other_modules is not None:
         return SplitDenoiser(unet, pipe.other_modules["unet"], *branches)
     return Denoiser(unet, *branches, predict=predict)
-
-
-def _check_memory(pipe: Pipeline, request: Request) -> None:
-    """Raises InputError for pictures that cannot be in this machine's memory, as far as the U-Net's target
-    knows, and warns of those that are not now. Sizes that an engine was built for are not asked about.
-    """
-    model = pipe.engine.manifest.model
-    usual = model.default_height * model.default_width * model.default_batch
-    if request.height * request.width * request.pictures <= usual:
-        return
-    unet, factor = pipe.modules["unet"], model.vae_scale_factor
-    sizes = {
-        "batch": request.pictures * (1 if pipe.splits_guidance else request.branches),
-        "height": request.height // factor,
-        "width": request.width // factor,
-        "tokens": model.max_tokens,
-        "image_tokens": model.control.ip_adapter.tokens if model.control.ip_adapter is not None else 0,
-    }
-    try:
-        planned = unet.planned_bytes({symbol: sizes[symbol] for symbol in unet.shapes})
-    except EngineError:
-        planned = _UNCOUNTED
-    if planned is None:
-        return
-    needed, total, free = planned - unet.held_bytes(), total_memory(), available_memory()
-    size = f"{request.width} x {request.height}"
-    few = f"a picture of {size} needs"
-    said = f"{few if request.pictures == 1 else f'{request.pictures} pictures of {size} at once need'} "
-    said += f"{'over ' if planned == _UNCOUNTED else ''}{planned / 1e9:.1f} GB of memory"
-    way = "make it smaller" if request.pictures == 1 else "make them smaller, or fewer at once"
-    if total is not None and planned > total:
-        raise InputError(f"{said}, this machine has {total / 1e9:.1f} GB: {way}")
-    if free is not None and needed > free:
-        warn(f"{said}, {free / 1e9:.1f} GB are free: it may be swapped out, or ended by the system; {way}")
 
 
 def _whole(pipe: Pipeline) -> Predict:

@@ -1,4 +1,4 @@
-"""What a call needs before anything runs: its sampler, sizes that the engine takes, its noise."""
+"""What a call needs before anything runs: its sampler's steps, its noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.config import ModelSpec
-from fastdiff.engine_dir import Engine
 from fastdiff.errors import InputError
 from fastdiff.request import Request
 from fastdiff.samplers import (
@@ -25,7 +24,7 @@ from fastdiff.samplers import (
 )
 from fastdiff.samplers.part import WHOLE, Part
 
-__all__ = ["call_table", "check_shapes", "default_sampler", "unit_noise"]
+__all__ = ["call_table", "default_sampler", "unit_noise"]
 
 Array = NDArray[np.float32]
 
@@ -74,34 +73,6 @@ def call_table(
         )
     eta = {} if request.eta is None else {"eta": request.eta}
     return make_adaptive(request.sampler, schedule, options={**request.options, **eta})
-
-
-def check_shapes(engine: Engine, request: Request, split_guidance: bool = False) -> None:
-    """The sizes of a call against what the modules were built for. Raises InputError.
-
-    ``split_guidance``: the halves of guidance run apart and do not add to a batch.
-    """
-    factor = engine.manifest.model.vae_scale_factor
-    rows = request.pictures * (1 if split_guidance else request.branches)
-    batches = [("unet", rows)]
-    if not engine.manifest.model.on_pixels:
-        batches.append(("vae_decoder", request.pictures))
-    if isinstance(request.guidance, Guidance) and request.guidance.interval is not None:
-        batches.append(("unet", request.pictures))  # in the steps outside
-    for module, batch in batches:
-        shapes = engine.entry(module).shapes
-        for side in ("height", "width"):
-            size = getattr(request, side)
-            if side in shapes and size // factor not in shapes[side]:
-                low, high = shapes[side].minimum * factor, shapes[side].maximum
-                limit = f"{low} or more" if high is None else f"from {low} to {high * factor}"
-                way = f"use {low}" if size < low else "build it for more"
-                raise InputError(f"{side} is {size}: {module} of this engine takes {limit}; {way}")
-        if "batch" in shapes and batch not in shapes["batch"]:
-            raise InputError(
-                f"{request.pictures} pictures at once need a batch of {batch} in {module}: this engine "
-                f"takes {shapes['batch']}; ask for {'more' if batch < shapes['batch'].minimum else 'fewer'}"
-            )
 
 
 def unit_noise(model: ModelSpec, request: Request, given: Any, source: NoiseSource) -> Array:

@@ -99,7 +99,7 @@ class Target(Protocol):
     among them are hashed by ``fastdiff verify`` alone.
 
     A target that runs on GPUs alone has ``ON_GPU = True``, one that compiles U-Nets for sides of any length
-    on CPUs ``ANY_SIDES = True``.
+    ``ANY_SIDES = True``: with DEVICES, on the first of them alone.
     A target that computes in a precision of 16 bits, and does not only store weights in it, names it in
     ``COMPUTES_IN``. One that compiles for several devices has ``DEVICES``: the precisions that it has on
     each, those of the first being PRECISIONS; its ``availability`` takes a device.

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.arguments import show
+from fastdiff.call_size import check_size
 from fastdiff.errors import InputError
-from fastdiff.inputs import call_table, check_shapes
+from fastdiff.inputs import call_table
 from fastdiff.pictures import FITS, fitted, read_picture, to_sample
 from fastdiff.request import Request
 from fastdiff.samplers import AdaptiveRun, Generator, NoiseSchedule, Part, StepTable
@@ -156,7 +157,7 @@ def check_latents(given: object, channels: int) -> Array:
 
 def steps_from_picture(pipe: Pipeline, request: Request, options: FromPicture) -> StepTable:
     """The steps of a call that begins in the middle. Raises InputError for a call that has none."""
-    check_shapes(pipe.engine, request, pipe.splits_guidance)
+    check_size(pipe, request)
     return remaining_steps(pipe.schedule, request, options)
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from fastdiff.arguments import integer, number, show
+from fastdiff.call_size import check_size
 from fastdiff.errors import InputError
-from fastdiff.inputs import call_table, check_shapes
+from fastdiff.inputs import call_table
 from fastdiff.pictures import Picture, fitted, to_sample
 from fastdiff.request import Request
 from fastdiff.resample import interpolate
@@ -92,7 +93,7 @@ def inpaint(pipe: Pipeline, request: Request, picture: Picture, mask: Picture, o
             f"{model.latent_channels + 1} of a model for inpainting, or none: use another engine"
         )
     pipe.vae.check_encoder()
-    check_shapes(pipe.engine, request, pipe.splits_guidance)
+    check_size(pipe, request)
     view = _View.of(picture.image, mask.image, request, options)
     part = Part(skip=skipped(options.strength, request.steps))
     table = call_table(pipe.schedule, request, False, part)

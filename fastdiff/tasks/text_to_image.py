@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdiff.call_size import check_size
 from fastdiff.errors import InputError
-from fastdiff.inputs import call_table, check_shapes, unit_noise
+from fastdiff.inputs import call_table, unit_noise
 from fastdiff.request import Request
 from fastdiff.samplers import Generator, NoiseSource, Part
 from fastdiff.tasks.plan import Plan, check_output, check_share, timestep_at
@@ -74,7 +75,7 @@ def text_to_image(
     options = options or FromNoise()
     if options.variation is not None and latents is not None:
         raise InputError("variation_seed beside latents: the noise is given already; leave one of them out")
-    check_shapes(pipe.engine, request, pipe.splits_guidance)
+    check_size(pipe, request)
     part = Part()
     if options.denoising_end is not None and options.denoising_end < 1:
         part = Part(until=timestep_at(options.denoising_end, pipe.schedule.num_train_timesteps))

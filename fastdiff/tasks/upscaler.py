@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastdiff.arguments import integer, show
+from fastdiff.call_size import check_size
 from fastdiff.errors import InputError
-from fastdiff.inputs import call_table, check_shapes, unit_noise
+from fastdiff.inputs import call_table, unit_noise
 from fastdiff.pictures import fitted, to_sample
 from fastdiff.samplers import Generator, NoiseSchedule
 from fastdiff.tasks.image_to_image import as_pictures
@@ -66,7 +67,7 @@ def _plan(pipe: Pipeline, request: Request, pictures: list[Picture], level: int)
     """The call whose ``request`` has the large picture's size and ``level`` as its class label."""
     model = pipe.engine.manifest.model
     assert model.picture_noise is not None
-    check_shapes(pipe.engine, request, pipe.splits_guidance)
+    check_size(pipe, request)
     table = call_table(pipe.schedule, request, False)
     generator = Generator(request.seed)
     small = (request.height // model.vae_scale_factor, request.width // model.vae_scale_factor)

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdiff.call_size import check_shapes
 from fastdiff.devices import Device, check_devices, device_name, share_threads
 from fastdiff.engine_dir import Engine, file_sha256, open_engine
 from fastdiff.errors import EngineMismatchError, FastdiffWarning, InputError
 from fastdiff.feature_reuse import check_deep_cache
-from fastdiff.inputs import call_table, check_shapes, default_sampler, unit_noise
+from fastdiff.inputs import call_table, default_sampler, unit_noise
 from fastdiff.lora import Lora, Loras
 from fastdiff.lora.interface import TakesLoras
 from fastdiff.lora.loaded import LoadedLora
@@ -175,6 +176,7 @@ class PipelinePool(TakesLoras, OneDeviceTasks):
 
     def _jobs(self, request: Request, latents: Array | None, variation: Variation | None) -> list[Job]:
         """The call in parts of ``batch`` pictures. Raises InputError for what the engine cannot compute."""
+        check_shapes(self.engine, request.rows(range(min(self._batch, request.pictures))))
         table = call_table(self.schedule, request, latents is not None)
         if request.deep_cache is not None:
             adaptive = request.sampler if isinstance(table, AdaptiveRun) else None
@@ -194,8 +196,6 @@ class PipelinePool(TakesLoras, OneDeviceTasks):
         for begin in range(0, request.pictures, self._batch):
             rows = range(begin, min(begin + self._batch, request.pictures))
             part = request.rows(rows)
-            if not jobs:
-                check_shapes(self.engine, part)
             noise = {"batch": request.pictures, "begin": begin, "drawn": latents is None}
             body = {
                 "loras": self._loras.requests(),

@@ -42,13 +42,16 @@ _SMALL = 2.5 + 0.6
 """As others, and what the libraries hold, 0.7 GB, which is much beside weights of 1.2 GB."""
 
 FULL = {
-    # one engine for 512², 768×512 and 1024², and for batches of 1 to 4
+    # one engine for 512², 768×512 and 1024², for batches of 1 to 4, and for 65×49 latents, odd on every level
     "sd15": FullModel(
         peak=2.5,
         memory=12,
         disk=18,
-        pictures=((256, 256), (512, 512), (512, 768)),
-        sizes=((1, 512, 512), (2, 512, 512), (3, 512, 512), (4, 512, 512), (1, 512, 768), (1, 1024, 1024)),
+        pictures=((256, 256), (512, 512), (512, 768), (392, 520)),
+        sizes=(
+            *((batch, 512, 512) for batch in (1, 2, 3, 4)),
+            *((1, 512, 768), (1, 1024, 1024), (1, 392, 520)),
+        ),
     ),
     "sd21": FullModel(
         peak=2.5, memory=12, disk=20, pictures=((256, 256),), sampler=("ddim", "DDIMScheduler")

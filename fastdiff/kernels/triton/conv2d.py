@@ -33,7 +33,7 @@ from fastdiff.kernels.triton.specialise import specialise
 
 __all__ = ["builds", "configs", "conv2d", "pack_weight"]
 
-_SIZES = ["rows", "height", "width", "out_height", "out_width"]
+_SIZES = ["rows", "height", "width", "seen_height", "seen_width", "out_height", "out_width"]
 _FEW = 16  # input channels below which a step of the sum runs over several taps
 
 
@@ -48,6 +48,8 @@ def _conv2d_kernel(
     rows: tl.tensor,  # pixels of all results
     height: tl.tensor,
     width: tl.tensor,
+    seen_height: tl.tensor,  # of the enlarged picture, as far as the kernel sees it
+    seen_width: tl.tensor,
     out_height: tl.tensor,
     out_width: tl.tensor,
     x_stride: tl.tensor,
@@ -93,7 +95,7 @@ def _conv2d_kernel(
             term = at + k
             down = top[:, None] + (term // I // KW)[None, :]
             right = left[:, None] + (term // I % KW)[None, :]
-            taken = inside[:, None] & (down >= 0) & (down < height * UP) & (right >= 0) & (right < width * UP)
+            taken = inside[:, None] & (down >= 0) & (down < seen_height) & (right >= 0) & (right < seen_width)
             pixel = start[:, None] + down // UP * width + right // UP
             known = taken & (term < K)[None, :]
             a = tl.load(source + (pixel * x_stride + (term % I)[None, :]), known, 0.0)
@@ -106,7 +108,7 @@ def _conv2d_kernel(
             channel = step % PER_TAP * BLOCK_K
             down = top + tap // KW
             right = left + tap % KW
-            taken = inside & (down >= 0) & (down < height * UP) & (right >= 0) & (right < width * UP)
+            taken = inside & (down >= 0) & (down < seen_height) & (right >= 0) & (right < seen_width)
             pixel = start + down // UP * width + right // UP
             here = source + channel + (pixel[:, None] * x_stride + k[None, :])
             if I % BLOCK_K == 0:
@@ -152,6 +154,7 @@ def conv2d(
     upsample: int = 1,
     activation: str = "none",
     scale: float = 1.0,
+    size: Sequence[int] | None = None,
     *,
     out: Tensor | None = None,
     config: Config | None = None,
@@ -161,11 +164,12 @@ def conv2d(
     A ``weight`` that :func:`pack_weight` has not laid out is laid out in every call. ``out`` may be
     ``residual``. Products of fp32 are not rounded to TF32.
     """
-    reference.check_conv2d(x, weight, bias, vector, residual, stride, padding, upsample, activation)
+    reference.check_conv2d(x, weight, bias, vector, residual, stride, padding, upsample, activation, size)
     outputs, inputs, kernel_height, kernel_width = weight.shape
     top, bottom, left, right = padding
-    height = (x.shape[1] * upsample + top + bottom - kernel_height) // stride + 1
-    width = (x.shape[2] * upsample + left + right - kernel_width) // stride + 1
+    seen_height, seen_width = reference.upsampled_size(x, upsample, size)
+    height = (seen_height + top + bottom - kernel_height) // stride + 1
+    width = (seen_width + left + right - kernel_width) // stride + 1
     out = output(out, (x.shape[0], height, width, outputs), x)
     packed = weight.permute(0, 2, 3, 1).contiguous()
     check_kernel_tensors(x=x, weight=packed, bias=bias, vector=vector, residual=residual, out=out)
@@ -178,7 +182,7 @@ def conv2d(
         _conv2d_kernel,
         (triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(outputs, config["BLOCK_N"]),),
         *(x, packed, bias, vector, residual, out),
-        *(rows, x.shape[1], x.shape[2], height, width, row_stride(x, "x")),
+        *(rows, x.shape[1], x.shape[2], seen_height, seen_width, height, width, row_stride(x, "x")),
         0 if vector is None else vector.stride(0),
         0 if residual is None else row_stride(residual, "residual"),
         *(row_stride(out, "out"), float(scale)),

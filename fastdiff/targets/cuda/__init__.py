@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastdiff.build.capture import CapturedModule
 
 __all__ = [
+    "ANY_SIDES",
     "COMPUTES_IN",
     "NEEDS_GRAPH",
     "ON_GPU",
@@ -36,6 +37,7 @@ __all__ = [
 NEEDS_GRAPH = True
 PRECISIONS = (Precision.FP16, Precision.BF16, Precision.FP32)
 COMPUTES_IN = (Precision.FP16, Precision.BF16)
+ANY_SIDES = True
 ON_GPU = True
 SELF_CHECKING: tuple[str, ...] = ()
 

@@ -59,6 +59,20 @@ def test_against_reference(
     assert_close(found.cpu().float(), wanted, rel_l2=TOLERANCE[dtype], label="conv2d")
 
 
+@pytest.mark.parametrize("size", [(7, 10), (8, 9), (7, 9)], ids=["row", "column", "both"])
+@pytest.mark.parametrize("channels", [4, 40], ids=["steps over taps", "steps over channels"])
+def test_the_enlarged_picture_is_cut(size: tuple[int, int], channels: int, device: str) -> None:
+    """Where it once was odd: what lies beyond is padding, not the pixel that is there."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 4, 5, channels, generator=generator)
+    weight = torch.randn(12, channels, 3, 3, generator=generator) / (9 * channels) ** 0.5
+    residual = torch.randn(2, *size, 12, generator=generator)
+    rest = (1, (1, 1, 1, 1), 2, "none", 1.0, size)
+    found = conv2d(x.to(device), weight.to(device), None, None, residual.to(device), *rest)
+    wanted = reference.conv2d(x.double(), weight.double(), None, None, residual.double(), *rest)
+    assert_close(found.cpu(), wanted, rel_l2=1e-6)
+
+
 @pytest.mark.parametrize("activation", [name for name in reference.ACTIVATIONS if name != "geglu"])
 def test_without_addends(activation: str, device: str) -> None:
     x, weight, *_ = tensors((2, 4, 3, 24), (16, 3, 3), 1, (1, 1, 1, 1), 1)

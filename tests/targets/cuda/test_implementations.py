@@ -29,14 +29,15 @@ def convolution(
     stride: int = 1,
     pads: tuple[int, ...] = (1, 1, 1, 1),
     extras: bool,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Call, torch.Tensor]:
     """A call of conv2d and the reference's result. 5 channels to 7: no multiple of anything."""
     x, weight, bias = randn(2, height, width, 5), randn(7, 5, 3, 3), randn(7)
     vector = randn(2, 7) if extras else None
     finish = ("silu", 0.5) if extras else ("none", 1.0)
-    out = reference.conv2d(x, weight, bias, vector, None, stride, pads, upsample, *finish)
+    out = reference.conv2d(x, weight, bias, vector, None, stride, pads, upsample, *finish, size)
     residual = torch.randn(out.shape, generator=GENERATOR, dtype=torch.float64) if extras else None
-    wanted = reference.conv2d(x, weight, bias, vector, residual, stride, pads, upsample, *finish)
+    wanted = reference.conv2d(x, weight, bias, vector, residual, stride, pads, upsample, *finish, size)
     names = ("pad_top", "pad_bottom", "pad_left", "pad_right")
     attributes: dict[str, Any] = {
         "in": 5, "out": 7, "kernel_h": 3, "kernel_w": 3, "stride": stride, "upsample": upsample,
@@ -69,6 +70,21 @@ def test_phases_are_the_convolution_of_the_doubled_picture(height: int, width: i
     result = found.run(Call(call.node, call.inputs, prepared, call.shape), None)
     assert_close(result, wanted, rel_l2=2e-7)  # float32 sums of the weights
     assert_close(implementation("conv2d", "torch").run(call, None), wanted, rel_l2=1e-6)
+
+
+@pytest.mark.parametrize("size", [(5, 4), (6, 3), (5, 3)])
+@pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 2, 1, 0)], ids=["plain", "lopsided"])
+def test_a_doubled_picture_without_its_last_row_or_column(
+    size: tuple[int, int], pads: tuple[int, ...]
+) -> None:
+    """The phases leave it to others: they would see its pixel in place of padding."""
+    call, wanted = convolution(3, 2, 2, pads=pads, extras=True, size=size)
+    assert_close(implementation("conv2d", "torch").run(call, None), wanted, rel_l2=1e-13)
+    assert not implementation("conv2d", "phases").applies(call)
+    doubled = Node("upsample_nearest2d", (0,), 1, {"factor": 2})
+    cut = Call(doubled, (call.x,), {}, (2, *size, 5))
+    result = implementation(doubled.op, "torch").run(cut, None)
+    assert torch.equal(result, reference.upsample_nearest2d(call.x, 2, size))
 
 
 def test_phases_take_nothing_else() -> None:

@@ -22,7 +22,7 @@ def convolve(call: Call) -> Tensor:
     """The convolution alone, (B, H', W', O), of the upsampled and padded input."""
     x, stride = call.x, call["stride"]
     if call["upsample"] > 1:
-        x = reference.upsample_nearest2d(x, call["upsample"])
+        x = reference.upsample_nearest2d(x, call["upsample"], _seen(call))
     top, bottom, left, right = (call[f"pad_{side}"] for side in ("top", "bottom", "left", "right"))
     picture = x.permute(0, 3, 1, 2)  # channels last in memory
     if top == bottom and left == right:
@@ -31,6 +31,19 @@ def convolve(call: Call) -> Tensor:
         picture, padding = functional.pad(picture, (left, right, top, bottom)), (0, 0)
     y = functional.conv2d(picture, call.weights["layer"], None, stride, padding)
     return y.permute(0, 2, 3, 1)
+
+
+def _seen(call: Call) -> tuple[int, int]:
+    """Rows and columns that the kernel sees of the enlarged picture: all, or one less where it once was odd.
+
+    Steps larger than a pixel leave open whether the last one is seen; then all are.
+    """
+    up, (height, width) = call["upsample"], call.x.shape[1:3]
+    if call["stride"] > 1:
+        return up * height, up * width
+    rows = call.shape[1] + call["kernel_h"] - 1 - call["pad_top"] - call["pad_bottom"]
+    columns = call.shape[2] + call["kernel_w"] - 1 - call["pad_left"] - call["pad_right"]
+    return rows, columns
 
 
 def _torch(call: Call, config: Any) -> Tensor:
@@ -69,7 +82,7 @@ def _triton(call: Call, config: Any) -> Tensor:
     _, vector, residual = call.inputs
     pads = [call[f"pad_{side}"] for side in ("top", "bottom", "left", "right")]
     added = (call.weight("bias"), vector, residual)
-    finish = {"activation": call["activation"], "scale": call["scale"]}
+    finish = {"activation": call["activation"], "scale": call["scale"], "size": _seen(call)}
     spatial = (call["stride"], pads, call["upsample"])
     return conv2d(call.x, call.weights["layer"], *added, *spatial, **finish, config=config_of(config))
 
@@ -96,10 +109,14 @@ def phase_weights(weight: Tensor) -> Tensor:
 
 
 def _upsamples(call: Call) -> bool:
-    """Whether it is a 3×3 convolution of a doubled picture that keeps the size."""
+    """Whether it is a 3×3 convolution of a doubled picture that keeps the size.
+
+    Where the last row or column of that picture is cut off, a phase would see its pixel in place of padding.
+    """
     pads = [call[f"pad_{side}"] for side in ("top", "bottom", "left", "right")]
     plain = call["kernel_h"] == call["kernel_w"] == 3 and call["stride"] == 1 and pads == [1, 1, 1, 1]
-    return bool(plain and call["upsample"] == 2)
+    whole = [2 * side for side in call.x.shape[1:3]] == list(call.shape[1:3])
+    return bool(plain and call["upsample"] == 2 and whole)
 
 
 IMPLEMENTATIONS = {

@@ -101,7 +101,7 @@ _FUNCTIONS: dict[str, Callable[[Call], Tensor]] = {
     "token_unmerge": _token_unmerge,
     "slice": lambda call: call.x.narrow(call["axis"], call["start"], call.shape[call["axis"]]),
     "timestep_embedding": _timestep_embedding,
-    "upsample_nearest2d": lambda call: reference.upsample_nearest2d(call.x, call["factor"]),
+    "upsample_nearest2d": lambda call: reference.upsample_nearest2d(call.x, call["factor"], call.shape[1:3]),
 }
 
 

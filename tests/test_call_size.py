@@ -1,4 +1,4 @@
-"""Calls against the memory of the machine, before anything is computed."""
+"""Calls against the memory of the machine, before noise is drawn or a picture read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import fastdiff
-from fastdiff import FastdiffWarning, InputError, assemble
+from fastdiff import FastdiffWarning, InputError, call_size
+from fastdiff.samplers import Generator
 
 CALL = {"prompt": "a red circle", "steps": 2, "seed": 1}
 GB = 10**9
@@ -20,7 +21,7 @@ def pipe(tiny_native_engine: Path) -> fastdiff.Pipeline:
 
 
 def test_pictures_that_no_memory_holds(pipe: fastdiff.Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "total_memory", lambda: 10 * GB)
+    monkeypatch.setattr(call_size, "total_memory", lambda: 10 * GB)
     with pytest.raises(
         InputError,
         match=r"^a picture of 8192 x 16384 needs [0-9.]+ GB of memory, this machine has 10\.0 GB: ",
@@ -28,16 +29,22 @@ def test_pictures_that_no_memory_holds(pipe: fastdiff.Pipeline, monkeypatch: pyt
         pipe(**CALL, height=16384, width=8192)
     with pytest.raises(InputError, match=r"^500 pictures of 512 x 512 at once need .* fewer at once$"):
         pipe(**CALL, height=512, width=512, num=500)
-    largest = pipe.request("a red circle", height=2**20, width=2**20)
+
+
+def test_noise_is_not_drawn_for_the_largest_picture(
+    pipe: fastdiff.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its latents alone would be a quarter of a terabyte, or more."""
+    monkeypatch.setattr(Generator, "randn", lambda *_: pytest.fail("noise was drawn"))
     with pytest.raises(InputError, match=r"needs over 4398\.0 GB of memory"):
-        assemble._check_memory(pipe, largest)
+        pipe(**CALL, height=2**20, width=2**20)
 
 
 def test_pictures_that_no_memory_is_free_for(
     pipe: fastdiff.Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory that is held since the last call can be used again."""
-    monkeypatch.setattr(assemble, "available_memory", lambda: 1000)
+    monkeypatch.setattr(call_size, "available_memory", lambda: 1000)
     with pytest.warns(FastdiffWarning, match="a picture of 64 x 48 needs 0.0 GB of memory, 0.0 GB are free"):
         pipe(**CALL, height=48, width=64)
     with warnings.catch_warnings():
@@ -48,12 +55,12 @@ def test_pictures_that_no_memory_is_free_for(
 def test_sizes_that_an_engine_was_built_for_are_not_asked_about(
     pipe: fastdiff.Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assemble, "total_memory", lambda: 1)
+    monkeypatch.setattr(call_size, "total_memory", lambda: 1)
     pipe(**CALL)
     with pytest.raises(InputError, match=r"this machine has 0\.0 GB"):
         pipe(**CALL, height=36)
 
 
 def test_targets_that_do_not_know(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "total_memory", lambda: 1)
+    monkeypatch.setattr(call_size, "total_memory", lambda: 1)
     fastdiff.load(tiny_engine, threads=1)(**CALL, height=36)
