@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = {
         "engine": f"{engine.path}, hash {engine.engine_hash[:16]}, format {manifest.format_version}",
         "model": f"{model.family}, pictures {model.default_width} x {model.default_height}, sides in "
-        f"multiples of {model.size_multiple}{_condition(model)}",
+        f"multiples of {model.size_multiple} from {model.least_side} on{_condition(model)}",
         **({"prompts": _prompts(manifest)} if model.takes_prompt else {}),
         "scheduler": f"{manifest.scheduler.get('_class_name', 'unknown')}",
         **{

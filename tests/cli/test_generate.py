@@ -402,6 +402,7 @@ def test_inspect_shows_what_the_manifest_holds(capfd: Capture, tiny_engine: Path
         assert f"{entry['error']['relative_l2']:.1e}" in line
     assert document["engine_hash"][:16] in text.output
     assert "PNDMScheduler" in text.output
+    assert "sides in multiples of 4 from 16 on" in text.output
 
 
 def test_verify_compares_with_the_checkpoint(

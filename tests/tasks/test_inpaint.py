@@ -113,6 +113,36 @@ def test_other_targets(
     compare(fastdiff.load(engine, threads=1), tiny_checkpoint, sampler="dpmpp_2m")
 
 
+@pytest.mark.parametrize("radius", [2, 3.5])
+def test_a_mask_is_blurred_as_diffusers_blurs_it(
+    pipe: fastdiff.Pipeline, tiny_checkpoint: Path, radius: float
+) -> None:
+    """Its users call ``mask_processor.blur`` first. Lone dots are painted of a hard mask alone."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    dots = np.zeros((32, 32), np.uint8)
+    dots[::4, ::4] = 255  # the pixels that are nearest to the latents
+    dots[:, 16:] = 255
+    image, mask = drawn(), Image.fromarray(dots)
+    call = {"steps": 6, "guidance": 3.0, "sampler": "ddim", "strength": 0.8, "seed": 5}
+    pictures, latents = theirs(
+        tiny_checkpoint,
+        "StableDiffusionInpaintPipeline",
+        sampler="ddim",
+        seed=5,
+        image=image,
+        mask_image=VaeImageProcessor.blur(mask, radius),
+        height=32,
+        width=32,
+        strength=0.8,
+        num_inference_steps=6,
+        guidance_scale=3.0,
+    )
+    close(pipe.inpaint(image, mask, PROMPT, mask_blur=radius, **call), pictures, latents)
+    hard = pipe.inpaint(image, mask, PROMPT, **call)
+    assert psnr(hard.images[0], pictures[0]) < MIN_PSNR
+
+
 @pytest.mark.parametrize(
     ("sampler", "call"),
     [
