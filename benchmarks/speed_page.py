@@ -1,7 +1,7 @@
 """The table and the plot of README.md's "How fast", from results of ``fastdiff bench``.
 
-``python benchmarks/speed_page.py benchmarks/results/speed-….json`` after
-``python benchmarks/suites.py speed`` has measured them.
+``python benchmarks/speed_page.py [RESULTS.json …]``: those of one machine, by default the committed ones;
+``python benchmarks/suites.py cpu`` measures such.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastdiff.bench.report import Result, Run, load_reports, write_text
@@ -18,6 +18,10 @@ from fastdiff.errors import FastdiffError
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "README.md"
 PLOT = ROOT / "docs" / "speed-cpu.png"
+RESULTS = tuple(
+    ROOT / "benchmarks" / "results" / name
+    for name in ("sd15-unet.json", "sd15-vae-decoder.json", "scenes-unet.json")
+)
 BEGIN, END = "<!-- measured -->\n", "<!-- end measured -->"
 
 OURS = "fastdiff:native"
@@ -28,6 +32,9 @@ PEERS = {
     "torch": "PyTorch",
 }
 """Columns beside fastdiff's; PyTorch's is the faster of its two memory formats."""
+COLOURS = dict(
+    zip(("fastdiff", *PEERS.values()), ("#d1495b", "#30638e", "#6a994e", "#edae49", "#8d99ae"), strict=True)
+)
 PYTORCH = ("torch", "torch-channels-last")
 
 
@@ -38,6 +45,18 @@ class Row:
     work: str
     seconds: float
     ratios: dict[str, float]
+
+
+def one_run(files: Sequence[Path]) -> Run:
+    """The runs of some files as one. Raises SystemExit unless machine, threads and libraries are the same."""
+    first, *others = (run for report in load_reports(list(files)) for run in report.runs)
+    for other in others:
+        for what in ("machine", "libraries"):
+            if (found := getattr(other, what)) != (wanted := getattr(first, what)):
+                raise SystemExit(
+                    f"results of different {what}, {found} and {wanted}: give those of one alone"
+                )
+    return replace(first, results=tuple(result for run in (first, *others) for result in run.results))
 
 
 def works(run: Run) -> list[Row]:
@@ -86,63 +105,49 @@ def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.{0 if value >= 0.1 else 1}f} ms"
 
 
-def write_page(run: Run, rows: Sequence[Row]) -> None:
-    """Put the table between the marks of README.md."""
-    head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+def page(text: str, run: Run, rows: Sequence[Row]) -> str:
+    """README.md with the table of a run between its marks."""
+    head, rest = text.split(BEGIN)
     machine = f"{run.machine['cpu']}, {run.machine['isa']}, {run.machine['threads']} threads, float32"
     versions = ", ".join(
-        f"{title} {run.libraries[package]}"
-        for package, title in (
-            ("openvino", "OpenVINO"),
-            ("onnxruntime", "ONNX Runtime"),
-            ("torch", "PyTorch"),
-        )
-        if package in run.libraries
+        f"{title} {run.libraries[name]}" for name, title in PEERS.items() if name in run.libraries
     )
-    said = f"\n{machine}; {versions}. Peers: how many times as long.\n\n"
-    text = head + BEGIN + said + "\n".join(table(rows)) + "\n\n" + END + rest.split(END)[1]
-    write_text(PAGE, text)
+    said = f"\n{machine}; {versions}. Of the others, how many times as long:\n\n"
+    return head + BEGIN + said + "\n".join(table(rows)) + "\n\n" + END + rest.split(END)[1]
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Bars of time against fastdiff's, a group for each work."""
     from matplotlib.figure import Figure
 
-    shown = [name for name in PEERS if any(name in row.ratios for row in rows)]
-    figure = Figure(figsize=(8, 0.35 * len(rows) * (len(shown) + 2)), layout="constrained")
+    figure = Figure(figsize=(8, 0.25 * sum(len(row.ratios) + 2 for row in rows)), layout="constrained")
     axes = figure.subplots()
-    names, height = ["fastdiff", *(PEERS[name] for name in shown)], 1 / (len(shown) + 2)
-    colours = ["#d1495b", "#30638e", "#6a994e", "#edae49", "#8d99ae"]
-    for place, (name, colour) in enumerate(zip(names, colours, strict=False)):
-        values = [1.0 if place == 0 else row.ratios.get(shown[place - 1], 0.0) for row in rows]
-        at = [index + place * height for index in range(len(rows))]
-        bars = axes.barh(at, values, height, color=colour, label=name)
-        labels = [
-            _seconds(row.seconds * value) if value else "" for row, value in zip(rows, values, strict=True)
-        ]
-        axes.bar_label(bars, labels, padding=3, fontsize=8)
-    middle = height * len(shown) / 2
-    axes.set_yticks(
-        [index + middle for index in range(len(rows))], [row.work.replace("`", "") for row in rows]
-    )
+    middles, top = [], 0
+    for row in rows:
+        bars = [("fastdiff", 1.0), *((PEERS[name], row.ratios[name]) for name in PEERS if name in row.ratios)]
+        for place, (name, ratio) in enumerate(bars, top):
+            bar = axes.barh(place, ratio, 1.0, color=COLOURS[name])
+            axes.bar_label(bar, [f"{name} {_seconds(row.seconds * ratio)}"], padding=3, fontsize=8)
+        middles.append(top + (len(bars) - 1) / 2)
+        top += len(bars) + 1
+    axes.set_yticks(middles, [row.work.replace("`", "").replace(", ", ",\n") for row in rows])
     axes.invert_yaxis()
     axes.set(xlabel="time, as a multiple of fastdiff's")
-    axes.margins(x=0.12)
+    axes.margins(x=0.28, y=0.02)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("results", type=Path, help="JSON of one run")
+    parser.add_argument("results", type=Path, nargs="*", default=RESULTS, help="JSON of fastdiff bench")
     options = parser.parse_args()
     try:
-        (report,) = load_reports([options.results])
-        if len(report.runs) != 1 or not (rows := works(report.runs[0])):
-            raise SystemExit(f"{options.results}: wanted one run with fastdiff and a peer in it")
-        write_page(report.runs[0], rows)
+        run = one_run(options.results)
+        if not (rows := works(run)):
+            raise SystemExit("no result in which fastdiff and a peer were timed: give others")
+        write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), run, rows))
         plot(rows, PLOT)
     except FastdiffError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ from fastdiff.bench.configs import PUBLISHED
 from fastdiff.build.build import build_engine
 from fastdiff.build.capture import CapturedModule, capture
 from fastdiff.build.checkpoint import Checkpoint, load_checkpoint
-from fastdiff.build.modules import module_spec, part_class, random_inputs
+from fastdiff.build.modules import PART_CLASSES, module_spec, part_class, random_inputs
 from fastdiff.build.onnx import export_onnx
 from fastdiff.build.passes import run_passes
 from fastdiff.build.weights import quiet, weight_files
@@ -54,8 +54,14 @@ def find_checkpoint(name: str, folder: Path) -> Checkpoint:
     """
     if name not in PUBLISHED:
         return load_checkpoint(name)
-    configs: dict[str, dict[str, Any]] = {"scheduler": {}, "text_encoder": {"vocab_size": _VOCABULARY}}
-    return PublishedCheckpoint(folder / name, name, False, configs, PUBLISHED[name].model)
+    published = PUBLISHED[name]
+    configs: dict[str, dict[str, Any]] = {
+        "scheduler": {},
+        "text_encoder": {"vocab_size": _VOCABULARY},
+        published.part: dict(published.config),
+    }
+    classes = {published.part: PART_CLASSES[published.part][1]}
+    return PublishedCheckpoint(folder / name, name, False, configs, published.model, classes)
 
 
 def write_weights(name: str, folder: str) -> None:

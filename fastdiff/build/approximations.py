@@ -45,7 +45,8 @@ def with_deep_cache(
 
 def with_token_merging(checkpoint: Checkpoint, model: ModelSpec, ratio: float) -> ModelSpec:
     """The model with a share of the tokens merged before the finest self-attentions. Raises InputError."""
-    return dataclasses.replace(model, token_merging=check_token_merging(checkpoint.configs["unet"], ratio))
+    percent = check_token_merging(checkpoint.configs.get("unet", {}), ratio)
+    return dataclasses.replace(model, token_merging=percent)
 
 
 def with_preview_vae(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fastdiff.build.capture import CapturedModule
+from fastdiff.build.onnx_simplify import simplify
 from fastdiff.build.passes import halves, plain_attention, plain_token_merging
 from fastdiff.build.weights import quiet
 from fastdiff.config import Precision
@@ -102,11 +103,12 @@ def write_onnx(
                 input_names=[tensor.name for tensor in module.spec.inputs],
                 output_names=onnx_output_names(module),
                 opset_version=OPSET,
-                optimize=True,
+                optimize=False,
                 external_data=external,
                 verbose=False,
                 custom_translation_table=dict(translations or {}),
             )
+            simplify(program.model)
     except Exception as error:  # the exporter raises many types of its own
         reason = " ".join(str(error).split())[:300]
         raise CaptureError(f"{module.name} cannot be written as ONNX: {reason}") from error

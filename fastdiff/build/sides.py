@@ -29,9 +29,15 @@ def with_any_sides(checkpoint: Checkpoint, model: ModelSpec) -> ModelSpec:
 
     With a ControlNet or a T2I-Adapter it stays as it is: their features have the sizes of the U-Net's levels.
     """
-    unet, control = checkpoint.configs["unet"], model.control
-    conditional = checkpoint.classes["unet"] == "UNet2DConditionModel"
-    if not conditional or control.controlnets or control.t2i_adapters or not takes_any_sides(unet):
+    control = model.control
+    if (
+        checkpoint.classes.get("unet") != "UNet2DConditionModel"
+        or control.controlnets
+        or control.t2i_adapters
+    ):
+        return model
+    unet = checkpoint.configs["unet"]
+    if not takes_any_sides(unet):
         return model
     shortest, factor = 2 * model.size_multiple, model.vae_scale_factor
     usual = sizes(unet, factor, factor)

@@ -26,14 +26,14 @@ _MOST = Fraction(3, 4)
 def check_token_merging(unet: Mapping[str, Any], ratio: float) -> int:
     """A share of merged tokens as a percentage. Raises InputError for one that cannot be, or a U-Net without.
 
-    ``unet`` is the U-Net's config.
+    ``unet`` is the U-Net's config, empty where there is none.
     """
     number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
     if not (number and 0 <= ratio <= 0.75 and round(100 * ratio) == 100 * Fraction(str(ratio))):
         raise InputError(
             f"token_merging is {ratio!r}: it must be the share of merged tokens, 0 to 0.75 in steps of 0.01"
         )
-    if ratio and not any(str(block).startswith("CrossAttn") for block in unet["down_block_types"]):
+    if ratio and not any(str(block).startswith("CrossAttn") for block in unet.get("down_block_types", ())):
         raise InputError("token_merging: the U-Net has no transformer blocks: leave token_merging out")
     return round(100 * ratio)
 
